@@ -1,0 +1,263 @@
+"""Pre-train a ViT with MI-MAE (or MAE: --num_masks 1 --lambda_max 0 --lambda_min 0).
+
+Without arguments: a tiny ViT on scikit-learn's digits, in minutes on a CPU. The ImageNet run:
+    torchrun --nproc_per_node 8 main_pretrain.py @recipes/mimae_vit_base_200ep.args --data_path ...
+"""
+
+import argparse
+import logging
+import math
+import os
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import models_mimae
+from engine_pretrain import train_one_epoch
+from util import args as arguments
+from util import distributed, optim, preflight
+from util.args import number
+from util.checkpoint import BufferState
+from util.datasets import DATASETS, TransformedImages, load_images
+from util.errors import UsageError
+from util.knn import extract_features, weighted_knn
+from util.loader import Batches
+from util.metrics import NonFiniteLoss
+from util.run import Run, run_main
+from util.transforms import CropAndFlip, Normalize, ResizeCenterCrop
+from util.visualize import MASKED, reconstruction_sheet, to_tensor
+
+log = logging.getLogger(__name__)
+
+MODELS = models_mimae.MODELS
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = arguments.ArgumentParser(description=__doc__)
+    arguments.add_data_flags(parser)
+    arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes * num_masks")
+    arguments.add_run_flags(parser, "output_dir/pretrain")
+    arguments.add_checkpoint_flags(parser)
+    parser.set_defaults(weight_decay=0.05, warmup_epochs=10, epochs=200)
+
+    add = parser.add_argument_group("model and method").add_argument
+    add("--model", choices=sorted(MODELS), metavar="NAME",
+        help=f"one of {', '.join(MODELS)} (default: the data set's)")
+    add("--num_masks", type=number(int, 0), default=4,
+        help="N, masks per image; 0: complete masking, max(2, round(1 / (1 - mask_ratio)))")
+    add("--mask_ratio", type=float, default=0.75, help="masked share of the patches")
+    add("--mask_type", choices=("orthogonal", "independent"), default="orthogonal",
+        help="disjoint visible sets, or a new draw for each mask")
+    add("--norm_pix_loss", action=argparse.BooleanOptionalAction, default=True,
+        help="predict pixels normalised per patch")
+    add("--lambda_rec", type=number(float, 0), default=1.0, help="weight of the reconstruction")
+    add("--lambda_max", type=number(float, 0), default=1.0, help="lambda 1, of InfoNCE. With "
+        "--accum_iter its negatives come from one micro-batch only")
+    add("--lambda_min", type=number(float, 0), default=10.0, help="lambda 2, of CLUB")
+    add("--temperature", type=float, default=0.1, help="of InfoNCE (our choice)")
+    add("--latent_pool", choices=("cls", "mean"), default="cls",
+        help="the latent: class token, or mean of the visible patch tokens (our choice)")
+    add("--club_level", choices=("image", "token"), default="image",
+        help="CLUB on one row per masked image, or per visible token (our choice)")
+    add("--train_approximation", action="store_true", default=True,
+        help="train the approximation network")
+    add("--no_train_approximation", action="store_false", dest="train_approximation",
+        help="leave it at its random weights (the paper's ablation d)")
+    add("--mi_start_loss", type=float, default=0.9,
+        help="epsilon of Assumption 3: the MI losses count once the running mean of the "
+        "reconstruction loss has been below it; inf: from the first step (the paper's number is "
+        "not known; ours, where the reconstruction explains a tenth of the variance)")
+    add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    add("--min_crop", type=number(float, 0.01, 1), default=0.2,
+        help="smallest area of a random resized crop; 1: none")
+    add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
+
+    add = parser.add_argument_group("monitoring").add_argument
+    add("--knn_every", type=number(int, 0), default=0,
+        help="epochs between k-NN evaluations of the class token; 0: none")
+    add("--visualize", type=number(int, 0), nargs="?", const=4, default=0, metavar="IMAGES",
+        help="at the end, write reconstructions of so many images (4) to reconstructions.png")
+    add("--visualize_stats", choices=("true", "visible"), default="true",
+        help="de-normalise predicted patches with their own or the visible patches' mean and "
+        "variance")  # fmt: skip
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    args = arguments.parse_args(get_args_parser(), "pretrain", argv)
+    args.model = args.model or f"mimae_vit_{DATASETS[args.dataset].size_name}"
+    if args.lr is None and args.blr is None:
+        args.blr = 1.5e-4
+    return args
+
+
+def build_model(args: argparse.Namespace) -> nn.Module:
+    """The model that the flags describe, on the CPU."""
+    if args.lambda_rec == 0 and args.mi_start_loss < math.inf:
+        raise UsageError("--lambda_rec 0 never reaches --mi_start_loss: use --mi_start_loss inf")
+    return MODELS[args.model](
+        img_size=args.input_size, in_chans=args.in_chans, num_masks=args.num_masks,
+        mask_ratio=args.mask_ratio, mask_type=args.mask_type, norm_pix_loss=args.norm_pix_loss,
+        lambda_rec=args.lambda_rec, lambda_max=args.lambda_max, lambda_min=args.lambda_min,
+        temperature=args.temperature, latent_pool=args.latent_pool, club_level=args.club_level,
+        train_approximation=args.train_approximation, mi_start_loss=args.mi_start_loss,
+        grad_checkpointing=args.grad_checkpointing,
+    )  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> None:
+    with Run(args) as run:
+        bare = build_model(args)
+        bare.to(run.device)
+        args.input_size = [side * bare.patch_size for side in bare.grid]
+        crop = CropAndFlip(args.input_size, args.min_crop, args.flip)
+        batches = Batches(
+            TransformedImages(load_images(args, "pretrain"), crop, args.seed), args.batch_size,
+            training=True, seed=args.seed, num_workers=args.num_workers,
+            pin_memory=args.pin_mem and run.device.type == "cuda",
+            max_bad_images=args.max_bad_images,
+        )  # fmt: skip
+        normalize = Normalize(args.mean, args.std).to(run.device)
+        per_step = args.accum_iter * batches.global_size * bare.num_masks
+        args.lr = optim.absolute_lr(args.lr, args.blr, per_step)
+        optimizer = optim.adamw(optim.decay_groups(bare, args.weight_decay), betas=(0.9, 0.95))
+        precision = optim.Precision(args.amp, run.device)
+        monitor = _KNN(args, run, normalize) if args.knn_every else None
+
+        preflight.report(
+            args, bare, batches, precision, bare.num_masks, _activations(bare, args), run.device
+        )
+        if args.accum_iter > 1 and args.lambda_max > 0:
+            log.info("InfoNCE's negatives come from one micro-batch of the %d", args.accum_iter)
+        run.start(
+            dict(model=bare, optimizer=optimizer, scaler=precision.scaler, gate=BufferState(bare.gate)),
+            describe(args, bare), batches,
+        )  # fmt: skip
+        model = _wrap(bare, run, args)
+
+        while not run.is_finished():
+            try:
+                means = train_one_epoch(
+                    model, batches, normalize, optimizer, precision, run, args
+                )
+                progress = run.progress
+                means = {f"train_{name}": value for name, value in means.items()}
+                numbers = {"epoch": progress.epoch - 1, "steps": progress.total_steps} | means
+                numbers["mi_losses"] = int(bare.gate.is_open)
+                if monitor and (run.is_finished() or progress.epoch % args.knn_every == 0):
+                    numbers["knn_acc1"] = monitor(bare)
+                run.journal.epoch(numbers)
+                run.journal.scalars(numbers, progress.total_steps)
+                run.save_epoch()
+            except NonFiniteLoss as error:
+                run.recover(error)
+
+        if args.visualize and distributed.is_main():
+            _visualize(bare, batches, normalize, run, args)
+        if run.progress.total_steps and not bare.gate.is_open:
+            log.warning(
+                "the reconstruction loss never fell below --mi_start_loss %g: this was plain MAE",
+                args.mi_start_loss,
+            )  # fmt: skip
+        run.finish()
+
+
+def describe(args: argparse.Namespace, model: nn.Module) -> dict:
+    """Plain values from which downstream mains build the same encoder."""
+    return dict(
+        model=args.model, input_size=list(args.input_size), in_chans=args.in_chans,
+        patch_size=model.patch_size, grid=list(model.grid), dataset=args.dataset,
+        mean=list(args.mean), std=list(args.std),
+    )  # fmt: skip
+
+
+def _wrap(model: nn.Module, run: Run, args: argparse.Namespace) -> nn.Module:
+    if args.compile:
+        model.compile()  # in place: parameter names stay
+    if not distributed.is_distributed():
+        return model
+    return DistributedDataParallel(
+        model, device_ids=[run.device.index] if run.device.type == "cuda" else None,
+        broadcast_buffers=False, gradient_as_bucket_view=True,
+    )  # fmt: skip
+
+
+def _activations(model: nn.Module, args: argparse.Namespace) -> int:
+    """Estimated bytes of activations of one micro-batch on one GPU."""
+    rows = args.batch_size * model.num_masks
+    half = args.amp != "none" and torch.cuda.is_available()
+    parts = [
+        (1 + model.num_visible, model.pos_embed.shape[2], len(model.blocks)),
+        (1 + model.num_patches, model.decoder_pos_embed.shape[2], len(model.decoder_blocks)),
+    ]
+    return sum(
+        preflight.block_activations(rows, tokens, dim, depth, half, args.grad_checkpointing)
+        for tokens, dim, depth in parts
+    )
+
+
+class _KNN:
+    """k-NN accuracy (percent) of the class token, on the labelled training and the test split."""
+
+    def __init__(self, args: argparse.Namespace, run: Run, normalize: nn.Module):
+        view = ResizeCenterCrop(
+            tuple(args.input_size), DATASETS[args.dataset].crop_share
+        )
+        self.run, self.normalize = run, normalize
+        self.loaders = [
+            Batches(
+                TransformedImages(load_images(args, split), view, args.seed), args.batch_size,
+                training=False, num_workers=args.num_workers, max_bad_images=args.max_bad_images,
+            )
+            for split in ("train", "val")
+        ]  # fmt: skip
+
+    def __call__(self, model: nn.Module) -> float:
+        encoder = _ClassToken(model)
+        train, test = (
+            extract_features(encoder, loader, self.normalize, self.run.device)
+            for loader in self.loaders
+        )
+        return weighted_knn(train, test, device=self.run.device)
+
+
+class _ClassToken(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, imgs: torch.Tensor) -> torch.Tensor:
+        return self.model.encode(imgs)[:, 0]
+
+
+def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) -> None:
+    """Write reconstructions.png (and to TensorBoard)."""
+    model.eval()
+    view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
+    pictures = TransformedImages(batches.dataset.images, view, args.seed)
+    count = min(args.visualize, len(pictures))
+    imgs = torch.stack([pictures[0, i * len(pictures) // count][0] for i in range(count)])
+    imgs = normalize(imgs.to(run.device))
+    noise = torch.rand(model.noise_shape(count), generator=torch.Generator().manual_seed(args.seed))
+    is_masked, predicted = model.reconstruct(imgs, noise.to(run.device), args.visualize_stats)
+    hidden = is_masked.view(-1, 1, *model.grid)
+    hidden = hidden.repeat_interleave(model.patch_size, 2).repeat_interleave(model.patch_size, 3)
+    originals = normalize.inverse(imgs)
+    repeated = originals.repeat_interleave(model.num_masks, 0)
+    views = torch.where(hidden, torch.full_like(repeated, MASKED), repeated)
+    stats = f"{args.visualize_stats} patch statistics" if args.norm_pix_loss else "pixels"
+    sheet = reconstruction_sheet(
+        originals, views.unflatten(0, (count, -1)),
+        normalize.inverse(predicted).unflatten(0, (count, -1)),
+        f"{args.model}, epoch {run.progress.epoch}, mask ratio {args.mask_ratio:g}: predicted "
+        f"patches shown with {stats}, visible ones as they are",
+    )  # fmt: skip
+    path = os.path.join(args.output_dir, "reconstructions.png")
+    sheet.save(path)
+    run.journal.image("reconstructions", to_tensor(sheet), run.progress.total_steps)
+    log.info("reconstructions: %s", path)
+
+
+if __name__ == "__main__":
+    run_main(main, parse_args())

@@ -1,0 +1,186 @@
+"""Command lines: plain argparse with `@file`, the flags that all mains share, and their checks."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from util.datasets import DATASETS
+from util.errors import EXIT_USAGE, UsageError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors take one line, and whose `@file` holds flags and # comments."""
+
+    def __init__(self, *, description: str):
+        super().__init__(
+            description=description, fromfile_prefix_chars="@", allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+        )  # fmt: skip
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        return shlex.split(arg_line, comments=True)
+
+    def error(self, message: str):
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, "", argparse.SUPPRESS) or action.const is not None:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
+    """An argparse type: an int or float between low and high, both included."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not low <= value <= high:
+            bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bound}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--dataset", choices=sorted(DATASETS), metavar="NAME",
+        help=f"one of {', '.join(DATASETS)}; digits where no --data_path is given, else "
+        "image_folder. It brings the defaults of the flags whose help says 'data set'")
+    add("--data_path", default="", help="the data's folder; image_folder: with train/ and val/")
+    add("--download", action="store_true", help="let torchvision download what is missing")
+    add("--input_size", type=number(int, 1), nargs="+", metavar="PX",
+        help="pixels: one number, or height and width (default: the data set's)")
+    add("--in_chans", type=number(int, 1), help="image channels (default: the data set's)")
+    add("--mean", type=float, nargs="+", help="per channel, of values in 0..1 (data set's)")
+    add("--std", type=number(float, 1e-6), nargs="+", help="per channel (data set's)")
+    add("--train_fraction", type=number(float, 1e-9, 1.0), default=1.0,
+        help="train on this share of each class, drawn once and for all")
+    add("--subset_file", default="", help="train on the images listed in this file, a name a line")
+    add("--max_bad_images", type=number(int, 0), default=100,
+        help="unreadable images are logged and replaced; more of them than this end the run")
+    add("--num_workers", type=number(int, 0), default=10, help="processes that load images")
+    add("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
+        help="pinned memory, for faster copies to the GPU")  # fmt: skip
+
+
+def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> None:
+    group = parser.add_argument_group("optimisation")
+    add = group.add_argument
+    add("--batch_size", type=number(int, 1), default=64, help="images per GPU and micro-batch")
+    add("--accum_iter", type=number(int, 1), default=1,
+        help="micro-batches whose gradients make one step")
+    add("--epochs", type=number(int, 1), default=100, help="passes over the data")
+    add("--warmup_epochs", type=number(float, 0), default=5, help="epochs of linear warm-up")
+    add("--lr", type=number(float, 0), help="absolute learning rate, instead of --blr")
+    add("--blr", type=number(float, 0), help=f"base learning rate: lr = blr * {batch_rule} / 256")
+    add("--min_lr", type=number(float, 0), default=0.0, help="the cosine ends here")
+    add("--weight_decay", type=number(float, 0), default=0.05, help="none on 1-D parameters")
+    add("--clip_grad", type=number(float, 0), help="clip the gradient to this norm")
+    add("--max_steps", type=number(int, 1), help="end after this many optimiser steps in all")
+
+
+def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--output_dir", default=output_dir, help="checkpoints, log.txt, results.json, TensorBoard")
+    add("--seed", type=int, default=0, help="every random number is a function of it")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto",
+        help="mixed precision; auto: bf16 where the GPU computes in it, else fp16 with loss "
+        "scaling; fp32 on a CPU")
+    add("--compile", action="store_true", help="torch.compile the model")
+    add("--log_every", type=number(int, 1), default=20, help="steps between lines of the log")
+    add("--dist_timeout", type=number(float, 0.01), default=10.0,
+        help="minutes to wait for the other ranks")  # fmt: skip
+
+
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("checkpoints")
+    add = group.add_argument
+    add("--resume", default="",
+        help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any")
+    add("--save_every_epochs", type=number(int, 1), default=1, help="epochs between checkpoints")
+    add("--save_every_steps", type=number(int, 1), help="steps between checkpoints, too")
+    add("--keep_checkpoints", type=number(int, 1), default=2, help="how many of the last to keep")
+    add("--keep_epochs", type=number(int, 1), nargs="*", default=[],
+        help="epochs after which checkpoint-<epoch>.pth is kept for good")
+    add("--on_nonfinite", choices=("stop", "rollback"), default="stop",
+        help="a NaN or infinite loss: stop, or go back to the last checkpoint and pass over "
+        "that step's batch")
+    add("--max_rollbacks", type=number(int, 1), default=5, help="then stop all the same")  # fmt: skip
+
+
+def parse_args(
+    parser: argparse.ArgumentParser, job: str, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse flags; those not given take the data set's defaults, then the parser's.
+
+    Args:
+        job: `pretrain`, `finetune` or `linprobe`: which of the data set's defaults apply.
+        argv: the command line without its first word; None takes the process's.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    _refuse_second_lr(parser, argv)
+    args = parser.parse_args(argv)
+    if args.lr is not None and args.blr is not None:
+        parser.error("--lr and --blr are both given: use one of them (--lr is absolute)")
+    args.dataset = args.dataset or ("image_folder" if args.data_path else "digits")
+    info = DATASETS[args.dataset]
+    parser.set_defaults(**info.common_defaults() | info.job_defaults.get(job, {}))
+    args = parser.parse_args(argv, argparse.Namespace(dataset=args.dataset))
+    try:
+        _check_channels(args, info.in_chans)
+    except UsageError as error:
+        parser.error(str(error))
+    return args
+
+
+def _refuse_second_lr(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    for flag in ("--lr", "--blr"):
+        if sum(word == flag or word.startswith(flag + "=") for word in argv) > 1:
+            parser.error(f"{flag} is given twice: keep one")
+
+
+def _check_channels(args: argparse.Namespace, own_chans: int) -> None:
+    """Mean and std for other channels than the data set's own are the average of its own."""
+    for name in ("mean", "std"):
+        values = list(getattr(args, name))
+        if len(values) == own_chans != args.in_chans:
+            values = [sum(values) / len(values)] * args.in_chans
+        if len(values) not in (1, args.in_chans):
+            raise UsageError(
+                f"--{name} has {len(values)} numbers for --in_chans {args.in_chans}: give one, "
+                "or one per channel"
+            )
+        setattr(args, name, values if len(values) == args.in_chans else values * args.in_chans)
+
+
+def check_one_of(flag: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} {value} is unknown: use {', '.join(known)}")
+
+
+def image_size(img_size: int | Sequence[int], unit: int) -> tuple[int, int]:
+    """(height, width) in pixels.
+
+    Raises:
+        UsageError: where `unit` (a patch or a mask unit) does not divide it.
+    """
+    sizes = [img_size] if isinstance(img_size, int) else list(img_size)
+    if len(sizes) not in (1, 2):
+        raise UsageError(f"--input_size {sizes} takes one number, or a height and a width")
+    height, width = sizes[0], sizes[-1]
+    if min(height, width) < unit or height % unit or width % unit:
+        raise UsageError(
+            f"--input_size {height} {width} is not divisible by {unit} pixels, the patch of the "
+            f"model: use multiples of {unit}"
+        )
+    return height, width

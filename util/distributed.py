@@ -1,0 +1,199 @@
+"""Process groups from whichever launcher is there, and collectives that carry gradients.
+
+W is the world size. Without a process group every function here is the identity for W = 1.
+"""
+
+import datetime
+import logging
+import os
+import socket
+import subprocess
+
+import torch
+import torch.distributed as dist
+
+from util.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def launcher_environment() -> dict[str, int | str] | None:
+    """Rank, world size, local rank and master as the launcher gave them; None for one process.
+
+    torchrun's variables win; else those of a SLURM step (srun, and submitit through srun).
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return {
+            "rank": int(env["RANK"]),
+            "world_size": int(env["WORLD_SIZE"]),
+            "local_rank": int(env.get("LOCAL_RANK", 0)),
+            "master_addr": env.get("MASTER_ADDR", "127.0.0.1"),
+            "master_port": int(env.get("MASTER_PORT", 29500)),
+        }
+    if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return {
+            "rank": int(env["SLURM_PROCID"]),
+            "world_size": int(env["SLURM_STEP_NUM_TASKS"]),
+            "local_rank": int(env["SLURM_LOCALID"]),
+            "master_addr": env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
+            # Jobs that share a host must not share a port, so it follows from the job's number.
+            "master_port": int(env.get("MASTER_PORT") or 20000 + int(env["SLURM_JOB_ID"]) % 20000),
+        }
+    return None
+
+
+def _first_host(nodelist: str) -> str:
+    if not any(c in nodelist for c in "[,"):
+        return nodelist
+    names = subprocess.run(
+        ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True
+    )
+    return names.stdout.split()[0]
+
+
+def init_process_group(device_flag: str, timeout_minutes: float = 10.0) -> torch.device:
+    """Join the launcher's process group, if there is one, and choose this rank's device.
+
+    Args:
+        device_flag: `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
+        timeout_minutes: how long to wait for the other ranks.
+
+    Raises:
+        UsageError: no such device, or a rank that did not come (which, where rank 0 can tell).
+    """
+    launched = launcher_environment()
+    device = _choose_device(device_flag, int(launched["local_rank"]) if launched else 0)
+    if launched is None or launched["world_size"] == 1 or is_distributed():
+        return device
+    world, own_rank = int(launched["world_size"]), int(launched["rank"])
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    address = f"{launched['master_addr']}:{launched['master_port']}"
+    try:
+        store = dist.TCPStore(
+            str(launched["master_addr"]), int(launched["master_port"]), world,
+            is_master=own_rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            timeout=timeout, wait_for_workers=False,
+        )  # fmt: skip
+        # torchrun keeps its store when it restarts the workers: an attempt sees its own keys only.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"mimae/{attempt}", store)
+        store.set(f"rank{own_rank}", socket.gethostname())
+        _await_ranks(store, world, timeout)
+    except dist.DistError as error:
+        raise UsageError(
+            f"rank {own_rank} found no rank 0 at {address} within {timeout_minutes:g} minutes: "
+            f"check that the address is reachable and the port free ({error})"
+        ) from None
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store, rank=own_rank, world_size=world, timeout=timeout,
+    )  # fmt: skip
+    return device
+
+
+def _await_ranks(store: dist.Store, world: int, timeout: datetime.timedelta) -> None:
+    try:
+        store.wait([f"rank{r}" for r in range(world)], timeout)
+    except dist.DistError:
+        absent = [r for r in range(world) if not store.check([f"rank{r}"])]
+        raise UsageError(
+            f"rank(s) {', '.join(map(str, absent))} of {world} did not come within {timeout}: "
+            "look at their logs, or raise --dist_timeout"
+        ) from None
+
+
+def _choose_device(flag: str, local_rank: int) -> torch.device:
+    if flag == "auto":
+        flag = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(flag)
+    except RuntimeError:
+        raise UsageError(f"--device {flag} is unknown: use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {flag} is not supported: use auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise UsageError(f"--device {flag}: no CUDA device is visible; use --device cpu or auto")
+    # A launcher that shows each task only its own GPU numbers it 0.
+    index = device.index if device.index is not None else local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def shutdown() -> None:
+    if is_distributed():
+        dist.destroy_process_group()
+
+
+def reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean over the ranks, without gradient."""
+    return reduce_sum(tensor) / world_size()
+
+
+def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over the ranks, without gradient."""
+    tensor = tensor.detach().clone()
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def reduce_mean_with_grad(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean over the ranks; its gradient is the mean of the ranks' gradients."""
+    return _ReduceMean.apply(tensor) if is_distributed() else tensor
+
+
+def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
+    """[rows, ...] of every rank -> [W·rows, ...], rank by rank.
+
+    The gradient of a rank's rows is the *sum* over all ranks of what they computed from them.
+    """
+    return _Gather.apply(tensor) if is_distributed() else tensor
+
+
+class _ReduceMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        return reduce_mean(tensor)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        return reduce_mean(grad)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.num_rows = tensor.shape[0]
+        parts = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        # An all-reduce, not a reduce-scatter, which gloo lacks; latents are a few MB at most.
+        start = rank() * ctx.num_rows
+        return reduce_sum(grad)[start : start + ctx.num_rows]

@@ -1,0 +1,25 @@
+"""Errors that a user can mend, and the exit statuses of every main."""
+
+# Exit statuses. 0 is kept for a finished run.
+EXIT_USAGE = 2  # unusable arguments, data or checkpoint: mend what the line names
+EXIT_NONFINITE = 3  # the loss became NaN or infinite and could not be rolled back
+EXIT_DATA = 4  # too many unreadable images, or a data-loader worker died
+EXIT_MEMORY = 5  # the device ran out of memory
+EXIT_INTERRUPTED = 75  # a signal ended the run after a checkpoint (EX_TEMPFAIL: resume it)
+
+
+class RunError(Exception):
+    """Ends a run with one line on stderr and `status` as its exit status."""
+
+    status = 1
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        if status is not None:
+            self.status = status
+
+
+class UsageError(RunError, ValueError):
+    """Bad input. The message is one line that names the flag or file and the mend."""
+
+    status = EXIT_USAGE

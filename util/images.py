@@ -1,0 +1,89 @@
+"""One image file as a person sees it, whatever its mode, depth, palette or orientation."""
+
+import os
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".npy",
+)  # fmt: skip
+
+ImageLike = Image.Image | torch.Tensor
+
+
+def read_image(path: str, in_chans: int = 3) -> ImageLike:
+    """Read an image with `in_chans` channels.
+
+    1, 3 and 4 channels come as a PIL image (grey, RGB, RGBA); a `.npy` array [H, W] or [H, W, C]
+    of any C as a tensor [C, H, W], uint8 as it is, uint16 scaled to 0..1, floats as they are.
+
+    Raises:
+        OSError, ValueError: the file cannot be read so; the message names it.
+    """
+    if path.endswith(".npy"):
+        return _read_array(path, in_chans)
+    with Image.open(path) as image:
+        return convert(ImageOps.exif_transpose(image), in_chans, path)
+
+
+def convert(image: Image.Image, in_chans: int, name: str = "image") -> Image.Image:
+    """Convert any PIL mode to grey, RGB or RGBA; transparency is laid on white."""
+    if in_chans not in (1, 3, 4):
+        raise ValueError(f"{name}: {in_chans} channels need .npy arrays, not {image.mode} images")
+    image = _to_8_bit(image)
+    transparent = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    if in_chans == 4:
+        return image.convert("RGBA")
+    if transparent:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if in_chans == 1:
+        return image.convert("L") if image.mode != "CMYK" else image.convert("RGB").convert("L")
+    return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and floating-point grey images to 8 bits, which PIL would clip."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    pixels = np.asarray(image).astype(np.float64)
+    if image.mode == "F" and pixels.max(initial=0) <= 1:
+        pixels = pixels * 255
+    elif image.mode != "F" or pixels.max(initial=0) > 255:
+        pixels = pixels / 257  # 65535 -> 255
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def _read_array(path: str, in_chans: int) -> torch.Tensor:
+    array = np.load(path, allow_pickle=False)
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[2] != in_chans:
+        raise ValueError(f"{path}: an array of {array.shape}, not [height, width, {in_chans}]")
+    if array.dtype == np.uint16:
+        array = array.astype(np.float32) / 65535
+    elif array.dtype != np.uint8:
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: holds values that are not finite")
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def find_images(folder: str) -> list[str]:
+    """All image files below a folder, sorted, as paths relative to it."""
+    found = []
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        with os.scandir(os.path.join(folder, relative)) as entries:
+            for entry in entries:
+                path = os.path.join(relative, entry.name)
+                if entry.name.startswith("."):
+                    continue
+                # The suffix comes first: it spares a network disk one look-up per image.
+                if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    found.append(path)
+                elif entry.is_dir():
+                    pending.append(path)
+    return sorted(found)

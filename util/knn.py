@@ -1,0 +1,63 @@
+"""Weighted k-nearest-neighbour classification of frozen features."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from util import distributed
+from util.loader import Batches
+
+
+@torch.no_grad()
+def extract_features(
+    encoder: nn.Module, batches: Batches, normalize: nn.Module, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Features [n, D] (float32, CPU) and targets [n] of a whole set, in its order, on all ranks.
+
+    Args:
+        encoder: images [B, C, H, W] -> features [B, D].
+        batches: an evaluation loader, each image once over all ranks.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    features, targets = [], []
+    for _, imgs, target in batches.epoch():
+        imgs = normalize(imgs.to(device, non_blocking=True))
+        features.append(encoder(imgs).float().cpu())
+        targets.append(target)
+    encoder.train(was_training)
+    if not distributed.is_distributed():
+        return torch.cat(features), torch.cat(targets)
+    own = (torch.cat(features), torch.cat(targets)) if features else None
+    parts: list = [None] * distributed.world_size()
+    dist.all_gather_object(parts, own)
+    size = len(batches.dataset)
+    dim = next(part[0].shape[1] for part in parts if part is not None)
+    all_features, all_targets = torch.empty(size, dim), torch.empty(size, dtype=torch.long)
+    for rank, part in enumerate(parts):
+        if part is not None:  # rank r had every W-th image from r on, in each global batch
+            all_features[rank :: len(parts)], all_targets[rank :: len(parts)] = part
+    return all_features, all_targets
+
+
+@torch.no_grad()
+def weighted_knn(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int = 20,
+    temperature: float = 0.07, device: torch.device | str = "cpu", chunk: int = 512,
+) -> float:  # fmt: skip
+    """Top-1 accuracy in percent; each of the k nearest votes with exp(cosine / temperature).
+
+    Args:
+        train, test: features [n, D] and targets [n].
+    """
+    features, targets = F.normalize(train[0].to(device), dim=1), train[1].to(device)
+    num_classes = int(targets.max()) + 1
+    correct = 0
+    for start in range(0, len(test[0]), chunk):
+        queries = F.normalize(test[0][start : start + chunk].to(device), dim=1)
+        similarity, ids = (queries @ features.T).topk(min(k, len(features)), dim=1)
+        votes = queries.new_zeros(len(queries), num_classes)
+        votes.scatter_add_(1, targets[ids], (similarity / temperature).exp())
+        correct += int((votes.argmax(1).cpu() == test[1][start : start + chunk]).sum())
+    return 100 * correct / len(test[0])

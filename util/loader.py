@@ -1,0 +1,133 @@
+"""Micro-batches of an epoch from any position on, the same ones for any number of workers.
+
+A global micro-batch holds W·`batch_size` images, of which rank r takes every W-th from r on.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from util import distributed
+from util.datasets import TransformedImages
+from util.errors import EXIT_DATA, RunError, UsageError
+from util.randomness import epoch_order
+
+log = logging.getLogger(__name__)
+
+
+class Batches:
+    """A data set in micro-batches.
+
+    Args:
+        dataset: gives (image, target, bad index or −1) for (epoch, index).
+        batch_size: images per rank and micro-batch.
+        training: shuffle, and drop the rest that does not fill a global micro-batch; else in
+            order, each image once over all ranks, the last batches smaller (ranks may differ).
+    """
+
+    max_restarts = 3  # of workers that died, in a row
+
+    def __init__(
+        self, dataset: TransformedImages, batch_size: int, training: bool, seed: int = 0,
+        num_workers: int = 0, pin_memory: bool = False, max_bad_images: int = 100,
+    ):  # fmt: skip
+        self.dataset, self.batch_size, self.training, self.seed = (
+            dataset, batch_size, training, seed,
+        )  # fmt: skip
+        self.global_size = batch_size * distributed.world_size()
+        if training and len(dataset) < self.global_size:
+            raise UsageError(
+                f"--batch_size {batch_size} on {distributed.world_size()} process(es) is larger "
+                f"than the data, {len(dataset)} images: lower it"
+            )
+        self.max_bad_images, self.bad_images = max_bad_images, set()
+        self.plan: list[list[tuple[int, int]]] = []
+        self.loader_options = dict(
+            batch_sampler=_Plan(self), num_workers=num_workers, pin_memory=pin_memory,
+            persistent_workers=num_workers > 0, worker_init_fn=_init_worker,
+        )  # fmt: skip
+        self.loader = DataLoader(dataset, **self.loader_options)
+
+    def __len__(self) -> int:
+        """Micro-batches per epoch (on any rank; in evaluation the last may be empty on some)."""
+        if self.training:
+            return len(self.dataset) // self.global_size
+        return -(-len(self.dataset) // self.global_size)
+
+    def global_ids(self, epoch: int, micro_batch: int) -> list[int]:
+        """Indices of all ranks' images in a micro-batch."""
+        return self._global_slice(self._order(epoch), micro_batch).tolist()
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if self.training:
+            return epoch_order(len(self.dataset), self.seed, epoch)
+        return torch.arange(len(self.dataset))
+
+    def _global_slice(self, order: torch.Tensor, micro_batch: int) -> torch.Tensor:
+        return order[micro_batch * self.global_size : (micro_batch + 1) * self.global_size]
+
+    def _own_slice(self, order: torch.Tensor, micro_batch: int) -> list[int]:
+        part = self._global_slice(order, micro_batch)
+        return part[distributed.rank() :: distributed.world_size()].tolist()
+
+    def epoch(
+        self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset()
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """(micro-batch number, images, targets) from micro-batch `start` on, but for `skip`."""
+        order = self._order(epoch)
+        numbers = [n for n in range(start, len(self)) if n not in skip]
+        plan = [(n, [(epoch, index) for index in self._own_slice(order, n)]) for n in numbers]
+        plan = [(n, items) for n, items in plan if items]
+        done = restarts = 0
+        while done < len(plan):
+            self.plan = [items for _, items in plan[done:]]
+            try:
+                for imgs, targets, bad in self.loader:
+                    self._count_bad(bad)
+                    yield plan[done][0], imgs, targets
+                    done, restarts = done + 1, 0
+            except RuntimeError as error:
+                restarts += 1
+                if "DataLoader worker" not in str(error) or restarts > self.max_restarts:
+                    raise
+                log.warning("a data-loader worker died, starting new ones: %s", error)
+                self.loader = DataLoader(self.dataset, **self.loader_options)
+
+    def _count_bad(self, bad: torch.Tensor) -> None:
+        for index in bad[bad >= 0].tolist():
+            if index not in self.bad_images:
+                self.bad_images.add(index)
+                log.warning(
+                    "unreadable image %d replaced: %s",
+                    len(self.bad_images), self.dataset.images.name(index),
+                )  # fmt: skip
+        if len(self.bad_images) > self.max_bad_images:
+            raise RunError(
+                f"{len(self.bad_images)} images cannot be read, more than --max_bad_images "
+                f"{self.max_bad_images}: mend the files named above, or raise the limit",
+                EXIT_DATA,
+            )
+
+
+class _Plan:
+    """The batch sampler: this epoch's items, as `Batches.epoch` left them."""
+
+    def __init__(self, batches: Batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches.plan)
+
+    def __len__(self) -> int:
+        return len(self.batches.plan)
+
+
+def _init_worker(worker: int) -> None:
+    """Workers outlive no one: the main process handles the signals and ends them."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
+

@@ -1,0 +1,209 @@
+"""Running means of the losses, the check that they are finite, and what is written about them."""
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from util import distributed
+from util.checkpoint import Progress
+from util.errors import EXIT_NONFINITE, RunError
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RunError):
+    """A loss became NaN or infinite at `total_step` (optimiser steps done before it)."""
+
+    status = EXIT_NONFINITE
+
+    def __init__(self, total_step: int, terms: dict[str, float]):
+        self.total_step, self.terms = total_step, terms
+        shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+        super().__init__(f"the loss is not finite at step {total_step}: {shown}")
+
+
+class Meters:
+    """Means of an epoch's losses, kept on the device: nothing here waits for the GPU but `check`.
+
+    The sums are float64 and part of the checkpoint, so a resumed epoch logs the same means.
+    """
+
+    def __init__(self, progress: Progress, device: torch.device):
+        self.progress, self.device = progress, device
+        self.names = list(progress.sums)
+        self.sums = torch.tensor(list(progress.sums.values()), dtype=torch.float64, device=device)
+        self.unchecked: list[tuple[int, Tensor]] = []
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Count one step's losses, scalars on the device."""
+        if not self.names:
+            self.names = list(losses)
+            self.sums = torch.zeros(len(losses), dtype=torch.float64, device=self.device)
+        values = torch.stack([losses[name].detach().double() for name in self.names])
+        self.sums += values
+        self.progress.count += 1
+        self.unchecked.append((self.progress.total_steps, values))
+
+    def check(self) -> dict[str, float]:
+        """Agree over the ranks that every loss since the last check is finite.
+
+        Returns:
+            The means over those steps.
+
+        Raises:
+            NonFiniteLoss: on all ranks, for the first step that is not.
+        """
+        if not self.unchecked:
+            return {}
+        steps = [step for step, _ in self.unchecked]
+        values = distributed.reduce_mean(torch.stack([v for _, v in self.unchecked])).cpu()
+        self.unchecked.clear()
+        for step, row in zip(steps, values, strict=True):
+            if not row.isfinite().all():
+                raise NonFiniteLoss(step, dict(zip(self.names, row.tolist(), strict=True)))
+        return dict(zip(self.names, values.mean(0).tolist(), strict=True))
+
+    def store(self) -> None:
+        """Put the sums into the progress, for a checkpoint."""
+        sums = distributed.reduce_mean(self.sums).tolist()
+        self.progress.sums = dict(zip(self.names, sums, strict=True))
+
+    def close_epoch(self) -> dict[str, float]:
+        """The epoch's means over all ranks; starts the next epoch's."""
+        self.store()
+        means = {name: total / self.progress.count for name, total in self.progress.sums.items()}
+        self.progress.sums, self.progress.count = {}, 0
+        self.names = []
+        return means
+
+
+def effective_rank(features: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of features [rows, D] (RankMe)."""
+    features = features.float()
+    singular = torch.linalg.svdvals(features - features.mean(0))
+    share = singular / singular.sum().clamp_min(1e-12)
+    return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
+
+
+class Journal:
+    """`log.txt` (one JSON object per epoch), TensorBoard scalars, `results.json`.
+
+    log.txt holds nothing that depends on the clock: an interrupted and resumed run writes the
+    same file as an undisturbed one.
+    """
+
+    def __init__(self, output_dir: str, progress: Progress):
+        self.output_dir = output_dir
+        self.path = os.path.join(output_dir, "log.txt")
+        self.tensorboard = None
+        self.started = time.monotonic()
+        if not distributed.is_main():
+            return
+        self._forget_after(progress.epoch)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter(output_dir, purge_step=progress.total_steps or None)
+        except ImportError:
+            log.warning("no TensorBoard files: pip install tensorboard")
+
+    def _forget_after(self, epochs: int) -> None:
+        """Drop lines of epochs that a resumed run will do again."""
+        if not os.path.exists(self.path):
+            return
+        kept = []
+        with open(self.path) as file:
+            for line in file:
+                try:
+                    if json.loads(line)["epoch"] < epochs:
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line that a crash cut short
+        with open(self.path + ".tmp", "w") as file:
+            file.writelines(kept)
+        os.replace(self.path + ".tmp", self.path)
+
+    def epoch(self, numbers: Mapping[str, float | int]) -> None:
+        """Append a line to log.txt."""
+        if not distributed.is_main():
+            return
+        log.info("  ".join(f"{name} {_short(value)}" for name, value in numbers.items()))
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(_finite(numbers)) + "\n")
+        except OSError as error:
+            log.error("log.txt could not be written (%s): training goes on", error)
+
+    def last_line(self) -> dict:
+        """The numbers of the last epoch in log.txt; empty where there is none."""
+        try:
+            with open(self.path) as file:
+                lines = file.read().splitlines()
+            return json.loads(lines[-1])
+        except (OSError, IndexError, ValueError):
+            return {}
+
+    def scalars(self, numbers: Mapping[str, float], step: int) -> None:
+        if self.tensorboard is None:
+            return
+        try:
+            for name, value in numbers.items():
+                self.tensorboard.add_scalar(name, value, step)
+        except OSError as error:
+            log.error("TensorBoard files could not be written (%s): training goes on", error)
+
+    def image(self, name: str, image: Tensor, step: int) -> None:
+        """An image [3, H, W] in 0..1."""
+        if self.tensorboard is not None:
+            self.tensorboard.add_image(name, image, step)
+
+    def results(self, numbers: Mapping[str, float | int | str]) -> None:
+        """Write the run's final numbers with what is needed to repeat them."""
+        if not distributed.is_main():
+            return
+        record = _finite(numbers) | {
+            "seconds": round(time.monotonic() - self.started, 1),
+            "command": " ".join(["python", *sys.argv]),
+            "commit": _commit(),
+            "versions": {
+                "python": sys.version.split()[0], "torch": torch.__version__,
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            },
+            "processes": distributed.world_size(),
+        }  # fmt: skip
+        path = os.path.join(self.output_dir, "results.json")
+        with open(path + ".tmp", "w") as file:
+            json.dump(record, file, indent=2)
+        os.replace(path + ".tmp", path)
+
+    def close(self) -> None:
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+
+def _finite(numbers: Mapping) -> dict:
+    """JSON has no NaN: null stands for it."""
+    bad = {k: None for k, v in numbers.items() if isinstance(v, float) and not math.isfinite(v)}
+    return dict(numbers) | bad
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _commit() -> str:
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude", "*"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        return found.stdout.strip() or "unknown"
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,218 @@
+"""What every main's run has: device, output folder, progress, checkpoints, journal, signals.
+
+A main keeps its own epoch loop; its engine calls `after_step`, and here it is decided whether to
+save, to stop, or to roll back.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from util import distributed
+from util.checkpoint import Checkpointer, OutputFolder, Progress, Stateful, require_saved
+from util.errors import EXIT_MEMORY, RunError
+from util.loader import Batches
+from util.logging import ProgressLine, setup_logging
+from util.metrics import Journal, Meters, NonFiniteLoss
+from util.randomness import STREAM_INIT, seed_libraries
+from util.signals import StopSignal
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """Joins the process group, locks the output folder and seeds the libraries.
+
+    Use it as a context manager: leaving it ends the process group and closes the files.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.device = distributed.init_process_group(args.device, args.dist_timeout)
+        setup_logging()
+        self.folder = OutputFolder(args.output_dir, resume=bool(getattr(args, "resume", "")))
+        self.progress = Progress()
+        self.signals = StopSignal()
+        self.checkpointer: Checkpointer | None = None
+        self.journal: Journal | None = None
+        seed_libraries(args.seed, STREAM_INIT, device=self.device)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.signals.restore()
+        if self.journal is not None:
+            self.journal.close()
+        distributed.shutdown()
+
+    def start(self, objects: dict[str, Stateful], config: dict, batches: Batches) -> None:
+        """Resume, if that is asked for, and open the journal.
+
+        Args:
+            objects: `model`, `optimizer`, `scaler`, …: what a checkpoint saves.
+            config: plain values that describe the model.
+        """
+        args = self.args
+        per_step = args.accum_iter * batches.global_size
+        config = config | dict(
+            samples_per_step=per_step, num_images=len(batches.dataset), seed=args.seed
+        )
+        self.batches = batches
+        self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
+        self.checkpointer.resume(args.resume)
+        self.journal = Journal(args.output_dir, self.progress)
+        self.meters = Meters(self.progress, self.device)
+        self.saved_at = self.progress.total_steps
+        if args.on_nonfinite == "rollback" and self.progress.total_steps == 0:
+            self.checkpointer.save()
+
+    # ------------------------------------------------------------------------------- every step
+
+    def is_finished(self) -> bool:
+        """All epochs are done, or --max_steps."""
+        out_of_steps = self.args.max_steps and self.progress.total_steps >= self.args.max_steps
+        return self.progress.epoch >= self.args.epochs or bool(out_of_steps)
+
+    def after_step(
+        self, losses: Mapping[str, Tensor], line: ProgressLine, scalars: Callable[[], dict]
+    ) -> bool:
+        """Count a step; log, save and stop as the flags and signals say.
+
+        Args:
+            losses: the step's losses, on the device.
+            scalars: called at log steps for what TensorBoard shows besides their means.
+
+        Returns:
+            True where --max_steps is reached.
+
+        Raises:
+            NonFiniteLoss, Interrupted.
+        """
+        args, progress = self.args, self.progress
+        self.meters.add(losses)
+        progress.step += 1
+        progress.total_steps += 1
+        if progress.total_steps % args.log_every == 0:
+            means = self.meters.check()
+            numbers = {f"train/{name}": value for name, value in (means | scalars()).items()}
+            self.journal.scalars(numbers, progress.total_steps)
+            shown = [f"{name.removeprefix('train/')} {v:.4g}" for name, v in numbers.items()]
+            line.update(progress.step, "  ".join(shown))
+        else:
+            line.update(progress.step)
+        stop = self.signals.agreed()
+        every = args.save_every_steps
+        if stop or (every and progress.total_steps % every == 0):
+            saved = self.save()
+            if stop:
+                require_saved(saved, args.output_dir)
+                line.close()
+                self.signals.leave()
+        return bool(args.max_steps and progress.total_steps >= args.max_steps)
+
+    def save(self, keep_as: int | None = None) -> bool:
+        """Save, once it is certain that nothing bad is saved."""
+        self.meters.check()
+        self._check_weights()
+        self.meters.store()
+        self.saved_at = self.progress.total_steps
+        return self.checkpointer.save(keep_as)
+
+    def _check_weights(self) -> None:
+        norms = torch._foreach_norm([p.detach() for p in self._model().parameters()])
+        if not torch.stack([norm.float() for norm in norms]).isfinite().all():
+            raise NonFiniteLoss(self.progress.total_steps - 1, {"weights": float("nan")})
+
+    def _model(self) -> nn.Module:
+        return self.checkpointer.objects["model"]
+
+    # ------------------------------------------------------------------------------- every epoch
+
+    def close_epoch(self) -> dict[str, float]:
+        """Count an epoch; returns its mean losses over all ranks."""
+        self.meters.check()
+        self.progress.epoch += 1
+        self.progress.step = 0
+        return self.meters.close_epoch()
+
+    def save_epoch(self) -> None:
+        """Save where the flags say that this epoch is saved, and after the last one."""
+        args, epoch = self.args, self.progress.epoch
+        kept = epoch in args.keep_epochs
+        last = self.is_finished()
+        if last or kept or epoch % args.save_every_epochs == 0:
+            saved = self.save(epoch if kept else None)
+            if last:
+                require_saved(saved, args.output_dir)
+
+    def finish(self, **numbers: float | int | str) -> None:
+        """Write results.json: the last line of the log and what else is given."""
+        self.journal.results(self.journal.last_line() | numbers)
+
+    # --------------------------------------------------------------------------- non-finite losses
+
+    def recover(self, error: NonFiniteLoss) -> None:
+        """Write down the batch that did it; then end the run, or go back and pass over it."""
+        args, step = self.args, error.total_step
+        self._write_down(error)
+        skipped = sorted({*self.progress.skipped, step})
+        if args.on_nonfinite == "stop":
+            raise NonFiniteLoss(step, error.terms) from None
+        if len(skipped) > args.max_rollbacks:
+            raise RunError(
+                f"{error}; --max_rollbacks {args.max_rollbacks} are used up: lower --lr, or use "
+                "--amp none",
+                error.status,
+            ) from None
+        log.error("%s: back to the last checkpoint, and past that batch", error)
+        distributed.barrier()
+        self.checkpointer.resume("auto")
+        self.progress.skipped = skipped
+        self.meters = Meters(self.progress, self.device)
+
+    def _write_down(self, error: NonFiniteLoss) -> None:
+        if not distributed.is_main():
+            return
+        step_in_epoch = self.progress.step - (self.progress.total_steps - error.total_step)
+        first = step_in_epoch * self.args.accum_iter
+        numbers = range(first, min(first + self.args.accum_iter, len(self.batches)))
+        ids = [i for n in numbers for i in self.batches.global_ids(self.progress.epoch, n)]
+        record = {
+            "total_step": error.total_step, "epoch": self.progress.epoch, "step": step_in_epoch,
+            "losses": {name: str(value) for name, value in error.terms.items()},
+            "indices": ids, "images": [self.batches.dataset.images.name(i) for i in ids],
+        }  # fmt: skip
+        path = os.path.join(self.args.output_dir, "nonfinite.json")
+        with open(path, "w") as file:
+            json.dump(record, file, indent=1)
+        log.error("the batch that did it is written down in %s", path)
+
+
+def run_main(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run a main; what a user can mend becomes one line on stderr and an exit status."""
+    try:
+        main(args)
+    except RunError as error:
+        _exit(f"error: {error}", error.status)
+    except torch.OutOfMemoryError:
+        _exit(
+            "error: the GPU is out of memory: lower --batch_size and raise --accum_iter, or add "
+            "--grad_checkpointing",
+            EXIT_MEMORY,
+        )
+    except KeyboardInterrupt:
+        _exit("error: interrupted at once, without saving", 130)
+
+
+def _exit(line: str, status: int) -> None:
+    sys.stdout.flush()
+    rank = f"[rank {distributed.rank()}] " if distributed.rank() else ""
+    print(f"{rank}{line}", file=sys.stderr, flush=True)
+    sys.exit(status)
