@@ -297,7 +297,7 @@ class MutualInformationModel(nn.Module):
             max_mi, accuracy = self.mi_maximisation(latent)
             min_mi, apx = self.mi_minimisation(x, z, latent)
         mi_loss = self.lambda_max * max_mi + self.lambda_min * min_mi
-        loss = self.lambda_rec * rec + self.gate.is_open * mi_loss
+        loss = self.lambda_rec * rec + self.gate.is_open.clone() * mi_loss
         loss = loss + apx if self.train_approximation else loss
         if self.training:
             self.gate.update(rec)

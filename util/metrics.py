@@ -81,7 +81,7 @@ class Meters:
         self.store()
         means = {name: total / self.progress.count for name, total in self.progress.sums.items()}
         self.progress.sums, self.progress.count = {}, 0
-        self.names = []
+        self.names, self.sums = [], self.sums[:0]
         return means
 
 
