@@ -11,7 +11,6 @@ import os
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import models_mimae
 from engine_pretrain import train_one_epoch
@@ -134,21 +133,17 @@ def main(args: argparse.Namespace) -> None:
             dict(model=bare, optimizer=optimizer, scaler=precision.scaler, gate=BufferState(bare.gate)),
             describe(args, bare), batches,
         )  # fmt: skip
-        model = _wrap(bare, run, args)
+        if args.compile:
+            bare.compile()  # in place: parameter names stay
+        model = distributed.wrap(bare, run.device, broadcast_buffers=False)
 
         while not run.is_finished():
             try:
-                means = train_one_epoch(
-                    model, batches, normalize, optimizer, precision, run, args
-                )
-                progress = run.progress
-                means = {f"train_{name}": value for name, value in means.items()}
-                numbers = {"epoch": progress.epoch - 1, "steps": progress.total_steps} | means
-                numbers["mi_losses"] = int(bare.gate.is_open)
-                if monitor and (run.is_finished() or progress.epoch % args.knn_every == 0):
-                    numbers["knn_acc1"] = monitor(bare)
-                run.journal.epoch(numbers)
-                run.journal.scalars(numbers, progress.total_steps)
+                means = train_one_epoch(model, normalize, optimizer, precision, run)
+                extra = {"mi_losses": int(bare.gate.is_open)}
+                if monitor and (run.is_finished() or run.progress.epoch % args.knn_every == 0):
+                    extra["knn_acc1"] = monitor(bare)
+                run.log_epoch(means, extra)
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
@@ -169,17 +164,6 @@ def describe(args: argparse.Namespace, model: nn.Module) -> dict:
         model=args.model, input_size=list(args.input_size), in_chans=args.in_chans,
         patch_size=model.patch_size, grid=list(model.grid), dataset=args.dataset,
         mean=list(args.mean), std=list(args.std),
-    )  # fmt: skip
-
-
-def _wrap(model: nn.Module, run: Run, args: argparse.Namespace) -> nn.Module:
-    if args.compile:
-        model.compile()  # in place: parameter names stay
-    if not distributed.is_distributed():
-        return model
-    return DistributedDataParallel(
-        model, device_ids=[run.device.index] if run.device.type == "cuda" else None,
-        broadcast_buffers=False, gradient_as_bucket_view=True,
     )  # fmt: skip
 
 
@@ -260,4 +244,4 @@ def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) ->
 
 
 if __name__ == "__main__":
-    run_main(main, parse_args())
+    run_main(main, parse_args)

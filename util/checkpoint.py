@@ -266,7 +266,7 @@ class Checkpointer:
         if whole:
             return max(whole, key=lambda found: found[0])[1:]
         if names:
-            raise UsageError(f"--resume auto: none of the checkpoints in {self.output_dir} is whole")
+            raise UsageError(f"--resume auto: no checkpoint in {self.output_dir} is whole")
         return None, ""
 
     def _check_same_run(self, state: dict, path: str) -> None:
@@ -343,7 +343,7 @@ class OutputFolder:
     inherited by data-loader workers.
     """
 
-    def __init__(self, path: str, resume: bool):
+    def __init__(self, path: str):
         self.path = path
         if not distributed.is_main():
             return
@@ -365,10 +365,11 @@ class OutputFolder:
             ) from None
         for leftover in glob.glob(os.path.join(glob.escape(path), "*.tmp")):
             os.unlink(leftover)
-        if not resume:
-            self._set_aside()
 
-    def _set_aside(self) -> None:
+    def set_aside(self) -> None:
+        """Move what an earlier run left into `previous-1` and so on: nothing is overwritten."""
+        if not distributed.is_main():
+            return
         patterns = ("checkpoint-*.pth", "log.txt", "results.json", "nonfinite.json", "events.*")
         old = [f for p in patterns for f in glob.glob(os.path.join(glob.escape(self.path), p))]
         if not old:

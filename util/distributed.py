@@ -3,6 +3,7 @@
 W is the world size. Without a process group every function here is the identity for W = 1.
 """
 
+import contextlib
 import datetime
 import logging
 import os
@@ -11,6 +12,8 @@ import subprocess
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from util.errors import UsageError
 
@@ -136,6 +139,25 @@ def _choose_device(flag: str, local_rank: int) -> torch.device:
     index = device.index if device.index is not None else local_rank % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def wrap(model: nn.Module, device: torch.device, **options) -> nn.Module:
+    """The model inside DDP; itself where there is one process."""
+    if not is_distributed():
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **options)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def hold_gradients(model: nn.Module, hold: bool) -> contextlib.AbstractContextManager:
+    """While it holds, DDP adds gradients up and does not exchange them."""
+    if hold and isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
 def barrier() -> None:

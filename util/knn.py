@@ -22,7 +22,7 @@ def extract_features(
     was_training = encoder.training
     encoder.eval()
     features, targets = [], []
-    for _, imgs, target in batches.epoch():
+    for imgs, target in batches.epoch():
         imgs = normalize(imgs.to(device, non_blocking=True))
         features.append(encoder(imgs).float().cpu())
         targets.append(target)

@@ -4,7 +4,6 @@ A global micro-batch holds W·`batch_size` images, of which rank r takes every W
 """
 
 import logging
-import os
 import signal
 from collections.abc import Iterator
 
@@ -76,19 +75,18 @@ class Batches:
 
     def epoch(
         self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset()
-    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """(micro-batch number, images, targets) from micro-batch `start` on, but for `skip`."""
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(images, targets) of micro-batch `start` and those that follow, but for `skip`."""
         order = self._order(epoch)
-        numbers = [n for n in range(start, len(self)) if n not in skip]
-        plan = [(n, [(epoch, index) for index in self._own_slice(order, n)]) for n in numbers]
-        plan = [(n, items) for n, items in plan if items]
+        slices = [self._own_slice(order, n) for n in range(start, len(self)) if n not in skip]
+        plan = [[(epoch, index) for index in ids] for ids in slices if ids]
         done = restarts = 0
         while done < len(plan):
-            self.plan = [items for _, items in plan[done:]]
+            self.plan = plan[done:]
             try:
                 for imgs, targets, bad in self.loader:
                     self._count_bad(bad)
-                    yield plan[done][0], imgs, targets
+                    yield imgs, targets
                     done, restarts = done + 1, 0
             except RuntimeError as error:
                 restarts += 1

@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 
 import torch
@@ -94,7 +93,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 class Journal:
-    """`log.txt` (one JSON object per epoch), TensorBoard scalars, `results.json`.
+    """`log.txt` (one JSON object per epoch) and TensorBoard scalars.
 
     log.txt holds nothing that depends on the clock: an interrupted and resumed run writes the
     same file as an undisturbed one.
@@ -104,7 +103,6 @@ class Journal:
         self.output_dir = output_dir
         self.path = os.path.join(output_dir, "log.txt")
         self.tensorboard = None
-        self.started = time.monotonic()
         if not distributed.is_main():
             return
         self._forget_after(progress.epoch)
@@ -165,28 +163,26 @@ class Journal:
         if self.tensorboard is not None:
             self.tensorboard.add_image(name, image, step)
 
-    def results(self, numbers: Mapping[str, float | int | str]) -> None:
-        """Write the run's final numbers with what is needed to repeat them."""
-        if not distributed.is_main():
-            return
-        record = _finite(numbers) | {
-            "seconds": round(time.monotonic() - self.started, 1),
-            "command": " ".join(["python", *sys.argv]),
-            "commit": _commit(),
-            "versions": {
-                "python": sys.version.split()[0], "torch": torch.__version__,
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            },
-            "processes": distributed.world_size(),
-        }  # fmt: skip
-        path = os.path.join(self.output_dir, "results.json")
-        with open(path + ".tmp", "w") as file:
-            json.dump(record, file, indent=2)
-        os.replace(path + ".tmp", path)
-
     def close(self) -> None:
         if self.tensorboard is not None:
             self.tensorboard.close()
+
+
+def write_results(output_dir: str, numbers: Mapping[str, float | int | str], seconds: float):
+    """Write results.json: a run's final numbers with what is needed to repeat them."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    record = _finite(numbers) | {
+        "seconds": round(seconds, 1),
+        "command": " ".join(["python", *sys.argv]),
+        "commit": _commit(),
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "device": device,
+        "processes": distributed.world_size(),
+    }
+    path = os.path.join(output_dir, "results.json")
+    with open(path + ".tmp", "w") as file:
+        json.dump(record, file, indent=2)
+    os.replace(path + ".tmp", path)
 
 
 def _finite(numbers: Mapping) -> dict:

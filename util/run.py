@@ -5,11 +5,13 @@ save, to stop, or to roll back.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,9 @@ from util.checkpoint import Checkpointer, OutputFolder, Progress, Stateful, requ
 from util.errors import EXIT_MEMORY, RunError
 from util.loader import Batches
 from util.logging import ProgressLine, setup_logging
-from util.metrics import Journal, Meters, NonFiniteLoss
-from util.randomness import STREAM_INIT, seed_libraries
+from util.metrics import Journal, Meters, NonFiniteLoss, write_results
+from util.optim import cosine_lr, set_lr, steps_per_epoch
+from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.signals import StopSignal
 
 log = logging.getLogger(__name__)
@@ -33,10 +36,10 @@ class Run:
     """
 
     def __init__(self, args: argparse.Namespace):
-        self.args = args
+        self.args, self.started = args, time.monotonic()
         self.device = distributed.init_process_group(args.device, args.dist_timeout)
         setup_logging()
-        self.folder = OutputFolder(args.output_dir, resume=bool(getattr(args, "resume", "")))
+        self.folder = OutputFolder(args.output_dir)
         self.progress = Progress()
         self.signals = StopSignal()
         self.checkpointer: Checkpointer | None = None
@@ -66,14 +69,45 @@ class Run:
         )
         self.batches = batches
         self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
+        if not args.resume:
+            self.folder.set_aside()
         self.checkpointer.resume(args.resume)
         self.journal = Journal(args.output_dir, self.progress)
         self.meters = Meters(self.progress, self.device)
-        self.saved_at = self.progress.total_steps
         if args.on_nonfinite == "rollback" and self.progress.total_steps == 0:
             self.checkpointer.save()
 
     # ------------------------------------------------------------------------------- every step
+
+    def steps(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, Iterator]]:
+        """The rest of the epoch in which the progress stands, a step at a time.
+
+        Before a step its learning rate is set and the libraries are seeded for it and this rank.
+
+        Yields:
+            the number of the step's micro-batches, and an iterator over them.
+        """
+        args, progress, batches = self.args, self.progress, self.batches
+        num_steps = steps_per_epoch(len(batches), args.accum_iter)
+        before = progress.total_steps - progress.step
+        passed_over = {total - before for total in progress.skipped}
+        skip = frozenset(
+            step * args.accum_iter + m for step in passed_over for m in range(args.accum_iter)
+        )
+        stream = batches.epoch(progress.epoch, progress.step * args.accum_iter, skip)
+        self.line = ProgressLine(f"epoch {progress.epoch}", num_steps, args.log_every)
+        while progress.step < num_steps:
+            if progress.step in passed_over:
+                progress.step += 1
+                progress.total_steps += 1
+                continue
+            fraction = progress.epoch + progress.step / num_steps
+            self.lr = cosine_lr(fraction, args.lr, args.min_lr, args.warmup_epochs, args.epochs)
+            set_lr(optimizer, self.lr)
+            rank = distributed.rank()
+            seed_libraries(args.seed, STREAM_STEP, progress.total_steps, rank, device=self.device)
+            num_micro = min(args.accum_iter, len(batches) - progress.step * args.accum_iter)
+            yield num_micro, itertools.islice(stream, num_micro)
 
     def is_finished(self) -> bool:
         """All epochs are done, or --max_steps."""
@@ -81,7 +115,7 @@ class Run:
         return self.progress.epoch >= self.args.epochs or bool(out_of_steps)
 
     def after_step(
-        self, losses: Mapping[str, Tensor], line: ProgressLine, scalars: Callable[[], dict]
+        self, losses: Mapping[str, Tensor], scalars: Callable[[], dict] = dict
     ) -> bool:
         """Count a step; log, save and stop as the flags and signals say.
 
@@ -101,19 +135,21 @@ class Run:
         progress.total_steps += 1
         if progress.total_steps % args.log_every == 0:
             means = self.meters.check()
-            numbers = {f"train/{name}": value for name, value in (means | scalars()).items()}
-            self.journal.scalars(numbers, progress.total_steps)
-            shown = [f"{name.removeprefix('train/')} {v:.4g}" for name, v in numbers.items()]
-            line.update(progress.step, "  ".join(shown))
+            numbers = means | scalars() | {"lr": self.lr}
+            self.journal.scalars(
+                {f"train/{name}": value for name, value in numbers.items()}, progress.total_steps
+            )
+            shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
+            self.line.update(progress.step, "  ".join(shown))
         else:
-            line.update(progress.step)
+            self.line.update(progress.step)
         stop = self.signals.agreed()
         every = args.save_every_steps
         if stop or (every and progress.total_steps % every == 0):
             saved = self.save()
             if stop:
                 require_saved(saved, args.output_dir)
-                line.close()
+                self.line.close()
                 self.signals.leave()
         return bool(args.max_steps and progress.total_steps >= args.max_steps)
 
@@ -122,7 +158,6 @@ class Run:
         self.meters.check()
         self._check_weights()
         self.meters.store()
-        self.saved_at = self.progress.total_steps
         return self.checkpointer.save(keep_as)
 
     def _check_weights(self) -> None:
@@ -137,10 +172,17 @@ class Run:
 
     def close_epoch(self) -> dict[str, float]:
         """Count an epoch; returns its mean losses over all ranks."""
+        self.line.close()
         self.meters.check()
         self.progress.epoch += 1
         self.progress.step = 0
         return self.meters.close_epoch()
+
+    def with_best(self, scores: dict[str, float]) -> dict[str, float]:
+        """Test scores, with the best top-1 accuracy so far."""
+        best = max(scores["acc1"], self.progress.best.get("acc1", 0.0))
+        self.progress.best = {"acc1": best}
+        return {f"test_{name}": value for name, value in scores.items()} | {"max_acc1": best}
 
     def save_epoch(self) -> None:
         """Save where the flags say that this epoch is saved, and after the last one."""
@@ -152,9 +194,20 @@ class Run:
             if last:
                 require_saved(saved, args.output_dir)
 
+    def log_epoch(self, means: dict[str, float], extra: dict[str, float | int]) -> None:
+        """A line in log.txt and on TensorBoard: the epoch's mean losses and what else is known."""
+        numbers = {"epoch": self.progress.epoch - 1, "steps": self.progress.total_steps}
+        numbers |= {f"train_{name}": value for name, value in means.items()} | extra
+        self.journal.epoch(numbers)
+        self.journal.scalars(numbers, self.progress.total_steps)
+
     def finish(self, **numbers: float | int | str) -> None:
-        """Write results.json: the last line of the log and what else is given."""
-        self.journal.results(self.journal.last_line() | numbers)
+        """Write results.json: the last line of the log, if any, and what else is given."""
+        if not distributed.is_main():
+            return
+        numbers = (self.journal.last_line() if self.journal else {}) | numbers
+        log.info("\n".join(f"{name}: {value}" for name, value in numbers.items()))
+        write_results(self.args.output_dir, numbers, time.monotonic() - self.started)
 
     # --------------------------------------------------------------------------- non-finite losses
 
@@ -195,10 +248,12 @@ class Run:
         log.error("the batch that did it is written down in %s", path)
 
 
-def run_main(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+def run_main(
+    main: Callable[[argparse.Namespace], None], parse_args: Callable[[], argparse.Namespace]
+) -> None:
     """Run a main; what a user can mend becomes one line on stderr and an exit status."""
     try:
-        main(args)
+        main(parse_args())
     except RunError as error:
         _exit(f"error: {error}", error.status)
     except torch.OutOfMemoryError:

@@ -1,0 +1,79 @@
+"""One epoch of supervised training, for fine-tuning and linear probing; and evaluation."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from util import distributed
+from util.distributed import hold_gradients
+from util.loader import Batches
+from util.optim import Precision
+from util.run import Run
+
+# (images [B, C, H, W], targets [B]) -> the same, augmented; targets may become [B, classes].
+BatchAugmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def train_one_epoch(
+    model: nn.Module,
+    prepare: BatchAugmentation,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    run: Run,
+    smoothing: float = 0.0,
+) -> dict[str, float]:
+    """Train the rest of the epoch in which `run.progress` stands.
+
+    Args:
+        model: inputs -> logits [B, classes]; maybe inside DDP.
+        prepare: normalises a batch on the device, and erases or mixes.
+        smoothing: label smoothing of hard targets.
+
+    Returns:
+        The epoch's mean `loss` and `grad_norm` over all ranks.
+    """
+    model.train()
+    for num_micro, micro_batches in run.steps(optimizer):
+        loss = torch.zeros((), device=run.device)
+        for micro, (inputs, targets) in enumerate(micro_batches):
+            inputs, targets = prepare(
+                inputs.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
+            )
+            with hold_gradients(model, micro < num_micro - 1):
+                with precision.autocast():
+                    logits = model(inputs)
+                part = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+                precision.backward(part / num_micro)
+            loss += part.detach() / num_micro
+        losses = {"loss": loss, "grad_norm": precision.step(optimizer, run.args.clip_grad)}
+        if run.after_step(losses):
+            break
+    return run.close_epoch()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision,
+    device: torch.device,
+) -> dict[str, float]:  # fmt: skip
+    """Top-1 and top-5 accuracy (percent) and loss over a whole set, for any number of ranks.
+
+    Each image counts once, whatever the world size.
+    """
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct, in top 5, loss, images
+    for inputs, targets in batches.epoch():
+        inputs = normalize(inputs.to(device, non_blocking=True))
+        targets = targets.to(device, non_blocking=True)
+        with precision.autocast():
+            logits = model(inputs)
+        logits = logits.float()
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        sums += torch.stack(
+            [hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(targets), device=device)]
+        ).double()
+    correct, in_top5, loss, images = distributed.reduce_sum(sums).tolist()
+    return {"acc1": 100 * correct / images, "acc5": 100 * in_top5 / images, "loss": loss / images}

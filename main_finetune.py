@@ -1,0 +1,189 @@
+"""Fine-tune a pre-trained encoder end to end, or evaluate a fine-tuned one (--eval).
+
+    python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth
+"""
+
+import argparse
+import logging
+
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+
+import models_vit
+from engine_finetune import evaluate, train_one_epoch
+from util import args as arguments
+from util import distributed, optim, preflight
+from util.args import number
+from util.checkpoint import load_weights
+from util.datasets import DATASETS, TransformedImages, load_images
+from util.errors import UsageError
+from util.loader import Batches
+from util.metrics import NonFiniteLoss
+from util.run import Run, run_main
+from util.transforms import AutoAugment, CropAndFlip, Normalize, ResizeCenterCrop
+
+log = logging.getLogger(__name__)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = arguments.ArgumentParser(description=__doc__)
+    arguments.add_data_flags(parser)
+    arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes")
+    arguments.add_run_flags(parser, "output_dir/finetune")
+    arguments.add_checkpoint_flags(parser)
+    parser.set_defaults(epochs=100, min_lr=1e-6)
+
+    add = parser.add_argument_group("model").add_argument
+    add("--finetune", default="", help="the pre-trained checkpoint; none: train from scratch")
+    add("--model", choices=models_vit.SIZES, metavar="NAME",
+        help=f"one of {', '.join(models_vit.SIZES)} (default: the checkpoint's, else the data "
+        "set's)")
+    add("--global_pool", action="store_true", default=True,
+        help="classify the mean of the patch tokens (the default)")
+    add("--cls_token", action="store_false", dest="global_pool", help="classify the class token")
+    add("--drop_path", type=number(float, 0, 0.99), default=0.1, help="of the last block")
+    add("--layer_decay", type=number(float, 0, 1), default=0.65, help="of the learning rate")
+    add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    add("--eval", action="store_true", help="only evaluate the model in --resume")
+
+    add = parser.add_argument_group("augmentation").add_argument
+    add("--min_crop", type=number(float, 0.01, 1), default=0.08,
+        help="smallest area of a random resized crop; 1: none")
+    add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
+    add("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment or AutoAugment; none: neither")
+    add("--smoothing", type=number(float, 0, 1), default=0.1, help="label smoothing")
+    add("--reprob", type=number(float, 0, 1), default=0.25, help="random erasing: probability")
+    add("--remode", choices=("pixel", "const", "rand"), default="pixel", help="what it erases to")
+    add("--recount", type=number(int, 1), default=1, help="erased boxes per image")
+    add("--mixup", type=number(float, 0), default=0.8, help="alpha; 0: no mixup")
+    add("--cutmix", type=number(float, 0), default=1.0, help="alpha; 0: no cutmix")
+    add("--cutmix_minmax", type=float, nargs=2, help="range of the box's side, instead of alpha")
+    add("--mixup_prob", type=number(float, 0, 1), default=1.0, help="of either")
+    add("--mixup_switch_prob", type=number(float, 0, 1), default=0.5, help="of cutmix, of both")
+    add("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="one draw per")
+    # fmt: skip
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    args = arguments.parse_args(get_args_parser(), "finetune", argv)
+    if args.lr is None and args.blr is None:
+        args.blr = 5e-4
+    if args.eval and not args.resume:
+        raise UsageError("--eval needs --resume: name the fine-tuned checkpoint")
+    if uses_mixup(args) and args.batch_size % 2:
+        raise UsageError(
+            f"--batch_size {args.batch_size} is odd, and mixup pairs images: use an even one, or "
+            "--mixup 0 --cutmix 0"
+        )
+    return args
+
+
+def uses_mixup(args: argparse.Namespace) -> bool:
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
+def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
+    """The classifier that the flags and the checkpoint describe."""
+    source = args.resume if args.eval else args.finetune
+    pretrained = models_vit.Pretrained(source) if source else None
+    if args.model is None and pretrained and "model" in pretrained.config:
+        args.model = models_vit.encoder_name(pretrained.config["model"])
+    args.model = args.model or f"vit_{DATASETS[args.dataset].size_name}"
+    model = models_vit.build_vit(
+        args.model, num_classes, args.input_size, args.in_chans, args.global_pool, args.drop_path,
+        args.grad_checkpointing,
+    )  # fmt: skip
+    if args.eval:
+        load_weights(model, pretrained.weights, args.resume)
+        return model
+    if pretrained:
+        pretrained.load_into(model)
+        if "head.weight" not in pretrained.weights:
+            nn.init.trunc_normal_(model.head.weight, std=2e-5)
+    return model
+
+
+class BatchAugmentation:
+    """Normalise, erase and mix a batch on the device: (images, targets) -> the same."""
+
+    def __init__(self, args: argparse.Namespace, normalize: nn.Module, num_classes: int):
+        self.normalize = normalize
+        self.erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount)
+        self.mix = None
+        if uses_mixup(args):
+            self.mix = Mixup(
+                mixup_alpha=args.mixup, cutmix_alpha=args.cutmix,
+                cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+                switch_prob=args.mixup_switch_prob, mode=args.mixup_mode,
+                label_smoothing=args.smoothing, num_classes=num_classes,
+            )  # fmt: skip
+
+    def __call__(self, imgs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        self.erase.device = imgs.device
+        imgs = self.erase(self.normalize(imgs))
+        return self.mix(imgs, targets) if self.mix else (imgs, targets)
+
+
+def main(args: argparse.Namespace) -> None:
+    with Run(args) as run:
+        train_images, val_images = (load_images(args, split) for split in ("train", "val"))
+        num_classes = len(train_images.classes)
+        bare = build_model(args, num_classes).to(run.device)
+        args.input_size = list(bare.patch_embed.img_size)
+        normalize = Normalize(args.mean, args.std).to(run.device)
+        augment = None if args.aa == "none" else AutoAugment(args.aa, args.input_size, args.mean)
+        train = CropAndFlip(args.input_size, args.min_crop, args.flip, augment=augment)
+        val = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
+        batches, val_batches = (
+            Batches(
+                TransformedImages(images, transform, args.seed), args.batch_size, training,
+                args.seed, args.num_workers, args.pin_mem and run.device.type == "cuda",
+                args.max_bad_images,
+            )
+            for images, transform, training in (
+                (train_images, train, True), (val_images, val, False),
+            )
+        )  # fmt: skip
+        precision = optim.Precision(args.amp, run.device)
+        if args.eval:
+            return run.finish(**evaluate(bare, val_batches, normalize, precision, run.device))
+
+        args.lr = optim.absolute_lr(args.lr, args.blr, args.accum_iter * batches.global_size)
+        depth = len(bare.blocks)
+        groups = optim.layer_decay_groups(
+            bare, args.weight_decay, lambda name: models_vit.layer_of(name, depth), args.layer_decay
+        )
+        optimizer = optim.adamw(groups)
+        activations = preflight.block_activations(
+            args.batch_size, bare.pos_embed.shape[1], bare.embed_dim, depth,
+            precision.dtype is not None, args.grad_checkpointing,
+        )  # fmt: skip
+        preflight.report(args, bare, batches, precision, 1, activations, run.device)
+        run.start(
+            dict(model=bare, optimizer=optimizer, scaler=precision.scaler),
+            dict(
+                model=args.model, input_size=args.input_size, in_chans=args.in_chans,
+                grid=list(bare.patch_embed.grid_size),
+            ), batches,
+        )  # fmt: skip
+        if args.compile:
+            bare.compile()
+        model = distributed.wrap(bare, run.device)
+        prepare = BatchAugmentation(args, normalize, num_classes)
+        smoothing = 0.0 if prepare.mix else args.smoothing  # mixup smooths its own targets
+
+        while not run.is_finished():
+            try:
+                means = train_one_epoch(model, prepare, optimizer, precision, run, smoothing)
+                scores = evaluate(bare, val_batches, normalize, precision, run.device)
+                run.log_epoch(means, run.with_best(scores))
+                run.save_epoch()
+            except NonFiniteLoss as error:
+                run.recover(error)
+        run.finish()
+
+
+if __name__ == "__main__":
+    run_main(main, parse_args)

@@ -1,0 +1,182 @@
+"""Linear probing (LARS, frozen encoder) or k-NN (--knn) of a pre-trained encoder.
+
+    python main_linprobe.py --finetune output_dir/pretrain/checkpoint-last.pth
+
+Without --finetune it measures a random encoder, with --model pixels the raw images: the two
+baselines that a representation has to beat.
+"""
+
+import argparse
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import models_vit
+from engine_finetune import evaluate, train_one_epoch
+from util import args as arguments
+from util import distributed, optim, preflight
+from util.args import number
+from util.checkpoint import load_weights, read_checkpoint
+from util.datasets import DATASETS, TransformedImages, load_images
+from util.errors import UsageError
+from util.knn import extract_features, weighted_knn
+from util.loader import Batches
+from util.metrics import NonFiniteLoss
+from util.run import Run, run_main
+from util.transforms import CropAndFlip, Normalize, ResizeCenterCrop
+
+log = logging.getLogger(__name__)
+
+MODELS = (*models_vit.SIZES, "pixels")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = arguments.ArgumentParser(description=__doc__)
+    arguments.add_data_flags(parser)
+    arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes")
+    arguments.add_run_flags(parser, "output_dir/linprobe")
+    arguments.add_checkpoint_flags(parser)
+    parser.set_defaults(batch_size=512, epochs=90, warmup_epochs=10, weight_decay=0.0)
+
+    add = parser.add_argument_group("linear probe").add_argument
+    add("--finetune", default="", help="the pre-trained checkpoint; none: a random encoder")
+    add("--model", choices=MODELS, metavar="NAME",
+        help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)")
+    add("--global_pool", action="store_true", help="probe the mean of the patch tokens")
+    add("--cls_token", action="store_false", dest="global_pool",
+        help="probe the class token (the default)")
+    add("--optimizer", choices=("lars", "sgd"), default="lars", help="both with momentum 0.9")
+    add("--min_crop", type=number(float, 0.01, 1), default=0.08,
+        help="smallest area of a random resized crop; 1: none. Without crop and flip the "
+        "features are computed once")
+    add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
+    add("--eval", action="store_true", help="only evaluate the probe in --resume")
+    add("--knn", action="store_true", help="k-NN accuracy of the features instead of a probe")
+    add("--knn_k", type=number(int, 1), default=20, help="neighbours")
+    add("--knn_temperature", type=number(float, 1e-3), default=0.07, help="of their votes")
+    # fmt: skip
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    args = arguments.parse_args(get_args_parser(), "linprobe", argv)
+    if args.lr is None and args.blr is None:
+        args.blr = 0.1
+    if args.eval and not args.resume:
+        raise UsageError("--eval needs --resume: name the probe's checkpoint")
+    return args
+
+
+def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
+    """The frozen encoder that the flags describe, and the width of its features."""
+    pretrained = models_vit.Pretrained(args.finetune) if args.finetune else None
+    if args.model is None and pretrained and "model" in pretrained.config:
+        args.model = models_vit.encoder_name(pretrained.config["model"])
+    args.model = args.model or f"vit_{DATASETS[args.dataset].size_name}"
+    if args.model == "pixels":
+        size = arguments.image_size(args.input_size, 1)
+        return models_vit.Pixels(), args.in_chans * size[0] * size[1]
+    vit = models_vit.build_vit(args.model, 0, args.input_size, args.in_chans, args.global_pool)
+    if pretrained:
+        pretrained.load_into(vit)
+    elif not args.resume:
+        log.warning("no --finetune: the encoder is random")
+    return models_vit.Features(vit), vit.embed_dim
+
+
+class FeatureSet(Dataset):
+    """Features computed once, as the loader reads them: (epoch, index) -> (feature, target, −1)."""
+
+    def __init__(self, source: TransformedImages, features: Tensor, targets: Tensor):
+        self.images, self.features, self.targets = source.images, features, targets
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
+        return self.features[item[1]], int(self.targets[item[1]]), -1
+
+
+def main(args: argparse.Namespace) -> None:
+    with Run(args) as run:
+        encoder, dim = build_encoder(args)
+        encoder.to(run.device)
+        args.input_size = list(arguments.image_size(args.input_size, 1))
+        normalize = Normalize(args.mean, args.std).to(run.device)
+        train_transform = CropAndFlip(args.input_size, args.min_crop, args.flip, tf_style=True)
+        view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
+        train_images, val_images = (load_images(args, split) for split in ("train", "val"))
+        train, val = (
+            TransformedImages(train_images, view if args.knn else train_transform, args.seed),
+            TransformedImages(val_images, view, args.seed),
+        )
+        if args.knn:
+            return knn(args, run, encoder, normalize, train, val)
+
+        probe = models_vit.LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
+        trained: nn.Module = probe
+        if not train_transform.is_random:  # the features never change: compute them once
+            log.info("no augmentation: features of %d images, once", len(train) + len(val))
+            train, val = (
+                FeatureSet(data, *features_of(args, encoder, normalize, data, run))
+                for data in (train, val)
+            )
+            trained, normalize = probe.head, nn.Identity()
+        batches = loader(args, train, run, training=True)
+        val_batches = loader(args, val, run, training=False)
+        precision = optim.Precision(args.amp, run.device)
+        if args.eval:
+            load_weights(probe, read_checkpoint(args.resume)["model"], args.resume)
+            numbers = evaluate(trained, val_batches, normalize, precision, run.device)
+            return run.finish(**numbers)
+
+        args.lr = optim.absolute_lr(args.lr, args.blr, args.accum_iter * batches.global_size)
+        parameters = list(probe.head.parameters())
+        optimizer = (
+            optim.LARS(parameters, weight_decay=args.weight_decay, momentum=0.9)
+            if args.optimizer == "lars"
+            else torch.optim.SGD(parameters, weight_decay=args.weight_decay, momentum=0.9)
+        )
+        preflight.report(args, probe, batches, precision, 1, 0, run.device)
+        run.start(
+            dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
+            dict(model=args.model, input_size=args.input_size, in_chans=args.in_chans), batches,
+        )  # fmt: skip
+        model = distributed.wrap(trained, run.device)
+
+        def prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            return normalize(inputs), targets
+
+        while not run.is_finished():
+            try:
+                means = train_one_epoch(model, prepare, optimizer, precision, run)
+                scores = evaluate(trained, val_batches, normalize, precision, run.device)
+                run.log_epoch(means, run.with_best(scores))
+                run.save_epoch()
+            except NonFiniteLoss as error:
+                run.recover(error)
+        run.finish()
+
+
+def loader(args: argparse.Namespace, data: Dataset, run: Run, training: bool) -> Batches:
+    return Batches(
+        data, args.batch_size, training, args.seed,
+        num_workers=0 if isinstance(data, FeatureSet) else args.num_workers,
+        pin_memory=args.pin_mem and run.device.type == "cuda", max_bad_images=args.max_bad_images,
+    )  # fmt: skip
+
+
+def features_of(args, encoder, normalize, data: TransformedImages, run: Run):
+    return extract_features(encoder, loader(args, data, run, False), normalize, run.device)
+
+
+def knn(args, run: Run, encoder, normalize, train: TransformedImages, val) -> None:
+    features = [features_of(args, encoder, normalize, data, run) for data in (train, val)]
+    accuracy = weighted_knn(*features, args.knn_k, args.knn_temperature, run.device)
+    run.finish(knn_acc1=accuracy)
+
+
+if __name__ == "__main__":
+    run_main(main, parse_args)

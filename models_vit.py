@@ -1,0 +1,187 @@
+"""The encoder for downstream use: a timm ViT that a pre-trained checkpoint fits into."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from util.args import image_size
+from util.checkpoint import read_checkpoint
+from util.errors import UsageError
+from util.pos_embed import interpolate_pos_embed, square_grid
+
+log = logging.getLogger(__name__)
+
+SIZES = {
+    "vit_tiny_patch2": dict(patch_size=2, embed_dim=128, depth=6, num_heads=4),
+    "vit_tiny_patch4": dict(patch_size=4, embed_dim=128, depth=6, num_heads=4),
+    "vit_small_patch16": dict(patch_size=16, embed_dim=384, depth=12, num_heads=6),
+    "vit_base_patch16": dict(patch_size=16, embed_dim=768, depth=12, num_heads=12),
+    "vit_large_patch16": dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16),
+    "vit_huge_patch14": dict(patch_size=14, embed_dim=1280, depth=32, num_heads=16),
+}
+
+# What a pre-training checkpoint has and an encoder has not.
+PRETRAINING_ONLY = ("decoder_", "mask_token", "approximation.")
+
+
+def build_vit(
+    name: str,
+    num_classes: int,
+    img_size: int | Sequence[int],
+    in_chans: int = 3,
+    global_pool: bool = True,
+    drop_path: float = 0.0,
+    grad_checkpointing: bool = False,
+) -> VisionTransformer:
+    """A ViT classifier, images [B, C, H, W] -> logits [B, num_classes].
+
+    Args:
+        global_pool: classify the mean of the patch tokens, normed after pooling; else the class
+            token of the normed tokens. As in MAE.
+        drop_path: the last block's rate of dropped residuals, rising linearly over the blocks.
+    """
+    size = SIZES[name]
+    model = VisionTransformer(
+        img_size=image_size(img_size, size["patch_size"]), in_chans=in_chans,
+        num_classes=num_classes, global_pool="avg" if global_pool else "token",
+        fc_norm=global_pool, drop_path_rate=drop_path, qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6), **size,
+    )  # fmt: skip
+    model.set_grad_checkpointing(grad_checkpointing)
+    return model
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a parameter for layer decay: 0 embeddings, i + 1 block i, depth + 1 the rest."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    if name.startswith(("cls_token", "pos_embed", "patch_embed.")):
+        return 0
+    return depth + 1
+
+
+def encoder_name(pretraining_name: str) -> str:
+    """`mimae_vit_base_patch16` -> `vit_base_patch16`."""
+    return pretraining_name[pretraining_name.find("vit_") :]
+
+
+class Pretrained:
+    """A checkpoint's weights with what is known of the model that they came from.
+
+    Args:
+        path: of this project, or of MAE (`model` or a bare state dict).
+
+    Raises:
+        UsageError: a file that cannot be read or holds no weights.
+    """
+
+    def __init__(self, path: str):
+        state = read_checkpoint(path)
+        self.path = path
+        self.config: dict = state.get("config") or {}
+        weights = state.get("model", state)
+        is_weights = isinstance(weights, dict) and all(
+            isinstance(value, Tensor) for value in weights.values()
+        )
+        if not is_weights or not weights:
+            raise UsageError(f"--finetune {path} holds no model weights: name a checkpoint")
+        self.weights: dict[str, Tensor] = dict(weights)
+
+    def load_into(self, model: VisionTransformer) -> None:
+        """Load what fits, with the position embedding interpolated; log what did not.
+
+        Raises:
+            UsageError: a checkpoint of another architecture; the line says which keys and shapes.
+        """
+        own = model.state_dict()
+        weights = dict(self.weights)
+        if "pos_embed" in weights and weights["pos_embed"].shape[2:] == own["pos_embed"].shape[2:]:
+            weights["pos_embed"] = self._fit_pos_embed(weights["pos_embed"], model)
+        ignored = [k for k in weights if k.startswith(PRETRAINING_ONLY)]
+        ignored += [k for k in weights if k.startswith("head.") and own.keys() >= {k}
+                    and weights[k].shape != own[k].shape]  # fmt: skip
+        for key in ignored:
+            del weights[key]
+        left_over = [k for k in weights if k not in own]
+        missing = [k for k in own if k not in weights]
+        new = ("head.", "fc_norm.")
+        wrong = [
+            f"{k} {list(weights[k].shape)} instead of {list(own[k].shape)}"
+            for k in own
+            if k in weights and weights[k].shape != own[k].shape
+        ]
+        wrong += [f"{k} is missing" for k in missing if not k.startswith(new)]
+        wrong += [f"{k} is unknown" for k in left_over if not k.startswith(("norm.", *new))]
+        if wrong:
+            raise UsageError(
+                f"--finetune {self.path} is of another architecture, {len(wrong)} differences: "
+                f"{'; '.join(wrong[:3])}. Check --model, --in_chans and --input_size"
+            )
+        model.load_state_dict(weights, strict=False)
+        log.info(
+            "loaded %s: %d tensors; new: %s; left over: %s",
+            self.path, len(own) - len(missing), _prefixes(missing), _prefixes(ignored + left_over),
+        )  # fmt: skip
+
+    def _fit_pos_embed(self, pos_embed: Tensor, model: VisionTransformer) -> Tensor:
+        grid = model.patch_embed.grid_size
+        if pos_embed.shape[1] == model.pos_embed.shape[1] and not self.config:
+            return pos_embed
+        try:
+            old = tuple(self.config.get("grid") or square_grid(pos_embed.shape[1] - 1))
+        except ValueError as error:
+            raise UsageError(f"--finetune {self.path}: pos_embed: {error}") from None
+        if old != tuple(grid):
+            log.info("position embedding: %d x %d -> %d x %d patches", *old, *grid)
+        return interpolate_pos_embed(pos_embed, old, tuple(grid))
+
+
+def _prefixes(keys: list[str]) -> str:
+    return ", ".join(sorted({key.split(".")[0] for key in keys})) or "none"
+
+
+class Features(nn.Module):
+    """What a classifier's head sees: images [B, C, H, W] -> features [B, D]."""
+
+    def __init__(self, vit: VisionTransformer):
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, imgs: Tensor) -> Tensor:
+        return self.vit.forward_head(self.vit.forward_features(imgs), pre_logits=True)
+
+
+class Pixels(nn.Module):
+    """The images themselves as features [B, C·H·W]: the baseline of every representation."""
+
+    def forward(self, imgs: Tensor) -> Tensor:
+        return imgs.flatten(1)
+
+
+class LinearProbe(nn.Module):
+    """A frozen encoder, always in eval mode, under a trained head: images -> logits.
+
+    The head is BatchNorm without affine parameters and a linear layer, as in MAE.
+    """
+
+    def __init__(self, encoder: nn.Module, dim: int, num_classes: int):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False)
+        linear = nn.Linear(dim, num_classes)
+        nn.init.trunc_normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+        self.head = nn.Sequential(nn.BatchNorm1d(dim, affine=False, eps=1e-6), linear)
+
+    def train(self, mode: bool = True) -> "LinearProbe":
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, imgs: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.encoder(imgs)
+        return self.head(features.float())
