@@ -1,6 +1,6 @@
 """Fine-tune a pre-trained encoder end to end, or evaluate a fine-tuned one (--eval).
 
-    python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth
+python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth
 """
 
 import argparse
@@ -36,11 +36,19 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("model").add_argument
     add("--finetune", default="", help="the pre-trained checkpoint; none: train from scratch")
-    add("--model", choices=models_vit.SIZES, metavar="NAME",
+    add(
+        "--model",
+        choices=models_vit.SIZES,
+        metavar="NAME",
         help=f"one of {', '.join(models_vit.SIZES)} (default: the checkpoint's, else the data "
-        "set's)")
-    add("--global_pool", action="store_true", default=True,
-        help="classify the mean of the patch tokens (the default)")
+        "set's)",
+    )
+    add(
+        "--global_pool",
+        action="store_true",
+        default=True,
+        help="classify the mean of the patch tokens (the default)",
+    )
     add("--cls_token", action="store_false", dest="global_pool", help="classify the class token")
     add("--drop_path", type=number(float, 0, 0.99), default=0.1, help="of the last block")
     add("--layer_decay", type=number(float, 0, 1), default=0.65, help="of the learning rate")
@@ -48,8 +56,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--eval", action="store_true", help="only evaluate the model in --resume")
 
     add = parser.add_argument_group("augmentation").add_argument
-    add("--min_crop", type=number(float, 0.01, 1), default=0.08,
-        help="smallest area of a random resized crop; 1: none")
+    add(
+        "--min_crop",
+        type=number(float, 0.01, 1),
+        default=0.08,
+        help="smallest area of a random resized crop; 1: none",
+    )
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
     add("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment or AutoAugment; none: neither")
     add("--smoothing", type=number(float, 0, 1), default=0.1, help="label smoothing")

@@ -42,15 +42,27 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("linear probe").add_argument
     add("--finetune", default="", help="the pre-trained checkpoint; none: a random encoder")
-    add("--model", choices=MODELS, metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)")
+    add(
+        "--model",
+        choices=MODELS,
+        metavar="NAME",
+        help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)",
+    )
     add("--global_pool", action="store_true", help="probe the mean of the patch tokens")
-    add("--cls_token", action="store_false", dest="global_pool",
-        help="probe the class token (the default)")
+    add(
+        "--cls_token",
+        action="store_false",
+        dest="global_pool",
+        help="probe the class token (the default)",
+    )
     add("--optimizer", choices=("lars", "sgd"), default="lars", help="both with momentum 0.9")
-    add("--min_crop", type=number(float, 0.01, 1), default=0.08,
+    add(
+        "--min_crop",
+        type=number(float, 0.01, 1),
+        default=0.08,
         help="smallest area of a random resized crop; 1: none. Without crop and flip the "
-        "features are computed once")
+        "features are computed once",
+    )
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
     add("--eval", action="store_true", help="only evaluate the probe in --resume")
     add("--knn", action="store_true", help="k-NN accuracy of the features instead of a probe")

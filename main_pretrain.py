@@ -41,42 +41,97 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(weight_decay=0.05, warmup_epochs=10, epochs=200)
 
     add = parser.add_argument_group("model and method").add_argument
-    add("--model", choices=sorted(MODELS), metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default: the data set's)")
-    add("--num_masks", type=number(int, 0), default=4,
-        help="N, masks per image; 0: complete masking, max(2, round(1 / (1 - mask_ratio)))")
+    add(
+        "--model",
+        choices=sorted(MODELS),
+        metavar="NAME",
+        help=f"one of {', '.join(MODELS)} (default: the data set's)",
+    )
+    add(
+        "--num_masks",
+        type=number(int, 0),
+        default=4,
+        help="N, masks per image; 0: complete masking, max(2, round(1 / (1 - mask_ratio)))",
+    )
     add("--mask_ratio", type=float, default=0.75, help="masked share of the patches")
-    add("--mask_type", choices=("orthogonal", "independent"), default="orthogonal",
-        help="disjoint visible sets, or a new draw for each mask")
-    add("--norm_pix_loss", action=argparse.BooleanOptionalAction, default=True,
-        help="predict pixels normalised per patch")
+    add(
+        "--mask_type",
+        choices=("orthogonal", "independent"),
+        default="orthogonal",
+        help="disjoint visible sets, or a new draw for each mask",
+    )
+    add(
+        "--norm_pix_loss",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="predict pixels normalised per patch",
+    )
     add("--lambda_rec", type=number(float, 0), default=1.0, help="weight of the reconstruction")
-    add("--lambda_max", type=number(float, 0), default=1.0, help="lambda 1, of InfoNCE. With "
-        "--accum_iter its negatives come from one micro-batch only")
+    add(
+        "--lambda_max",
+        type=number(float, 0),
+        default=1.0,
+        help="lambda 1, of InfoNCE. With --accum_iter its negatives come from one micro-batch only",
+    )
     add("--lambda_min", type=number(float, 0), default=10.0, help="lambda 2, of CLUB")
     add("--temperature", type=float, default=0.1, help="of InfoNCE (our choice)")
-    add("--latent_pool", choices=("cls", "mean"), default="cls",
-        help="the latent: class token, or mean of the visible patch tokens (our choice)")
-    add("--club_level", choices=("image", "token"), default="image",
-        help="CLUB on one row per masked image, or per visible token (our choice)")
-    add("--train_approximation", action="store_true", default=True,
-        help="train the approximation network")
-    add("--no_train_approximation", action="store_false", dest="train_approximation",
-        help="leave it at its random weights (the paper's ablation d)")
-    add("--mi_start_loss", type=float, default=0.9,
+    add(
+        "--latent_pool",
+        choices=("cls", "mean"),
+        default="cls",
+        help="the latent: class token, or mean of the visible patch tokens (our choice)",
+    )
+    add(
+        "--club_level",
+        choices=("image", "token"),
+        default="image",
+        help="CLUB on one row per masked image, or per visible token (our choice)",
+    )
+    add(
+        "--train_approximation",
+        action="store_true",
+        default=True,
+        help="train the approximation network",
+    )
+    add(
+        "--no_train_approximation",
+        action="store_false",
+        dest="train_approximation",
+        help="leave it at its random weights (the paper's ablation d)",
+    )
+    add(
+        "--mi_start_loss",
+        type=float,
+        default=0.9,
         help="epsilon of Assumption 3: the MI losses count once the running mean of the "
         "reconstruction loss has been below it; inf: from the first step (the paper's number is "
-        "not known; ours, where the reconstruction explains a tenth of the variance)")
+        "not known; ours, where the reconstruction explains a tenth of the variance)",
+    )
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
-    add("--min_crop", type=number(float, 0.01, 1), default=0.2,
-        help="smallest area of a random resized crop; 1: none")
+    add(
+        "--min_crop",
+        type=number(float, 0.01, 1),
+        default=0.2,
+        help="smallest area of a random resized crop; 1: none",
+    )
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
 
     add = parser.add_argument_group("monitoring").add_argument
-    add("--knn_every", type=number(int, 0), default=0,
-        help="epochs between k-NN evaluations of the class token; 0: none")
-    add("--visualize", type=number(int, 0), nargs="?", const=4, default=0, metavar="IMAGES",
-        help="at the end, write reconstructions of so many images (4) to reconstructions.png")
+    add(
+        "--knn_every",
+        type=number(int, 0),
+        default=0,
+        help="epochs between k-NN evaluations of the class token; 0: none",
+    )
+    add(
+        "--visualize",
+        type=number(int, 0),
+        nargs="?",
+        const=4,
+        default=0,
+        metavar="IMAGES",
+        help="at the end, write reconstructions of so many images (4) to reconstructions.png",
+    )
     add("--visualize_stats", choices=("true", "visible"), default="true",
         help="de-normalise predicted patches with their own or the visible patches' mean and "
         "variance")  # fmt: skip
@@ -130,7 +185,10 @@ def main(args: argparse.Namespace) -> None:
         if args.accum_iter > 1 and args.lambda_max > 0:
             log.info("InfoNCE's negatives come from one micro-batch of the %d", args.accum_iter)
         run.start(
-            dict(model=bare, optimizer=optimizer, scaler=precision.scaler, gate=BufferState(bare.gate)),
+            dict(
+                model=bare, optimizer=optimizer, scaler=precision.scaler,
+                gate=BufferState(bare.gate),
+            ),
             describe(args, bare), batches,
         )  # fmt: skip
         if args.compile:
@@ -185,9 +243,7 @@ class _KNN:
     """k-NN accuracy (percent) of the class token, on the labelled training and the test split."""
 
     def __init__(self, args: argparse.Namespace, run: Run, normalize: nn.Module):
-        view = ResizeCenterCrop(
-            tuple(args.input_size), DATASETS[args.dataset].crop_share
-        )
+        view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
         self.run, self.normalize = run, normalize
         self.loaders = [
             Batches(

@@ -51,21 +51,38 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--dataset", choices=sorted(DATASETS), metavar="NAME",
+    add(
+        "--dataset",
+        choices=sorted(DATASETS),
+        metavar="NAME",
         help=f"one of {', '.join(DATASETS)}; digits where no --data_path is given, else "
-        "image_folder. It brings the defaults of the flags whose help says 'data set'")
+        "image_folder. It brings the defaults of the flags whose help says 'data set'",
+    )
     add("--data_path", default="", help="the data's folder; image_folder: with train/ and val/")
     add("--download", action="store_true", help="let torchvision download what is missing")
-    add("--input_size", type=number(int, 1), nargs="+", metavar="PX",
-        help="pixels: one number, or height and width (default: the data set's)")
+    add(
+        "--input_size",
+        type=number(int, 1),
+        nargs="+",
+        metavar="PX",
+        help="pixels: one number, or height and width (default: the data set's)",
+    )
     add("--in_chans", type=number(int, 1), help="image channels (default: the data set's)")
     add("--mean", type=float, nargs="+", help="per channel, of values in 0..1 (data set's)")
     add("--std", type=number(float, 1e-6), nargs="+", help="per channel (data set's)")
-    add("--train_fraction", type=number(float, 1e-9, 1.0), default=1.0,
-        help="train on this share of each class, drawn once and for all")
+    add(
+        "--train_fraction",
+        type=number(float, 1e-9, 1.0),
+        default=1.0,
+        help="train on this share of each class, drawn once and for all",
+    )
     add("--subset_file", default="", help="train on the images listed in this file, a name a line")
-    add("--max_bad_images", type=number(int, 0), default=100,
-        help="unreadable images are logged and replaced; more of them than this end the run")
+    add(
+        "--max_bad_images",
+        type=number(int, 0),
+        default=100,
+        help="unreadable images are logged and replaced; more of them than this end the run",
+    )
     add("--num_workers", type=number(int, 0), default=10, help="processes that load images")
     add("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
         help="pinned memory, for faster copies to the GPU")  # fmt: skip
@@ -75,8 +92,12 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> 
     group = parser.add_argument_group("optimisation")
     add = group.add_argument
     add("--batch_size", type=number(int, 1), default=64, help="images per GPU and micro-batch")
-    add("--accum_iter", type=number(int, 1), default=1,
-        help="micro-batches whose gradients make one step")
+    add(
+        "--accum_iter",
+        type=number(int, 1),
+        default=1,
+        help="micro-batches whose gradients make one step",
+    )
     add("--epochs", type=number(int, 1), default=100, help="passes over the data")
     add("--warmup_epochs", type=number(float, 0), default=5, help="epochs of linear warm-up")
     add("--lr", type=number(float, 0), help="absolute learning rate, instead of --blr")
@@ -93,9 +114,13 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     add("--output_dir", default=output_dir, help="checkpoints, log.txt, results.json, TensorBoard")
     add("--seed", type=int, default=0, help="every random number is a function of it")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto",
+    add(
+        "--amp",
+        choices=("auto", "bf16", "fp16", "none"),
+        default="auto",
         help="mixed precision; auto: bf16 where the GPU computes in it, else fp16 with loss "
-        "scaling; fp32 on a CPU")
+        "scaling; fp32 on a CPU",
+    )
     add("--compile", action="store_true", help="torch.compile the model")
     add("--log_every", type=number(int, 1), default=20, help="steps between lines of the log")
     add("--dist_timeout", type=number(float, 0.01), default=10.0,
@@ -105,17 +130,29 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("checkpoints")
     add = group.add_argument
-    add("--resume", default="",
-        help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any")
+    add(
+        "--resume",
+        default="",
+        help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any",
+    )
     add("--save_every_epochs", type=number(int, 1), default=1, help="epochs between checkpoints")
     add("--save_every_steps", type=number(int, 1), help="steps between checkpoints, too")
     add("--keep_checkpoints", type=number(int, 1), default=2, help="how many of the last to keep")
-    add("--keep_epochs", type=number(int, 1), nargs="*", default=[],
-        help="epochs after which checkpoint-<epoch>.pth is kept for good")
-    add("--on_nonfinite", choices=("stop", "rollback"), default="stop",
+    add(
+        "--keep_epochs",
+        type=number(int, 1),
+        nargs="*",
+        default=[],
+        help="epochs after which checkpoint-<epoch>.pth is kept for good",
+    )
+    add(
+        "--on_nonfinite",
+        choices=("stop", "rollback"),
+        default="stop",
         help="a NaN or infinite loss: stop, or go back to the last checkpoint and pass over "
-        "that step's batch")
-    add("--max_rollbacks", type=number(int, 1), default=5, help="then stop all the same")  # fmt: skip
+        "that step's batch",
+    )
+    add("--max_rollbacks", type=number(int, 1), default=5, help="after so many, stop")  # fmt: skip
 
 
 def parse_args(

@@ -217,7 +217,7 @@ class DatasetInfo:
         )  # fmt: skip
 
 
-_SMALL_PROBE = dict(min_crop=1.0, flip=False, batch_size=256, blr=1.0)
+_SMALL_PROBE = dict(min_crop=1.0, flip=False, batch_size=256, optimizer="sgd", blr=0.5)
 
 
 def _small(size_name: str, flip: bool, pretrain: dict) -> dict:

@@ -17,9 +17,7 @@ def absolute_lr(lr: float | None, blr: float, samples_per_step: int) -> float:
     return lr if lr is not None else blr * samples_per_step / 256
 
 
-def cosine_lr(
-    epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float
-) -> float:
+def cosine_lr(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
     """Linear warm-up from 0, then half a cosine down to `min_lr`; `epoch` may be fractional."""
     if epoch < warmup_epochs:
         return lr * epoch / warmup_epochs

@@ -114,9 +114,7 @@ class Run:
         out_of_steps = self.args.max_steps and self.progress.total_steps >= self.args.max_steps
         return self.progress.epoch >= self.args.epochs or bool(out_of_steps)
 
-    def after_step(
-        self, losses: Mapping[str, Tensor], scalars: Callable[[], dict] = dict
-    ) -> bool:
+    def after_step(self, losses: Mapping[str, Tensor], scalars: Callable[[], dict] = dict) -> bool:
         """Count a step; log, save and stop as the flags and signals say.
 
         Args:
