@@ -68,7 +68,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--knn", action="store_true", help="k-NN accuracy of the features instead of a probe")
     add("--knn_k", type=number(int, 1), default=20, help="neighbours")
     add("--knn_temperature", type=number(float, 1e-3), default=0.07, help="of their votes")
-    # fmt: skip
     return parser
 
 
