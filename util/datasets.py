@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -120,7 +121,14 @@ def _read_idx(folder: str, name: str) -> np.ndarray:
                         data = file.read()
                     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
                     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
-                except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
+                except (
+                    OSError,
+                    EOFError,
+                    IndexError,
+                    ValueError,
+                    struct.error,
+                    zlib.error,
+                ) as error:
                     raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
     raise UsageError(
         f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use --download, "
