@@ -171,16 +171,30 @@ def _image_folder(split: str, data_path: str, in_chans: int, download: bool) -> 
     paths = find_images(folder)
     if not paths:
         raise UsageError(f"--data_path {folder} holds no image: name a folder with images")
-    classes = sorted({path.split(os.sep)[0] for path in paths if os.sep in path})
     loose = [path for path in paths if os.sep not in path]
     if loose:
         raise UsageError(
             f"--data_path {folder} has images that lie in no class folder ({loose[0]}): put each "
             "into CLASS/, or pre-train with --dataset flat"
         )
+    of_images = [path.split(os.sep)[0] for path in paths]
+    # A class's number is its place in train/, whichever classes val/ has.
+    train = os.path.join(data_path, "train")
+    classes = _class_folders(train) if os.path.isdir(train) else sorted(set(of_images))
     number = {name: i for i, name in enumerate(classes)}
-    targets = [number[path.split(os.sep)[0]] for path in paths]
+    unknown = sorted(set(of_images) - set(classes))
+    if unknown:
+        raise UsageError(
+            f"--data_path {folder} has class folders that {train} lacks ({unknown[0]}): both "
+            "need the same names"
+        )
+    targets = [number[name] for name in of_images]
     return FileImages(folder, paths, targets, classes, in_chans)
+
+
+def _class_folders(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 def _flat(split: str, data_path: str, in_chans: int, download: bool) -> Images:
