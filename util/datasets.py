@@ -318,10 +318,18 @@ def _listed_subset(images: Images, path: str) -> Images:
             wanted = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--subset_file {path} cannot be read ({error})") from None
-    by_name = {}
+    by_name: dict[str, int] = {}
+    ambiguous = set()
     for index in range(len(images)):
         name = images.name(index)
-        by_name[os.path.basename(name)] = by_name["/".join(name.split(os.sep)[-2:])] = index
+        short = os.path.basename(name)
+        ambiguous.update({short} & by_name.keys())
+        by_name[short] = by_name["/".join(name.split(os.sep)[-2:])] = index
+    doubtful = [name for name in wanted if name in ambiguous]
+    if doubtful:
+        raise UsageError(
+            f"--subset_file {path}: more than one image is called {doubtful[0]}: write CLASS/NAME"
+        )
     absent = [name for name in wanted if name not in by_name]
     if absent or not wanted:
         raise UsageError(
