@@ -25,7 +25,7 @@ from util.loader import Batches
 from util.metrics import NonFiniteLoss
 from util.run import Run, run_main
 from util.transforms import CropAndFlip, Normalize, ResizeCenterCrop
-from util.visualize import MASKED, reconstruction_sheet, to_tensor
+from util.visualize import reconstruction_sheet, to_tensor
 
 log = logging.getLogger(__name__)
 
@@ -281,17 +281,14 @@ def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) ->
     imgs = normalize(imgs.to(run.device))
     noise = torch.rand(model.noise_shape(count), generator=torch.Generator().manual_seed(args.seed))
     is_masked, predicted = model.reconstruct(imgs, noise.to(run.device), args.visualize_stats)
-    hidden = is_masked.view(-1, 1, *model.grid)
-    hidden = hidden.repeat_interleave(model.patch_size, 2).repeat_interleave(model.patch_size, 3)
-    originals = normalize.inverse(imgs)
-    repeated = originals.repeat_interleave(model.num_masks, 0)
-    views = torch.where(hidden, torch.full_like(repeated, MASKED), repeated)
-    stats = f"{args.visualize_stats} patch statistics" if args.norm_pix_loss else "pixels"
+    is_masked = is_masked.view(count, -1, *model.grid)
+    is_masked = is_masked.repeat_interleave(model.patch_size, 2)
+    is_masked = is_masked.repeat_interleave(model.patch_size, 3)  # [B, N, H, W]
+    what = f"{args.visualize_stats} patch statistics" if args.norm_pix_loss else "predicted pixels"
     sheet = reconstruction_sheet(
-        originals, views.unflatten(0, (count, -1)),
-        normalize.inverse(predicted).unflatten(0, (count, -1)),
-        f"{args.model}, epoch {run.progress.epoch}, mask ratio {args.mask_ratio:g}: predicted "
-        f"patches shown with {stats}, visible ones as they are",
+        normalize.inverse(imgs), is_masked, normalize.inverse(predicted).unflatten(0, (count, -1)),
+        f"{args.model}, epoch {run.progress.epoch}, mask ratio {args.mask_ratio:g}: masked patches "
+        f"shown with {what}, visible ones as they are",
     )  # fmt: skip
     path = os.path.join(args.output_dir, "reconstructions.png")
     sheet.save(path)

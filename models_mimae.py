@@ -87,9 +87,9 @@ def latent_similarities(latents: Tensor, temperature: float) -> Tensor:
     """
     latents = F.normalize(full_precision(latents), dim=1)
     similarities = latents @ distributed.gather_with_grad(latents).T / temperature
-    own = torch.arange(len(latents), device=latents.device)
-    is_self = F.one_hot(own + distributed.rank() * len(latents), similarities.shape[1]).bool()
-    return similarities.masked_fill(is_self, -math.inf)
+    row = torch.arange(len(latents), device=latents.device)
+    similarities[row, row + distributed.rank() * len(latents)] = -math.inf
+    return similarities
 
 
 def ids_positives(num_rows: int, num_masks: int, device: torch.device) -> Tensor:
@@ -233,21 +233,12 @@ class MutualInformationModel(nn.Module):
     """
 
     def __init__(
-        self,
-        num_patches: int,
-        dim: int,
-        num_masks: int = 4,
-        mask_ratio: float = 0.75,
-        mask_type: str = "orthogonal",
-        lambda_rec: float = 1.0,
-        lambda_max: float = 1.0,
-        lambda_min: float = 10.0,
-        temperature: float = 0.1,
-        latent_pool: str = "cls",
-        club_level: str = "image",
-        train_approximation: bool = True,
+        self, num_patches: int, dim: int, num_masks: int = 4, mask_ratio: float = 0.75,
+        mask_type: str = "orthogonal", lambda_rec: float = 1.0, lambda_max: float = 1.0,
+        lambda_min: float = 10.0, temperature: float = 0.1, latent_pool: str = "cls",
+        club_level: str = "image", train_approximation: bool = True,
         mi_start_loss: float = math.inf,
-    ):
+    ):  # fmt: skip
         super().__init__()
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
         check_one_of("--latent_pool", latent_pool, ("cls", "mean"))
@@ -343,22 +334,13 @@ class MaskedAutoencoderViT(MutualInformationModel):
     """
 
     def __init__(
-        self,
-        img_size: int | Sequence[int] = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        decoder_embed_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_num_heads: int = 16,
+        self, img_size: int | Sequence[int] = 224, patch_size: int = 16, in_chans: int = 3,
+        embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
+        decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16,
         mlp_ratio: float = 4.0,
         norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
-        norm_pix_loss: bool = False,
-        grad_checkpointing: bool = False,
-        **mutual_information,
-    ):
+        norm_pix_loss: bool = False, grad_checkpointing: bool = False, **mutual_information,
+    ):  # fmt: skip
         height, width = image_size(img_size, patch_size)
         grid = (height // patch_size, width // patch_size)
         super().__init__(grid[0] * grid[1], embed_dim, **mutual_information)

@@ -167,7 +167,7 @@ def parse_args(
     argv = sys.argv[1:] if argv is None else list(argv)
     _refuse_second_lr(parser, argv)
     args = parser.parse_args(argv)
-    if args.lr is not None and args.blr is not None:
+    if getattr(args, "lr", None) is not None and args.blr is not None:
         parser.error("--lr and --blr are both given: use one of them (--lr is absolute)")
     args.dataset = args.dataset or ("image_folder" if args.data_path else "digits")
     info = DATASETS[args.dataset]

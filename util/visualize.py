@@ -5,19 +5,20 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 MARGIN, HEADER, BACKGROUND, INK = 6, 20, (255, 255, 255), (20, 20, 20)
-MASKED = 0.55  # the grey of a masked patch
+MASKED = (0.36, 0.47, 0.66)  # a colour that no grey image has
 
 
 def reconstruction_sheet(
-    originals: Tensor, views: Tensor, reconstructions: Tensor, caption: str, min_cell: int = 112
+    originals: Tensor, is_masked: Tensor, predicted: Tensor, caption: str, min_cell: int = 112
 ) -> Image.Image:
     """One row an image: the original, then for each mask what it sees and what is predicted.
 
     Args:
-        originals: [B, C, H, W] in 0..1. views, reconstructions: [B, N, C, H, W].
-        caption: what the reconstructions show, written above them.
+        originals: [B, C, H, W] in 0..1. predicted: [B, N, C, H, W] in 0..1.
+        is_masked: [B, N, H, W], True where a mask hides a pixel.
+        caption: what the predictions show, written above them.
     """
-    num_images, num_masks, _, height, width = views.shape
+    num_images, num_masks, _, height, width = predicted.shape
     scale = max(1, -(-min_cell // min(height, width)))
     cell_w, cell_h = width * scale, height * scale
     columns = 1 + 2 * num_masks
@@ -37,14 +38,22 @@ def reconstruction_sheet(
         label = "original" if column == 0 else f"mask {mask}" if column % 2 else f"predicted {mask}"
         draw.text((MARGIN + column * (cell_w + MARGIN), HEADER + 2), label, INK, font)
     for row in range(num_images):
-        cells = [originals[row]]
+        original = to_image(originals[row])
+        cells = [original]
         for mask in range(num_masks):
-            cells += [views[row, mask], reconstructions[row, mask]]
+            cells += [_hide(original, is_masked[row, mask]), to_image(predicted[row, mask])]
         for column, cell in enumerate(cells):
-            image = to_image(cell).resize((cell_w, cell_h), Image.NEAREST)
+            image = cell.resize((cell_w, cell_h), Image.NEAREST)
             left = MARGIN + column * (cell_w + MARGIN)
             sheet.paste(image, (left, 2 * HEADER + row * (cell_h + MARGIN)))
     return sheet
+
+
+def _hide(image: Image.Image, is_masked: Tensor) -> Image.Image:
+    """Paint over what a mask hides; is_masked [H, W]."""
+    stencil = Image.fromarray(is_masked.cpu().numpy().astype("uint8") * 255)
+    colour = tuple(round(255 * c) for c in MASKED)
+    return Image.composite(Image.new("RGB", image.size, colour), image, stencil)
 
 
 def to_image(x: Tensor) -> Image.Image:
