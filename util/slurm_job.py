@@ -58,6 +58,7 @@ class Job:
             main = importlib.import_module(self.main_module)
             run_main(main.main, main.parse_args)
         except SystemExit as end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # SLURM ends what it has requeued
             if end.code == EXIT_INTERRUPTED and env.global_rank != 0:
                 await_the_end()
             # -1: submitit has requeued the job.
@@ -103,7 +104,6 @@ def is_lost_peer(error: Exception) -> bool:
 
 def await_the_end() -> None:
     """Until rank 0's requeue ends the job: an exit before it would make srun kill rank 0."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(WAIT_SECONDS)
 
 
