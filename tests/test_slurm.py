@@ -23,12 +23,13 @@ pytestmark = pytest.mark.slurm
 
 SPARE = "ci-node3"  # the node that dies
 STEPS_PER_EPOCH = 44  # 1437 digits, a global batch of 32, the last one not whole
-TRAIN = (
-    "--dataset digits --device cpu --num_workers 0 --mi_start_loss inf --warmup_epochs 1 "
-    "--epochs 50 --log_every 1"
-).split()
-JOB = "--nodes 2 --ngpus 0 --cpus_per_task 1 --batch_size 16".split()
-PATIENCE = 150.0  # seconds; all of it passes only where something is wrong
+TRAIN = [
+    *("--dataset", "digits", "--device", "cpu", "--num_workers", "0", "--mi_start_loss", "inf"),
+    *("--warmup_epochs", "1", "--epochs", "50", "--log_every", "1"),
+]
+JOB = ["--nodes", "2", "--ngpus", "0", "--cpus_per_task", "1", "--batch_size", "16"]
+TWO_EPOCHS = ["--max_steps", str(2 * STEPS_PER_EPOCH)]
+PATIENCE = 150.0  # seconds for anything to happen
 
 
 class SlurmJob:
@@ -54,6 +55,13 @@ class SlurmJob:
     def resumed_at(self) -> list[int]:
         return [int(n) for n in re.findall(r"^resumed from .*\((\d+) in all\)", self.log(), re.M)]
 
+    def epoch_after_restart(self) -> int:
+        """The first epoch that it ends after its first restart; 0 before that."""
+        return self.resumed_at()[0] // STEPS_PER_EPOCH + 1 if self.resumed_at() else 0
+
+    def kept(self) -> Path:
+        return self.folder / f"checkpoint-{self.epoch_after_restart()}.pth"
+
     def wait(self, condition, what: str) -> None:
         try:
             wait_for(condition, f"job {self.number}: {what}", PATIENCE)
@@ -71,10 +79,11 @@ class SlurmJob:
     def epochs(self, count: int) -> list[str]:
         return (self.folder / "log.txt").read_text().splitlines()[:count]
 
-    def seconds_to_resume(self, signalled: float, resumed_at: int) -> float:
-        """From `signalled` (time.time()) to the end of the first step after the restart."""
+    def seconds_to_resume(self, disturbed: float) -> float:
+        """From `disturbed` (seconds since 1970) to the end of the first step after the restart."""
         events = EventAccumulator(str(self.folder)).Reload().Scalars("train/loss")
-        return min(event.wall_time for event in events if event.step > resumed_at) - signalled
+        first = self.resumed_at()[-1] + 1
+        return next(event.wall_time for event in events if event.step == first) - disturbed
 
 
 @pytest.fixture(scope="module")
@@ -104,43 +113,60 @@ def submit(cluster: Cluster, runs: Path, *flags: str) -> SlurmJob:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, runs: Path) -> SlurmJob:
-    """A job that keeps the weights of each epoch, for as long as somebody compares with it."""
-    every = [str(epoch) for epoch in range(1, 50)]
-    return submit(cluster, runs, "--sbatch", f"exclude={SPARE}", "--keep_epochs", *every)
-
-
-@pytest.fixture(scope="module")
 def timed_out(cluster: Cluster, runs: Path) -> SlurmJob:
-    """A job with a limit of a minute that is told so 30 seconds before."""
+    """A job with a limit of a minute that is told so 15 seconds before."""
+    limit = ["--timeout", "1", "--signal_delay", "15"]
     every = [str(epoch) for epoch in range(1, 50)]
-    limit = ["--timeout", "1", "--signal_delay", "30"]
     return submit(cluster, runs, "--sbatch", f"exclude={SPARE}", *limit, "--keep_epochs", *every)
 
 
 @pytest.fixture(scope="module")
 def preempted(cluster: Cluster, runs: Path) -> SlurmJob:
-    limit = ["--timeout", "30", "--max_steps", str(2 * STEPS_PER_EPOCH)]
-    return submit(cluster, runs, "--sbatch", f"exclude={SPARE}", *limit)
+    return submit(cluster, runs, "--sbatch", f"exclude={SPARE}", "--timeout", "30", *TWO_EPOCHS)
 
 
 @pytest.fixture(scope="module")
 def on_a_dying_node(cluster: Cluster, runs: Path) -> SlurmJob:
     """A job on the spare node and another one; the third is free for its restart."""
     cluster.run("scontrol", "update", "nodename=ci-node1", "state=drain", "reason=test")
-    limit = ["--save_every_steps", "1", "--max_steps", str(2 * STEPS_PER_EPOCH)]
-    job = submit(cluster, runs, *limit)
+    job = submit(cluster, runs, "--save_every_steps", "1", *TWO_EPOCHS)
     job.wait(lambda: job.state()["JobState"] == "RUNNING", "the start")
-    assert job.state()["NodeList"] == "ci-node[2-3]"
     cluster.run("scontrol", "update", "nodename=ci-node1", "state=resume")
+    assert job.state()["NodeList"] == "ci-node[2-3]"
     return job
+
+
+@pytest.fixture(scope="module")
+def disturbed(cluster, timed_out, preempted, on_a_dying_node) -> dict[SlurmJob, float]:
+    """When (seconds since 1970) each of the three jobs was disturbed; they run side by side."""
+    preempted.wait(lambda: len(preempted.steps()) >= 10, "ten steps")
+    times = {preempted: time.time()}
+    cluster.run("scancel", "--signal=USR2", preempted.number)  # as preemption does
+    on_a_dying_node.wait(lambda: len(on_a_dying_node.steps()) >= 10, "ten steps")
+    times[on_a_dying_node] = time.time()
+    cluster.kill_node(SPARE, on_a_dying_node.number)
+    timed_out.wait(lambda: timed_out.kept().exists(), "an epoch after the restart")
+    cluster.run("scancel", timed_out.number)
+    caught = re.findall(r"\((\S+ \S+),\d+\) - Caught signal SIGUSR2", timed_out.log())
+    times[timed_out] = datetime.datetime.fromisoformat(caught[-1]).timestamp()
+    preempted.wait_for_end()
+    on_a_dying_node.wait_for_end()
+    return times
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, runs, disturbed, timed_out) -> SlurmJob:
+    """A job that keeps the weights of those epochs after which the others are compared."""
+    epoch = timed_out.epoch_after_restart()
+    last = max(2, epoch)
+    kept = ["--keep_epochs", "2", str(epoch), "--max_steps", str(last * STEPS_PER_EPOCH)]
+    return submit(cluster, runs, *kept)
 
 
 def assert_like_undisturbed(job: SlurmJob, undisturbed: SlurmJob, epoch: int, name: str) -> None:
     """Bitwise the same weights and the same log.txt after `epoch` epochs, and no step twice."""
-    kept = undisturbed.folder / f"checkpoint-{epoch}.pth"
-    undisturbed.wait(kept.exists, f"epoch {epoch}")
-    expected, actual = undisturbed.weights(kept.name), job.weights(name)
+    undisturbed.wait_for_end()
+    expected, actual = undisturbed.weights(f"checkpoint-{epoch}.pth"), job.weights(name)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
     assert job.epochs(epoch) == undisturbed.epochs(epoch)
@@ -148,8 +174,13 @@ def assert_like_undisturbed(job: SlurmJob, undisturbed: SlurmJob, epoch: int, na
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_two_nodes_equal_one_process(cluster, runs, undisturbed, timed_out):
-    """Through the command line; the two long jobs are started first and train meanwhile."""
+def report(what: str, job: SlurmJob, disturbed: dict[SlurmJob, float]) -> None:
+    seconds = job.seconds_to_resume(disturbed[job])
+    print(f"{what} at step {job.resumed_at()[-1]}: {seconds:.1f} s to the first resumed step")
+
+
+def test_two_nodes_equal_one_process(cluster, runs, undisturbed):
+    """Through the command line. The undisturbed job trains meanwhile."""
     few = [*TRAIN, "--max_steps", "10"]
     command = [sys.executable, "submitit_pretrain.py", *JOB, "--job_dir", f"{runs}/%j", *few]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -160,73 +191,41 @@ def test_two_nodes_equal_one_process(cluster, runs, undisturbed, timed_out):
 
     results = json.loads((job.folder / "results.json").read_text())
     assert results["processes"] == 2 and results["steps"] == 10
-    expected = torch.load(runs / "alone/checkpoint-last.pth", weights_only=True)["model"]
-    actual = job.weights()
-    assert expected.keys() == actual.keys()
-    difference = max(float((expected[k] - actual[k]).abs().max()) for k in expected)
-    print(f"largest difference of a weight: {difference:.2g}")
-    assert difference < 1e-5
-    own, other = (
-        json.loads(p.read_text()) for p in (job.folder / "log.txt", runs / "alone/log.txt")
-    )
+    state = torch.load(runs / "alone/checkpoint-last.pth", weights_only=True)["model"]
+    # Not weight by weight: a key's bias has no gradient but rounding, which Adam makes steps of.
+    expected, actual = (torch.cat([w[k].flatten() for k in state]) for w in (state, job.weights()))
+    difference = float((expected - actual).norm() / expected.norm())
+    print(f"relative difference of the weights: {difference:.2g}")
+    assert difference < 2e-6
+    own, other = (json.loads((f / "log.txt").read_text()) for f in (job.folder, runs / "alone"))
     assert own.keys() == other.keys()
     assert all(own[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6) for key in own)
 
 
-def test_preempted_job_comes_back(cluster, undisturbed, preempted, on_a_dying_node):
-    """The signal that preemption sends. The job whose node is to die starts here, too."""
-    preempted.wait(lambda: len(preempted.steps()) >= 10, "ten steps")
-    signalled = time.time()
-    cluster.run("scancel", "--signal=USR2", preempted.number)
-    preempted.wait(preempted.resumed_at, "the restart")
-    preempted.wait_for_end()
-    (resumed_at,) = preempted.resumed_at()
-    assert preempted.state()["Restarts"] == "1" and resumed_at >= 10
+def test_preempted_job_comes_back(disturbed, preempted, undisturbed):
+    report("preempted", preempted, disturbed)
+    assert preempted.state()["Restarts"] == "1" and preempted.resumed_at()[0] >= 10
     assert_like_undisturbed(preempted, undisturbed, 2, "checkpoint-last.pth")
-    seconds = preempted.seconds_to_resume(signalled, resumed_at)
-    print(
-        f"preempted at step {resumed_at}: {seconds:.1f} s to the first resumed step, 0 steps lost"
-    )
-    # No result of the first attempt may stand beside those of the second.
-    assert sorted(p.name for p in preempted.log_path.parent.glob(f"{preempted.number}_*.pkl")) == [
-        f"{preempted.number}_{name}.pkl" for name in ("0_result", "1_result", "submitted")
-    ]
+    # No result of the first attempt stands beside those of the second.
+    written = preempted.log_path.parent.glob(f"{preempted.number}_*.pkl")
+    names = ("0_result", "1_result", "submitted")
+    assert {p.name for p in written} == {f"{preempted.number}_{name}.pkl" for name in names}
 
 
-def test_job_outlives_a_node(cluster, undisturbed, on_a_dying_node):
-    job = on_a_dying_node
-    job.wait(lambda: len(job.steps()) >= 10, "ten steps")
-    died = time.time()
-    cluster.kill_node(SPARE, job.number)
-    job.wait(job.resumed_at, "the restart")
-    job.wait_for_end()
-    (resumed_at,) = job.resumed_at()
-    assert job.state()["Restarts"] == "1" and SPARE not in job.state()["NodeList"]
-    assert_like_undisturbed(job, undisturbed, 2, "checkpoint-last.pth")
-    seconds = job.seconds_to_resume(died, resumed_at)
-    print(
-        f"node died at step {resumed_at}: {seconds:.1f} s to the first resumed step, 0 steps lost"
+def test_job_outlives_a_node(disturbed, on_a_dying_node, undisturbed):
+    report("node lost", on_a_dying_node, disturbed)
+    state = on_a_dying_node.state()
+    assert state["Restarts"] == "1" and state["NodeList"] == "ci-node[1-2]"
+    assert_like_undisturbed(on_a_dying_node, undisturbed, 2, "checkpoint-last.pth")
+
+
+def test_job_goes_on_after_its_time_limit(disturbed, timed_out, undisturbed):
+    report("time limit", timed_out, disturbed)
+    assert_like_undisturbed(
+        timed_out, undisturbed, timed_out.epoch_after_restart(), timed_out.kept().name
     )
 
 
-def test_job_goes_on_after_its_time_limit(cluster, undisturbed, timed_out):
-    timed_out.wait(timed_out.resumed_at, "the restart")
-    resumed_at = timed_out.resumed_at()[0]
-    epoch = resumed_at // STEPS_PER_EPOCH + 1
-    kept = timed_out.folder / f"checkpoint-{epoch}.pth"
-    timed_out.wait(kept.exists, f"epoch {epoch}")
-    assert_like_undisturbed(timed_out, undisturbed, epoch, kept.name)
-    caught = re.search(r"\((\S+ \S+),\d+\) - Caught signal SIGUSR2", timed_out.log())
-    signalled = datetime.datetime.fromisoformat(caught[1]).timestamp()
-    seconds = timed_out.seconds_to_resume(signalled, resumed_at)
-    print(
-        f"timed out at step {resumed_at}: {seconds:.1f} s to the first resumed step, 0 steps lost"
-    )
-
-
-def test_cancelled_job_stays_cancelled(cluster, timed_out):
-    restarts = timed_out.state()["Restarts"]
-    cluster.run("scancel", timed_out.number)
+def test_cancelled_job_stays_cancelled(cluster, disturbed, timed_out):
     timed_out.wait(lambda: timed_out.number not in cluster.run("squeue", "-h"), "the end")
     assert timed_out.state()["JobState"] == "CANCELLED"
-    assert timed_out.state()["Restarts"] == restarts

@@ -36,6 +36,7 @@ class Cluster:
     def __init__(self, num_nodes: int):
         # Short: a socket's path has at most 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-ci-", dir="/tmp"))
+        self.folder.chmod(0o755)  # munged insists
         self.settings = {
             "SLURM_CI_DIR": str(self.folder), "SLURM_CI_NODES": str(num_nodes),
             "SLURM_CI_PORT": str(_free_ports(num_nodes + 1)),
@@ -43,7 +44,11 @@ class Cluster:
         self.environ = {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def __enter__(self) -> "Cluster":
-        self._script("up")
+        try:
+            self._script("up")
+        except BaseException:
+            self._script("down")
+            raise
         return self
 
     def __exit__(self, *_) -> None:
