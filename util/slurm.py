@@ -21,7 +21,7 @@ from submitit.core.utils import FailedJobError, JobPaths
 
 from util import args as arguments
 from util.args import number
-from util.errors import RunError, UsageError
+from util.errors import EXIT_USAGE, RunError, UsageError
 from util.metrics import commit
 from util.run import run_main
 from util.slurm_job import Job, failure_file
@@ -285,5 +285,6 @@ if __name__ == "__main__":
 
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         get_args_parser().parse_args(sys.argv[1:])
-        sys.exit("error: the first word is a main, as main_finetune")
+        print("error: the first word is a main, as main_finetune", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
     launch_by_name(sys.argv[1], sys.argv[2:])

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import submitit
@@ -111,20 +112,20 @@ class _TermHandler:
     """Requeues a job that is preempted with a grace time; submitit passes over SIGTERM.
 
     A job that ends within its grace time is finished for SLURM, and one that trains on loses
-    steps. SLURM sends the same signal to a job that it is ending (scancel, requeue), and then no
-    longer calls it running.
+    steps. The same signal goes to a job that SLURM is ending (scancel, requeue), which it no longer
+    calls running; and from srun to the tasks that are left when one has died. Those cannot agree
+    to stop any more, so StopSignal does not get here: it passes no frame, and Python does.
     """
 
     def __init__(self, env: submitit.JobEnvironment):
         self.env = env
         self.requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
 
-    def __call__(self, number: int, frame: object) -> None:
-        if self.env.global_rank != 0:
-            return
-        if job_state(self.env.raw_job_id) == "RUNNING" and callable(self.requeue):
+    def __call__(self, number: int, frame: types.FrameType | None) -> None:
+        if frame is not None:
+            sys.exit(EXIT_INTERRUPTED)  # the batch script looks further
+        if self.env.global_rank == 0 and job_state(self.env.raw_job_id) == "RUNNING":
             self.requeue(number, frame)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 def job_state(job_number: str) -> str:
