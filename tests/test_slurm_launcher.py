@@ -48,6 +48,41 @@ def test_script_is_bash(capsys, tmp_path):
     assert done.returncode == 0 and not done.stderr
 
 
+@pytest.mark.parametrize(
+    "status, failed, state, earlier, requeued",
+    [
+        (137, False, "RUNNING", 0, True),  # killed: nobody wrote down why
+        (137, False, "RUNNING", 2, False),  # --max_requeues 2 are used up
+        (137, False, "COMPLETING", 0, False),  # SLURM itself ends or requeues it
+        (1, True, "RUNNING", 0, False),  # the run reported a failure of its own
+        (0, False, "RUNNING", 0, False),
+    ],
+)
+def test_a_crash_is_requeued(capsys, tmp_path, status, failed, state, earlier, requeued):
+    """The batch script, with stand-ins for SLURM's clients."""
+    text = script(
+        capsys, "main_pretrain", "--max_requeues", "2", "--job_dir", str(tmp_path), *DIGITS
+    )
+    logs = tmp_path / "slurm"
+    (tmp_path / "bin").mkdir()
+    logs.mkdir()
+    (logs / "7.failed").write_text("of an earlier start")
+    (logs / "7.crashes").write_text("status 137\n" * earlier)
+    fails = f"echo rank 0 > {logs}/7.failed; " if failed else ""
+    stand_ins = {
+        "srun": f"{fails}exit {status}", "squeue": f"echo {state}",
+        "scontrol": f'echo "$@" > {tmp_path}/asked; exit 1',
+    }  # fmt: skip
+    for name, line in stand_ins.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", text], env=environ, capture_output=True, text=True)
+    assert done.returncode == status
+    asked = tmp_path / "asked"
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if requeued else "")
+
+
 def test_cpu_tasks(capsys):
     text = script(capsys, "main_linprobe", "--ngpus", "0", "--tasks_per_node", "3", *DIGITS)
     assert "--ntasks-per-node=3" in text and "gpus" not in text.split("# setup")[0]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import submitit
 import torch.distributed as dist
-from submitit.core.utils import DelayedSubmission
+from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from util.errors import EXIT_INTERRUPTED, EXIT_LOST_RANKS
 from util.run import run_main
@@ -55,6 +55,7 @@ class Job:
         argv = [word.replace("%j", env.job_id) for word in self.argv]
         sys.argv = [f"{self.main_module}.py", *argv]
         signal.signal(signal.SIGTERM, _TermHandler(env))
+        logging.getLogger("submitit").propagate = False  # it prints by itself
         try:
             main = importlib.import_module(self.main_module)
             run_main(main.main, main.parse_args)
@@ -66,6 +67,10 @@ class Job:
             if end.code not in (None, 0, -1, EXIT_INTERRUPTED, EXIT_LOST_RANKS):
                 report_failure(env, f"exit status {end.code}")
             raise
+        except UncompletedJobError as error:  # submitit will not requeue the job
+            report_failure(env, str(error))
+            print(f"error: {error} --resume auto goes on", file=sys.stderr, flush=True)
+            sys.exit(EXIT_INTERRUPTED)
         except Exception as error:
             if not is_lost_peer(error):
                 report_failure(env, repr(error))
