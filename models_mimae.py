@@ -243,7 +243,7 @@ class MutualInformationModel(nn.Module):
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
         check_one_of("--latent_pool", latent_pool, ("cls", "mean"))
         check_one_of("--club_level", club_level, ("image", "token"))
-        if temperature <= 0:
+        if not temperature > 0:  # nor NaN
             raise UsageError(f"--temperature {temperature} is not positive: the default is 0.1")
         self.num_patches = num_patches
         self.num_masks, self.num_visible = resolve_masking(
@@ -473,9 +473,9 @@ class MaskedAutoencoderViT(MutualInformationModel):
             is_masked [B·N, L] and reconstructions [B·N, C, H, W], visible patches as they are.
         """
         ids = self.permutations(imgs, noise)
-        pred = self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids).float()
+        pred = full_precision(self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids))
         ids_visible, ids_masked = ids.split([self.num_visible, ids.shape[2] - self.num_visible], 2)
-        patches = self.patchify(imgs)  # [B, L, P]
+        patches = self.patchify(full_precision(imgs))  # [B, L, P]
         if self.norm_pix_loss:
             source = ids_masked if patch_statistics == "true" else ids_visible
             var, mean = torch.var_mean(_take(patches, source), dim=-1, keepdim=True)

@@ -88,6 +88,8 @@ class Batches:
                     self._count_bad(bad)
                     yield imgs, targets
                     done, restarts = done + 1, 0
+            except UsageError as error:  # a worker's comes wrapped in its traceback
+                raise UsageError(str(error).splitlines()[-1].split("UsageError: ")[-1]) from None
             except RuntimeError as error:
                 restarts += 1
                 if "DataLoader worker" not in str(error) or restarts > self.max_restarts:
