@@ -254,3 +254,29 @@ def test_launchers_name_their_main():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "main_finetune" in done.stderr
     assert 'launch("main_pretrain"' in Path(ROOT, "submitit_pretrain.py").read_text()
+
+
+def test_gradients_travel_in_16_bits():
+    """Two processes by torchrun: the averaged gradient is exact, or has the bits of its type."""
+    code = """
+import torch
+from util import distributed
+device = distributed.init_process_group("cpu")
+rows = torch.tensor([[1/3, 1/5, 1/7, 1/9], [1/11, 1/13, 1/15, 1/17]])
+types = dict(none=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
+for name, kind in types.items():
+    model = distributed.wrap(torch.nn.Linear(4, 1, bias=False), device, name)
+    model(rows[distributed.rank()]).sum().backward()
+    gradient, exact = model.module.weight.grad[0], rows.mean(0)
+    assert torch.equal(gradient, gradient.to(kind).float())
+    assert torch.allclose(gradient, exact, rtol=8 * torch.finfo(kind).eps, atol=0)
+    assert torch.equal(gradient, exact) == (name == "none")
+distributed.shutdown()
+"""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--no-python", sys.executable, "-c", code],
+        env=environ, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
