@@ -5,6 +5,7 @@ W is the world size. Without a process group every function here is the identity
 
 import contextlib
 import datetime
+import inspect
 import logging
 import os
 import re
@@ -177,17 +178,26 @@ def _choose_device(flag: str, local_rank: int) -> torch.device:
 
 
 def wrap(
-    model: nn.Module, device: torch.device, grad_compression: str = "none", **options
+    model: nn.Module,
+    device: torch.device,
+    grad_compression: str = "none",
+    sync_buffers: bool = True,
 ) -> nn.Module:
     """The model inside DDP; itself where there is one process.
 
     Args:
         grad_compression: `none`, or `fp16` or `bf16`, in which gradients travel.
+        sync_buffers: send rank 0's buffers (BatchNorm's statistics) round before each forward.
     """
     if not is_distributed():
         return model
     ids = [device.index] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **options)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    # torch renamed the option and warns of the old name.
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    wrapped = DistributedDataParallel(
+        model, ids, gradient_as_bucket_view=True, **{option: sync_buffers}
+    )
     if grad_compression != "none":
         wrapped.register_comm_hook(None, GRAD_HOOKS[grad_compression])
     return wrapped
