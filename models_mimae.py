@@ -392,7 +392,7 @@ class MaskedImageModel(MutualInformationModel):
             is_masked [B·N, L] and reconstructions [B·N, C, H, W], visible patches as they are.
         """
         ids = self.permutations(imgs, noise)
-        pred = self.predict(imgs, ids).float()
+        pred = self.predict(imgs, ids).to(imgs.dtype)
         ids_visible, ids_masked = self.split(ids)
         patches = self.patchify(imgs)  # [B, L, P]
         if self.norm_pix_loss:
