@@ -105,7 +105,7 @@ class Journal:
         self.tensorboard = None
         if not distributed.is_main():
             return
-        self._forget_after(progress.epoch)
+        self.forget_after(progress.epoch)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -113,9 +113,9 @@ class Journal:
         except ImportError:
             log.warning("no TensorBoard files: pip install tensorboard")
 
-    def _forget_after(self, epochs: int) -> None:
+    def forget_after(self, epochs: int) -> None:
         """Drop lines of epochs that a resumed run will do again."""
-        if not os.path.exists(self.path):
+        if not (distributed.is_main() and os.path.exists(self.path)):
             return
         kept = []
         with open(self.path) as file:

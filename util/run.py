@@ -82,7 +82,7 @@ class Run:
     def steps(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, Iterator]]:
         """The rest of the epoch in which the progress stands, a step at a time.
 
-        Before a step its learning rate is set and the libraries are seeded for it and this rank.
+        Before a step its learning rate is set.
 
         Yields:
             the number of the step's micro-batches, and an iterator over them.
@@ -104,10 +104,15 @@ class Run:
             fraction = progress.epoch + progress.step / num_steps
             self.lr = scheduled_lr(fraction, args)
             set_lr(optimizer, self.lr)
-            rank = distributed.rank()
-            seed_libraries(args.seed, STREAM_STEP, progress.total_steps, rank, device=self.device)
             num_micro = min(args.accum_iter, len(batches) - progress.step * args.accum_iter)
-            yield num_micro, itertools.islice(stream, num_micro)
+            yield num_micro, self._seeded(itertools.islice(stream, num_micro))
+
+    def _seeded(self, micro_batches: Iterator) -> Iterator:
+        """Seed mixup, erasing and drop path for each micro-batch, once its images are loaded."""
+        step, rank = self.progress.total_steps, distributed.rank()
+        for micro, batch in enumerate(micro_batches):
+            seed_libraries(self.args.seed, STREAM_STEP, step, micro, rank, device=self.device)
+            yield batch
 
     def is_finished(self) -> bool:
         """All epochs are done, or --max_steps."""
@@ -226,6 +231,7 @@ class Run:
         distributed.barrier()
         self.checkpointer.resume("auto")
         self.progress.skipped = skipped
+        self.journal.forget_after(self.progress.epoch)
         self.meters = Meters(self.progress, self.device)
 
     def _write_down(self, error: NonFiniteLoss) -> None:

@@ -1,0 +1,97 @@
+"""Real training processes for the fault tests: started, killed, resumed and compared."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+# Four steps an epoch, three epochs, every loss on, and the gate opens on the way.
+PRETRAIN = (
+    "--train_fraction 0.1 --batch_size 32 --epochs 3 --warmup_epochs 1 --mi_start_loss 1.05 "
+    "--save_every_steps 1 --log_every 1 --device cpu --blr 2e-3"
+).split()
+FINETUNE = (
+    "--train_fraction 0.1 --batch_size 32 --epochs 3 --warmup_epochs 1 --drop_path 0.3 "
+    "--amp fp16 --save_every_steps 1 --log_every 1 --device cpu"
+).split()
+LINPROBE = (
+    "--train_fraction 0.1 --batch_size 32 --epochs 3 --warmup_epochs 1 --min_crop 0.5 --flip "
+    "--save_every_steps 1 --log_every 1 --device cpu"
+).split()
+FLAGS = {"main_pretrain": PRETRAIN, "main_finetune": FINETUNE, "main_linprobe": LINPROBE}
+
+
+class Zygote:
+    """Client of zygote.py: one training process at a time."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(pathlib.Path(__file__).with_name("zygote.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+
+    def start(self, main: str, argv: list[str], log: pathlib.Path, slow_disk: float = 0.0) -> int:
+        request = {"main": main, "argv": argv, "log": str(log), "slow_disk": slow_disk}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())["pid"]
+
+    def wait(self) -> int:
+        """The exit status of the process last started; negative: the signal that killed it."""
+        return json.loads(self.process.stdout.readline())["status"]
+
+    def run(self, main: str, argv: list[str], log: pathlib.Path, slow_disk: float = 0.0) -> int:
+        self.start(main, argv, log, slow_disk)
+        return self.wait()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def flags(main: str, output_dir: pathlib.Path, *more: str) -> list[str]:
+    return [*FLAGS[main], "--output_dir", str(output_dir), *more]
+
+
+def kill_after(pid: int, seconds: float) -> None:
+    """SIGKILL a training process, if it has not ended before."""
+    time.sleep(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def differing(left: pathlib.Path, right: pathlib.Path) -> list[str]:
+    """Names of what differs, bit by bit, between the final states of two runs."""
+    states = [
+        torch.load(folder / "checkpoint-last.pth", weights_only=True) for folder in (left, right)
+    ]
+    for state in states:
+        del state["args"]  # the output folders' names differ
+    found = _differing(*states, "")
+    if (left / "log.txt").read_bytes() != (right / "log.txt").read_bytes():
+        found.append("log.txt")
+    return found
+
+
+def _differing(left, right, name: str) -> list[str]:
+    if isinstance(left, torch.Tensor):
+        same = left.dtype == right.dtype and left.shape == right.shape
+        same = same and left.numpy().tobytes() == right.numpy().tobytes()
+        return [] if same else [name]
+    if isinstance(left, dict):
+        if left.keys() != right.keys():
+            return [name]
+        return [d for key in left for d in _differing(left[key], right[key], f"{name}/{key}")]
+    if isinstance(left, list | tuple) and len(left) == len(right):
+        pairs = enumerate(zip(left, right, strict=True))
+        return [d for i, (a, b) in pairs for d in _differing(a, b, f"{name}/{i}")]
+    return [] if left == right else [name]

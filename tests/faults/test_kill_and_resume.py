@@ -1,0 +1,151 @@
+"""SIGKILL at random moments, and signals: the resumed run is the undisturbed one, bit by bit."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+from harness import differing, flags, kill_after
+
+MAINS = ("main_pretrain", "main_finetune", "main_linprobe")
+
+
+def kill_and_resume(zygote, main, folder, expected, kills, seed, slow_disk=0.0, more=()):
+    """Kill runs at random moments until `kills` are done; compare every run that ends.
+
+    Returns:
+        (kills done, runs that ended).
+    """
+    draw = random.Random(seed)
+    longest = json.loads((expected / "results.json").read_text())["seconds"] + 40 * slow_disk + 0.5
+    done = ended = 0
+    while done < kills:
+        output = folder / f"run{ended}"
+        output.mkdir()
+        status = None
+        while status != 0:
+            # Another number of workers each time: it must not matter.
+            workers = ["--num_workers", str(draw.choice((0, 0, 1, 2)))]
+            argv = flags(main, output, *more, *workers, "--resume", "auto")
+            pid = zygote.start(main, argv, output / "stdout", slow_disk)
+            if done < kills:
+                kill_after(pid, draw.uniform(0, longest))
+            status = zygote.wait()
+            assert status in (0, -signal.SIGKILL), (output / "stdout").read_text()
+            done += status != 0
+        assert differing(expected, output) == []
+        ended += 1
+    return done, ended
+
+
+@pytest.mark.parametrize(
+    ("main", "kills", "slow_disk"),
+    [
+        ("main_pretrain", 10, 0.0),
+        ("main_pretrain", 7, 0.02),
+        ("main_finetune", 6, 0.0),
+        ("main_linprobe", 4, 0.01),
+    ],
+)
+def test_killed_runs_end_with_the_same_bits(
+    zygote, undisturbed, tmp_path, main, kills, slow_disk
+):
+    expected = undisturbed(main)
+    done, ended = kill_and_resume(zygote, main, tmp_path, expected, kills, kills, slow_disk)
+    print(f"{main}: {done} kills survived, {ended} runs compared, 0 bytes differed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("main", MAINS)
+@pytest.mark.parametrize("slow_disk", [0.0, 0.02])
+def test_hundreds_of_kills(zygote, undisturbed, tmp_path, main, slow_disk):
+    expected = undisturbed(main)
+    done, ended = kill_and_resume(zygote, main, tmp_path, expected, 50, 7, slow_disk)
+    print(f"{main}: {done} kills survived, {ended} runs compared, 0 bytes differed")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--accum_iter", "3"),  # with a tail
+        ("--amp", "bf16", "--mask_type", "independent"),
+        ("--keep_checkpoints", "1", "--keep_epochs", "1", "2"),
+    ],
+    ids=lambda more: more[0].strip("-"),
+)
+def test_other_flags(zygote, undisturbed, tmp_path, more):
+    expected = undisturbed("main_pretrain", *more)
+    kill_and_resume(zygote, "main_pretrain", tmp_path, expected, 2, 3, 0.0, more)
+
+
+@pytest.mark.parametrize("main", MAINS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_signal_saves_the_step_in_flight(zygote, undisturbed, tmp_path, main, number):
+    """No --save_every_steps and no epoch's end helps: the signal alone saves."""
+    if main != "main_pretrain" and number != signal.SIGTERM:
+        pytest.skip("one signal is enough for the other mains")
+    more = ("--save_every_steps", "1000000", "--save_every_epochs", "1000000")
+    expected = undisturbed(main, *more)
+    log = tmp_path / "stdout"
+    argv = flags(main, tmp_path, *more, "--num_workers", "2", "--resume", "auto")
+    pid = zygote.start(main, argv, log)
+    wait_for(log, "epoch 0 1/4")
+    os.kill(pid, number)
+    status = zygote.wait()
+    assert status == 75, log.read_text()
+    assert f"{signal.Signals(number).name}: the run is saved" in log.read_text()
+    assert zygote.run(main, argv, log) == 0, log.read_text()
+    assert "resumed from" in log.read_text()
+    assert differing(expected, tmp_path) == []
+
+
+def test_interrupt_of_the_whole_group_leaves_no_worker(zygote, tmp_path):
+    """Ctrl-C reaches the workers too."""
+    log = tmp_path / "stdout"
+    argv = flags("main_pretrain", tmp_path, "--num_workers", "2", "--epochs", "1000")
+    pid = zygote.start("main_pretrain", argv, log)
+    wait_for(log, "epoch 0 2/4")
+    assert len(session_of(pid)) == 3
+    os.killpg(pid, signal.SIGINT)
+    assert zygote.wait() == 75, log.read_text()
+    deadline = time.monotonic() + 10
+    while session_of(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert session_of(pid) == []
+    assert "Traceback" not in log.read_text()
+
+
+def test_killed_worker_is_replaced(zygote, undisturbed, tmp_path):
+    expected = undisturbed("main_pretrain")
+    log = tmp_path / "stdout"
+    argv = flags("main_pretrain", tmp_path, "--num_workers", "2")
+    pid = zygote.start("main_pretrain", argv, log)
+    wait_for(log, "epoch 0 1/4")
+    worker = next(p for p in session_of(pid) if p != pid)
+    os.kill(worker, signal.SIGKILL)
+    assert zygote.wait() == 0, log.read_text()
+    assert "a data-loader worker died" in log.read_text()
+    assert differing(expected, tmp_path) == []
+
+
+def wait_for(log, text: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not (log.exists() and text in log.read_text()):
+        assert time.monotonic() < deadline, f"{text!r} did not come: {log.read_text()}"
+        time.sleep(0.01)
+
+
+def session_of(leader: int) -> list[int]:
+    """Processes of the session that a training process leads, from /proc."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _, _, session = file.read().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == leader and state != "Z":
+            found.append(int(name))
+    return sorted(found)
