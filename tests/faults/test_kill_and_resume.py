@@ -49,9 +49,7 @@ def kill_and_resume(zygote, main, folder, expected, kills, seed, slow_disk=0.0, 
         ("main_linprobe", 4, 0.01),
     ],
 )
-def test_killed_runs_end_with_the_same_bits(
-    zygote, undisturbed, tmp_path, main, kills, slow_disk
-):
+def test_killed_runs_end_with_the_same_bits(zygote, undisturbed, tmp_path, main, kills, slow_disk):
     expected = undisturbed(main)
     done, ended = kill_and_resume(zygote, main, tmp_path, expected, kills, kills, slow_disk)
     print(f"{main}: {done} kills survived, {ended} runs compared, 0 bytes differed")
