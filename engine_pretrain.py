@@ -52,20 +52,39 @@ def _accumulate(
 ) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
     """Gradients of one step; returns its mean losses and the last micro-batch's latents."""
     bare = unwrap(model)
-    noise = None
-    means: dict[str, Tensor] = {}
-    for micro, (imgs, _) in enumerate(micro_batches):
+    batches = (imgs.to(run.device, non_blocking=True) for imgs, _ in micro_batches)
+    cached, means, noise = None, {}, None
+    if run.args.exact_accum and num_micro > 1:
+        batches = list(batches)
+        noise = _own_noise(bare, len(batches[0]), num_micro, run)
+        cached = _cache_mi(bare, [normalize(imgs) for imgs in batches], noise, precision)
+    for micro, imgs in enumerate(batches):
         if noise is None:
             noise = _own_noise(bare, len(imgs), num_micro, run)
-        imgs = normalize(imgs.to(run.device, non_blocking=True))
+        if cached is not None:
+            cached.micro = micro
         with hold_gradients(model, micro < num_micro - 1):
             with precision.autocast():
-                losses = model(imgs, noise[micro].to(run.device, non_blocking=True))
+                losses = model(normalize(imgs), noise[micro], cached)
             precision.backward(losses["loss"] / num_micro)
         for name in LOSSES:
             share = losses[name].detach() / num_micro
             means[name] = means[name] + share if name in means else share
+    if cached is not None:
+        bare.gate.update(means["rec"])
     return means, losses["latent"]
+
+
+@torch.no_grad()
+def _cache_mi(bare: nn.Module, batches: list[Tensor], noise: Tensor, precision: Precision):
+    """The MI losses of a whole step, from a first forward pass without the decoder."""
+    latents, rows = [], []
+    for imgs, own_noise in zip(batches, noise, strict=True):
+        with precision.autocast():
+            x, z, latent = bare.mi_inputs(imgs, own_noise)
+        latents.append(latent)
+        rows.append(bare.club_rows(x, z, latent))
+    return bare.cache_mi(latents, rows)
 
 
 def _own_noise(model: nn.Module, batch_size: int, num_micro: int, run: Run) -> Tensor:
@@ -77,7 +96,7 @@ def _own_noise(model: nn.Module, batch_size: int, num_micro: int, run: Run) -> T
     world = distributed.world_size()
     shape = model.noise_shape(batch_size * world * num_micro)
     noise = mask_noise(shape, run.args.seed, run.progress.total_steps).unflatten(0, (num_micro, -1))
-    return noise[:, distributed.rank() :: world]
+    return noise[:, distributed.rank() :: world].to(run.device, non_blocking=True)
 
 
 class _Clock:

@@ -11,6 +11,7 @@ Losses are means over the *global* batch: averaged over the ranks, the values an
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -246,7 +247,7 @@ class MutualInformationModel(nn.Module):
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
         check_one_of("--latent_pool", latent_pool, ("cls", "mean"))
         check_one_of("--club_level", club_level, ("image", "token"))
-        if temperature <= 0:
+        if not temperature > 0:  # nor NaN
             raise UsageError(f"--temperature {temperature} is not positive: the default is 0.1")
         self.num_patches = num_patches
         self.num_masks, self.num_visible = resolve_masking(
@@ -276,29 +277,45 @@ class MutualInformationModel(nn.Module):
             return independent_permutations(noise)
         return orthogonal_permutations(noise, self.num_masks, self.num_visible)
 
-    def total_loss(self, rec: Tensor, x: Tensor, z: Tensor, latent: Tensor) -> dict[str, Tensor]:
+    def total_loss(
+        self, rec: Tensor, x: Tensor, z: Tensor, latent: Tensor, cached: "CachedMI | None" = None
+    ) -> dict[str, Tensor]:
         """L = λ_rec·L_rec + λ1·L_max + λ2·L_min (+ L_apx), gated by Assumption 3 [Eq. 11].
 
         Args:
             rec: L_rec. latent: g, [B·N, D].
             x, z: visible embedded patches x·m and their outputs, [B·N, K, D] each.
+            cached: the MI losses of the whole step, where this batch is a part of it.
 
         Returns:
             `loss` and its parts `rec`, `max_mi`, `min_mi`, `apx` (zero where not computed); for
             the log `info_nce_accuracy` and `latent`, detached.
         """
+        x, z = self.club_rows(x, z, latent)
         with torch.autocast(x.device.type, enabled=False):  # MI losses in full precision
-            max_mi, accuracy = self.mi_maximisation(latent)
-            min_mi, apx = self.mi_minimisation(x, z, latent)
+            min_mi, apx = self.mi_minimisation(x, z)
+            if cached is None:
+                max_mi, accuracy = self.mi_maximisation(latent)
+            else:
+                max_mi, min_mi, accuracy = cached.max_mi, cached.min_mi, cached.accuracy
         mi_loss = self.lambda_max * max_mi + self.lambda_min * min_mi
+        if cached is not None:  # their value with the gradient of this batch's part in them
+            surrogate = cached.surrogate(latent, z)
+            mi_loss = mi_loss + surrogate - surrogate.detach()
         loss = self.lambda_rec * rec + self.gate.is_open.clone() * mi_loss
         loss = loss + apx if self.train_approximation else loss
-        if self.training:
+        if self.training and cached is None:
             self.gate.update(rec)
         return {
             "loss": loss, "rec": rec, "max_mi": max_mi, "min_mi": min_mi, "apx": apx,
             "info_nce_accuracy": accuracy, "latent": latent.detach(),
         }  # fmt: skip
+
+    def club_rows(self, x: Tensor, z: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs (x, z) of q(z | x), a row per masked image or per visible token."""
+        if self.club_level == "image":
+            return full_precision(x.mean(1)), full_precision(latent)  # [B·N, D]
+        return full_precision(x.flatten(0, 1)), full_precision(z.flatten(0, 1))  # [B·N·K, D]
 
     def mi_maximisation(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """L_max and the InfoNCE accuracy of latents [B·N, D]; for the log only where λ1 = 0."""
@@ -309,18 +326,56 @@ class MutualInformationModel(nn.Module):
             max_mi = _info_nce(similarities, self.num_masks)
         return max_mi, info_nce_accuracy(similarities.detach(), self.num_masks)
 
-    def mi_minimisation(self, x: Tensor, z: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+    def mi_minimisation(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """L_min, which moves the encoder through z alone, and L_apx, which moves φ alone."""
         if self.approximation is None:
-            return latent.new_zeros(()), latent.new_zeros(())
-        if self.club_level == "image":
-            x, z = x.mean(1), latent  # [B·N, D]
-        else:
-            x, z = x.flatten(0, 1), z.flatten(0, 1)  # [B·N·K, D]
-        z = full_precision(z)
-        mean, logvar = self.approximation(full_precision(x.detach()))
+            return z.new_zeros(()), z.new_zeros(())
+        mean, logvar = self.approximation(x.detach())
         apx = gaussian_nll(z.detach(), mean, logvar)
         return club_upper_bound(z, mean.detach(), logvar.detach()), apx
+
+    def cache_mi(self, latents: list[Tensor], rows: list[tuple[Tensor, Tensor]]) -> "CachedMI":
+        """The MI losses over all micro-batches of a step, and their gradients.
+
+        Args:
+            latents: g of each micro-batch. rows: what `club_rows` gave for each.
+        """
+        latent = torch.cat(latents).detach().requires_grad_()
+        x = torch.cat([x for x, _ in rows]).detach()
+        z = latent if self.club_level == "image" else torch.cat([z for _, z in rows]).detach()
+        z.requires_grad_()
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            max_mi, accuracy = self.mi_maximisation(latent)
+            min_mi, _ = self.mi_minimisation(x, full_precision(z))
+            mi_loss = self.lambda_max * max_mi + self.lambda_min * min_mi
+            leaves = [latent] if z is latent else [latent, z]
+            # A leaf that no loss reaches has the gradient 0.
+            mi_loss = mi_loss + sum(0 * leaf.sum() for leaf in leaves)
+            grads = torch.autograd.grad(mi_loss, leaves)
+        parts = [grad.chunk(len(latents)) for grad in grads]
+        return CachedMI(max_mi.detach(), min_mi.detach(), accuracy, parts)
+
+
+@dataclass
+class CachedMI:
+    """The MI losses of a whole accumulated step, and their gradients for each micro-batch.
+
+    gradients: with respect to the latents and, where CLUB has its own, its rows; each in one part
+    per micro-batch. micro: the micro-batch whose turn it is.
+    """
+
+    max_mi: Tensor
+    min_mi: Tensor
+    accuracy: Tensor
+    gradients: list[tuple[Tensor, ...]]
+    micro: int = 0
+
+    def surrogate(self, latent: Tensor, z: Tensor) -> Tensor:
+        """Has the MI losses' gradient when the micro-batches' losses are averaged."""
+        leaves = (latent, z)[: len(self.gradients)]
+        parts = [grad[self.micro] for grad in self.gradients]
+        total = sum((leaf * part).sum() for leaf, part in zip(leaves, parts, strict=True))
+        return total * len(self.gradients[0])
 
 
 # ------------------------------------------------------------------------------ pixels of patches
@@ -392,9 +447,9 @@ class MaskedImageModel(MutualInformationModel):
             is_masked [B·N, L] and reconstructions [B·N, C, H, W], visible patches as they are.
         """
         ids = self.permutations(imgs, noise)
-        pred = self.predict(imgs, ids).to(imgs.dtype)
+        pred = full_precision(self.predict(imgs, ids))
         ids_visible, ids_masked = self.split(ids)
-        patches = self.patchify(imgs)  # [B, L, P]
+        patches = self.patchify(full_precision(imgs))  # [B, L, P]
         if self.norm_pix_loss:
             source = ids_masked if patch_statistics == "true" else ids_visible
             var, mean = torch.var_mean(take_rows(patches, source), dim=-1, keepdim=True)
@@ -461,18 +516,29 @@ class MaskedAutoencoderViT(MaskedImageModel):
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, imgs: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, imgs: Tensor, noise: Tensor | None = None, cached: CachedMI | None = None
+    ) -> dict[str, Tensor]:
         """The losses of a batch, as `total_loss` returns them.
 
         Args:
             imgs: [B, C, H, W], normalised.
             noise: uniform noise of `noise_shape(B)` from which the masks follow; None draws it.
+            cached: see `total_loss`.
         """
         ids = self.permutations(imgs, noise)  # [B, N, L]
         z, x_visible = self.forward_encoder(imgs, ids)  # [B·N, 1 + K, D], [B·N, K, D]
         rec = self.reconstruction_loss(imgs, self.forward_decoder(z, ids), ids)
-        latent = z[:, 0] if self.latent_pool == "cls" else z[:, 1:].mean(1)  # g: [B·N, D]
-        return self.total_loss(rec, x_visible, z[:, 1:], latent)
+        return self.total_loss(rec, x_visible, z[:, 1:], self.pool(z), cached)
+
+    def pool(self, z: Tensor) -> Tensor:
+        """The latent g of z [B·N, 1 + K, D]: [B·N, D]."""
+        return z[:, 0] if self.latent_pool == "cls" else z[:, 1:].mean(1)
+
+    def mi_inputs(self, imgs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `total_loss` needs for the MI losses, without decoding: x, z and g."""
+        z, x_visible = self.forward_encoder(imgs, self.permutations(imgs, noise))
+        return x_visible, z[:, 1:], self.pool(z)
 
     def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
         return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import models_swin
-from models_mimae import MaskedImageModel, take_rows
+from models_mimae import CachedMI, MaskedImageModel, take_rows
 from util.args import image_size
 from util.errors import UsageError
 from util.pos_embed import sincos_pos_embed
@@ -74,23 +74,33 @@ class SimMIM(MaskedImageModel):
         # SimMIM decays the tables of position biases here, and not in fine-tuning.
         return {"mask_token"}
 
-    def forward(self, imgs: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, imgs: Tensor, noise: Tensor | None = None, cached: CachedMI | None = None
+    ) -> dict[str, Tensor]:
         """The losses of a batch, as `total_loss` returns them.
 
         Args:
             imgs: [B, C, H, W], normalised.
             noise: uniform noise of `noise_shape(B)` from which the masks follow; None draws it.
+            cached: see `total_loss`.
         """
         ids = self.permutations(imgs, noise)  # [B, N, L]
-        ids_visible, ids_masked = self.split(ids)
         z, x = self.forward_encoder(imgs, ids)  # [B·N, num_prefix + L, D], [B, L, d]
-        cells = z[:, self.num_prefix :]
-        pred = self.decoder_pred(_rows(cells, ids_masked))
-        rec = self.reconstruction_loss(imgs, pred, ids)
-        z_visible = _rows(cells, ids_visible)  # [B·N, K, D]
+        rec = self.reconstruction_loss(imgs, self.forward_decoder(z, ids), ids)
+        return self.total_loss(rec, *self.visible(z, x, ids), cached)
+
+    def visible(self, z: Tensor, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x·m [B·N, K, d] and z [B·N, K, D] of the visible cells, and the latent g [B·N, D]."""
+        ids_visible, _ = self.split(ids)
+        z_visible = _rows(z[:, self.num_prefix :], ids_visible)
         # Our choice: g is the mean over the visible cells; mask tokens' cells are left out.
         latent = z[:, 0] if self.latent_pool == "cls" else z_visible.mean(1)
-        return self.total_loss(rec, take_rows(x, ids_visible), z_visible, latent)
+        return take_rows(x, ids_visible), z_visible, latent
+
+    def mi_inputs(self, imgs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `total_loss` needs for the MI losses, without predicting pixels: x, z and g."""
+        ids = self.permutations(imgs, noise)
+        return self.visible(*self.forward_encoder(imgs, ids), ids)
 
     def permutations(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
         """Cell order for each mask, [B, N, L], in whole units: those of the first are visible."""
@@ -118,9 +128,12 @@ class SimMIM(MaskedImageModel):
         x = patches.mean((2, 4)).flatten(1, 2)  # [B, h', across, w', across, d] -> [B, L, d]
         return self.encode_tokens(masked.flatten(0, 1)), x  # masked: [B, N, h, w, d]
 
-    def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
-        z, _ = self.forward_encoder(imgs, ids)
+    def forward_decoder(self, z: Tensor, ids: Tensor) -> Tensor:
+        """Predict the pixels of the masked cells: [B·N, L − K, P], in the order of `ids`."""
         return self.decoder_pred(_rows(z[:, self.num_prefix :], self.split(ids)[1]))
+
+    def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
 
     def encode(self, imgs: Tensor) -> Tensor:
         """Output for the whole, unmasked image: [B, 1 + L, D], first the class token or, where

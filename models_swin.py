@@ -156,7 +156,9 @@ def _stretched(old: int, new: int) -> np.ndarray:
         return (q**powers).sum() - (new - 1)
 
     low, high = 1.01, 1.5
-    if excess(low) >= 0:
+    if old == new:
+        q = 1.0
+    elif excess(low) >= 0:
         q = low
     else:
         q = brentq(excess, low, high) if excess(high) > 0 else high

@@ -163,7 +163,7 @@ def test_which_parameters_a_term_moves(model, term):
 def test_min_mi_moves_the_encoder_through_the_latents_only():
     model = build()
     x, z = torch.randn(8, 6, 64, requires_grad=True), torch.randn(8, 6, 128, requires_grad=True)
-    model.mi_minimisation(x, z, z.mean(1))[0].backward()
+    model.mi_minimisation(*model.club_rows(x, z, z.mean(1)))[0].backward()
     assert x.grad is None and z.grad.abs().sum() > 0
 
 
@@ -244,9 +244,9 @@ def run(main, folder, *argv):
 def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simmim")
     _, log = run(
-        main_pretrain, folder, "--model", f"misimmim_{MINI}", "--epochs", 4, "--warmup_epochs", 1,
-        "--train_fraction", 0.5, "--batch_size", 32, "--blr", 8e-3, "--mi_start_loss", "inf",
-        "--visualize", 2, "--knn_every", 4,
+        main_pretrain, folder, "--model", f"simmim_{MINI}", "--epochs", 8, "--warmup_epochs", 1,
+        "--train_fraction", 0.5, "--batch_size", 32, "--blr", 0.016, "--visualize", 2,
+        "--knn_every", 8,
     )  # fmt: skip
     return folder, log
 
@@ -254,7 +254,7 @@ def pretrained(tmp_path_factory):
 def test_loss_falls_on_digits(pretrained):
     folder, log = pretrained
     assert log[-1]["train_rec"] < 0.85 * log[0]["train_rec"]
-    assert log[-1]["mi_losses"] == 1 and log[-1]["knn_acc1"] > 50
+    assert log[-1]["knn_acc1"] > 50
     assert (folder / "reconstructions.png").exists()
 
 
@@ -279,11 +279,12 @@ def test_downstream_mains_take_the_checkpoint(pretrained, tmp_path):
 
 
 def test_resume_is_exact(tmp_path):
-    flags = ("--model", f"misimmim_{MINI}", "--epochs", 1, "--train_fraction", 0.3)
-    run(main_pretrain, tmp_path / "whole", *flags, "--max_steps", 3)
-    run(main_pretrain, tmp_path / "parts", *flags, "--max_steps", 2, "--save_every_steps", 1)
-    part = tmp_path / "parts" / "checkpoint-last.pth"
-    run(main_pretrain, tmp_path / "rest", *flags, "--max_steps", 3, "--resume", part)
+    flags = ("--model", f"misimmim_{MINI}", "--mi_start_loss", "inf", "--epochs", 1)
+    flags += ("--train_fraction", 0.1, "--batch_size", 32, "--save_every_steps", 1)
+    run(main_pretrain, tmp_path / "whole", *flags, "--keep_checkpoints", 9)
+    part = tmp_path / "whole" / "checkpoint-last-3.pth"
+    assert torch.load(part)["progress"]["step"] == 2
+    run(main_pretrain, tmp_path / "rest", *flags, "--resume", part)
     whole, rest = (
         torch.load(tmp_path / name / "checkpoint-last.pth")["model"] for name in ("whole", "rest")
     )

@@ -19,7 +19,10 @@ class ArgumentParser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return shlex.split(arg_line, comments=True)
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"argument file: {error}: {arg_line.strip()}")
 
     def error(self, message: str):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")

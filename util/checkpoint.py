@@ -103,7 +103,7 @@ def read_checkpoint(path: str) -> dict:
             f"{path} is refused, and nothing of it was run: it is damaged, or holds more than "
             f"tensors and plain values{named}"
         ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # bytes that are no checkpoint can raise anything
         first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UsageError(f"{path} is damaged: {first_line}") from None
     if not isinstance(state, dict):
@@ -203,7 +203,7 @@ class Checkpointer:
             log.error(
                 "THE CHECKPOINT AT STEP %d COULD NOT BE SAVED (%s): training goes on, the one "
                 "before is intact; free space in %s",
-                self.progress.total_steps, str(error).splitlines()[0], self.output_dir,
+                self.progress.total_steps, _reason(error), self.output_dir,
             )  # fmt: skip
             with contextlib.suppress(OSError):
                 os.unlink(last + ".tmp")
@@ -292,6 +292,13 @@ class Checkpointer:
                     f"--resume {path} stands inside an epoch with {key} {saved.get(key)}, this "
                     f"run has {self.config[key]}: restore {flags}"
                 )
+
+
+def _reason(error: BaseException) -> str:
+    """torch hides what the file system said behind an error of its own zip writer."""
+    while not isinstance(error, OSError) and error.__context__ is not None:
+        error = error.__context__
+    return str(error).splitlines()[0]
 
 
 def write_atomically(path: str, state: Any, rename: bool = True) -> str:

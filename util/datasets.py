@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -120,7 +121,14 @@ def _read_idx(folder: str, name: str) -> np.ndarray:
                         data = file.read()
                     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
                     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
-                except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
+                except (
+                    OSError,
+                    EOFError,
+                    IndexError,
+                    ValueError,
+                    struct.error,
+                    zlib.error,
+                ) as error:
                     raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
     raise UsageError(
         f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use --download, "
@@ -163,16 +171,30 @@ def _image_folder(split: str, data_path: str, in_chans: int, download: bool) -> 
     paths = find_images(folder)
     if not paths:
         raise UsageError(f"--data_path {folder} holds no image: name a folder with images")
-    classes = sorted({path.split(os.sep)[0] for path in paths if os.sep in path})
     loose = [path for path in paths if os.sep not in path]
     if loose:
         raise UsageError(
             f"--data_path {folder} has images that lie in no class folder ({loose[0]}): put each "
             "into CLASS/, or pre-train with --dataset flat"
         )
+    of_images = [path.split(os.sep)[0] for path in paths]
+    # A class's number is its place in train/, whichever classes val/ has.
+    train = os.path.join(data_path, "train")
+    classes = _class_folders(train) if os.path.isdir(train) else sorted(set(of_images))
     number = {name: i for i, name in enumerate(classes)}
-    targets = [number[path.split(os.sep)[0]] for path in paths]
+    unknown = sorted(set(of_images) - set(classes))
+    if unknown:
+        raise UsageError(
+            f"--data_path {folder} has class folders that {train} lacks ({unknown[0]}): both "
+            "need the same names"
+        )
+    targets = [number[name] for name in of_images]
     return FileImages(folder, paths, targets, classes, in_chans)
+
+
+def _class_folders(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 def _flat(split: str, data_path: str, in_chans: int, download: bool) -> Images:
@@ -296,10 +318,18 @@ def _listed_subset(images: Images, path: str) -> Images:
             wanted = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--subset_file {path} cannot be read ({error})") from None
-    by_name = {}
+    by_name: dict[str, int] = {}
+    ambiguous = set()
     for index in range(len(images)):
         name = images.name(index)
-        by_name[os.path.basename(name)] = by_name["/".join(name.split(os.sep)[-2:])] = index
+        short = os.path.basename(name)
+        ambiguous.update({short} & by_name.keys())
+        by_name[short] = by_name["/".join(name.split(os.sep)[-2:])] = index
+    doubtful = [name for name in wanted if name in ambiguous]
+    if doubtful:
+        raise UsageError(
+            f"--subset_file {path}: more than one image is called {doubtful[0]}: write CLASS/NAME"
+        )
     absent = [name for name in wanted if name not in by_name]
     if absent or not wanted:
         raise UsageError(

@@ -5,6 +5,7 @@ W is the world size. Without a process group every function here is the identity
 
 import contextlib
 import datetime
+import inspect
 import logging
 import os
 import socket
@@ -141,12 +142,21 @@ def _choose_device(flag: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def wrap(model: nn.Module, device: torch.device, **options) -> nn.Module:
-    """The model inside DDP; itself where there is one process."""
+def wrap(model: nn.Module, device: torch.device, sync_buffers: bool = True) -> nn.Module:
+    """The model inside DDP; itself where there is one process.
+
+    Args:
+        sync_buffers: send rank 0's buffers (BatchNorm's statistics) round before each forward.
+    """
     if not is_distributed():
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **options)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    # torch renamed the option and warns of the old name.
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(
+        model, ids, gradient_as_bucket_view=True, **{option: sync_buffers}
+    )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

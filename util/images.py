@@ -1,6 +1,7 @@
 """One image file as a person sees it, whatever its mode, depth, palette or orientation."""
 
 import os
+import tokenize
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def read_image(path: str, in_chans: int = 3) -> ImageLike:
     Raises:
         OSError, ValueError: the file cannot be read so; the message names it.
     """
-    if path.endswith(".npy"):
+    if path.lower().endswith(".npy"):
         return _read_array(path, in_chans)
     with Image.open(path) as image:
         return convert(ImageOps.exif_transpose(image), in_chans, path)
@@ -57,7 +58,10 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _read_array(path: str, in_chans: int) -> torch.Tensor:
-    array = np.load(path, allow_pickle=False)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (EOFError, tokenize.TokenError) as error:  # what a damaged header leads to
+        raise ValueError(f"{path}: {error}") from None
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] != in_chans:
         raise ValueError(f"{path}: an array of {array.shape}, not [height, width, {in_chans}]")

@@ -58,6 +58,8 @@ def weighted_knn(
         queries = F.normalize(test[0][start : start + chunk].to(device), dim=1)
         similarity, ids = (queries @ features.T).topk(min(k, len(features)), dim=1)
         votes = queries.new_zeros(len(queries), num_classes)
-        votes.scatter_add_(1, targets[ids], (similarity / temperature).exp())
+        # Relative to the nearest, whose vote is 1: a low temperature would overflow.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        votes.scatter_add_(1, targets[ids], weights)
         correct += int((votes.argmax(1).cpu() == test[1][start : start + chunk]).sum())
     return 100 * correct / len(test[0])

@@ -5,6 +5,7 @@ A global micro-batch holds W·`batch_size` images, of which rank r takes every W
 
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -84,16 +85,37 @@ class Batches:
         while done < len(plan):
             self.plan = plan[done:]
             try:
-                for imgs, targets, bad in self.loader:
+                for imgs, targets, bad in self._read():
                     self._count_bad(bad)
                     yield imgs, targets
                     done, restarts = done + 1, 0
-            except RuntimeError as error:
-                restarts += 1
-                if "DataLoader worker" not in str(error) or restarts > self.max_restarts:
+            except UsageError as error:  # a worker's comes wrapped in its traceback
+                raise UsageError(str(error).splitlines()[-1].split("UsageError: ")[-1]) from None
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
-                log.warning("a data-loader worker died, starting new ones: %s", error)
+                restarts += 1
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                if restarts > self.max_restarts:
+                    raise RunError(
+                        f"data-loader workers die again and again ({reason}): lower --num_workers",
+                        EXIT_DATA,
+                    ) from None
+                log.warning("a data-loader worker died, starting new ones: %s", reason)
                 self.loader = DataLoader(self.dataset, **self.loader_options)
+
+    def _read(self) -> Iterator:
+        """The loader's batches; a dead worker shows here and nowhere else.
+
+        torch's SIGCHLD handler raises in whatever the main thread does when a worker dies, most
+        often in the middle of a step. Without it the loader finds the dead one while it waits.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return iter(self.loader)
+        before = signal.getsignal(signal.SIGCHLD)
+        iterator = iter(self.loader)
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return iterator
 
     def _count_bad(self, bad: torch.Tensor) -> None:
         for index in bad[bad >= 0].tolist():

@@ -106,12 +106,19 @@ class Journal:
         if not distributed.is_main():
             return
         self.forget_after(progress.epoch)
+        self.tensorboard = self._open(progress.total_steps or None)
+
+    def _open(self, purge_step: int | None = None):
+        """A TensorBoard writer; None, with a line in the log, where there can be none."""
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(output_dir, purge_step=progress.total_steps or None)
+            return SummaryWriter(self.output_dir, purge_step=purge_step)
         except ImportError:
             log.warning("no TensorBoard files: pip install tensorboard")
+        except OSError as error:
+            log.error("no TensorBoard files (%s): training goes on", error)
+        return None
 
     def forget_after(self, epochs: int) -> None:
         """Drop lines of epochs that a resumed run will do again."""
@@ -156,7 +163,9 @@ class Journal:
             for name, value in numbers.items():
                 self.tensorboard.add_scalar(name, value, step)
         except OSError as error:
-            log.error("TensorBoard files could not be written (%s): training goes on", error)
+            # A writer whose thread has died raises for ever: drop it and begin a new file.
+            log.error("TensorBoard file lost (%s): training goes on", error)
+            self.tensorboard = self._open()
 
     def image(self, name: str, image: Tensor, step: int) -> None:
         """An image [3, H, W] in 0..1."""

@@ -15,15 +15,15 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 # Four steps an epoch, three epochs, every loss on, and the gate opens on the way.
 PRETRAIN = (
-    "--train_fraction 0.1 --batch_size 32 --epochs 3 --warmup_epochs 1 --mi_start_loss 1.05 "
+    "--train_fraction 0.05 --batch_size 16 --epochs 3 --warmup_epochs 1 --mi_start_loss 1.05 "
     "--save_every_steps 1 --log_every 1 --device cpu --blr 2e-3"
 ).split()
 FINETUNE = (
-    "--train_fraction 0.1 --batch_size 32 --epochs 3 --warmup_epochs 1 --drop_path 0.3 "
-    "--amp fp16 --save_every_steps 1 --log_every 1 --device cpu"
+    "--train_fraction 0.05 --batch_size 16 --epochs 3 --warmup_epochs 1 --drop_path 0.3 "
+    "--save_every_steps 1 --log_every 1 --device cpu"
 ).split()
 LINPROBE = (
-    "--train_fraction 0.1 --batch_size 32 --epochs 3 --warmup_epochs 1 --min_crop 0.5 --flip "
+    "--train_fraction 0.05 --batch_size 16 --epochs 3 --warmup_epochs 1 --min_crop 0.5 --flip "
     "--save_every_steps 1 --log_every 1 --device cpu"
 ).split()
 FLAGS = {"main_pretrain": PRETRAIN, "main_finetune": FINETUNE, "main_linprobe": LINPROBE}

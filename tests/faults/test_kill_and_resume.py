@@ -65,17 +65,18 @@ def test_hundreds_of_kills(zygote, undisturbed, tmp_path, main, slow_disk):
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("main", "more"),
     [
-        ("--accum_iter", "3"),  # with a tail
-        ("--amp", "bf16", "--mask_type", "independent"),
-        ("--keep_checkpoints", "1", "--keep_epochs", "1", "2"),
+        ("main_pretrain", ("--accum_iter", "3")),  # with a tail
+        ("main_pretrain", ("--amp", "bf16", "--mask_type", "independent")),
+        ("main_pretrain", ("--keep_checkpoints", "1", "--keep_epochs", "1", "2")),
+        ("main_finetune", ("--amp", "fp16", "--max_steps", "6")),
     ],
-    ids=lambda more: more[0].strip("-"),
+    ids=lambda value: value[0].strip("-") if isinstance(value, tuple) else value,
 )
-def test_other_flags(zygote, undisturbed, tmp_path, more):
-    expected = undisturbed("main_pretrain", *more)
-    kill_and_resume(zygote, "main_pretrain", tmp_path, expected, 2, 3, 0.0, more)
+def test_other_flags(zygote, undisturbed, tmp_path, main, more):
+    expected = undisturbed(main, *more)
+    kill_and_resume(zygote, main, tmp_path, expected, 2, 3, 0.0, more)
 
 
 @pytest.mark.parametrize("main", MAINS)

@@ -1,0 +1,154 @@
+"""Shared fixtures: small models, mains that run inside the test process, one run for all to use."""
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from util.run import run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID")
+
+torch.set_num_threads(1)  # the models here are too small to share
+
+
+@dataclass
+class Outcome:
+    """What a main left: exit status, what it printed, and its output folder's records."""
+
+    status: int
+    out: str
+    err: str
+    folder: Path | None = None
+
+    def log(self) -> list[dict]:
+        """The lines of log.txt, one per epoch."""
+        return [json.loads(line) for line in (self.folder / "log.txt").read_text().splitlines()]
+
+    def results(self) -> dict:
+        return json.loads((self.folder / "results.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch):
+    """Tests know no launcher, and a main's logging set-up ends with its test."""
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+def run_in_process(name: str, *argv, folder: Path | None = None) -> Outcome:
+    """Run a main on the CPU as its script would, without the seconds that importing torch takes."""
+    main = importlib.import_module(name)
+    words = [str(word) for word in argv] + ["--device", "cpu"]
+    words += ["--output_dir", str(folder)] if folder else []
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run_main(main.main, lambda: main.parse_args(words))
+        except SystemExit as end:
+            status = end.code or 0
+    return Outcome(status, out.getvalue(), err.getvalue(), folder)
+
+
+@pytest.fixture
+def run_main_here(tmp_path):
+    """(main's name, flags …) -> Outcome, with an output folder of the test's own."""
+    count = 0
+
+    def run(name: str, *argv) -> Outcome:
+        nonlocal count
+        count += 1
+        return run_in_process(name, *argv, folder=tmp_path / f"out{count}")
+
+    return run
+
+
+@pytest.fixture
+def refuses(run_main_here):
+    """Asserts that a main ends with status 2 and one line on stderr that has all the words."""
+
+    def check(name: str, *argv, names: tuple[str, ...]) -> str:
+        outcome = run_main_here(name, *argv)
+        assert outcome.status == 2, outcome.err
+        assert outcome.err.count("\n") == 1 and outcome.err.endswith("\n"), outcome.err
+        for word in names:
+            assert word in outcome.err
+        return outcome.err
+
+    return check
+
+
+def run_script(name: str, *argv, folder: Path) -> Outcome:
+    """Run a main as a person does, in a process of its own; it must succeed."""
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+    command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, argv)]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--output_dir", str(folder)],
+        capture_output=True, text=True, timeout=300, cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Outcome(done.returncode, done.stdout, done.stderr, folder)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Outcome:
+    """A pre-training run on digits, as a script: two epochs with k-NN and pictures."""
+    return run_script(
+        "main_pretrain", "--epochs", 2, "--warmup_epochs", 1, "--batch_size", 128, "--keep_epochs",
+        1, "--knn_every", 1, "--visualize", 3, "--mi_start_loss", "inf", "--log_every", 5,
+        folder=tmp_path_factory.mktemp("pretrain"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def checkpoint(pretrained) -> Path:
+    return pretrained.folder / "checkpoint-last.pth"
+
+
+def tiny_mimae(**changes) -> torch.nn.Module:
+    """A two-block MI-MAE of width 16 on 8 x 8 pixels, patch 2, in float64, the same each time."""
+    from models_mimae import MaskedAutoencoderViT
+
+    torch.manual_seed(1)
+    options = dict(
+        img_size=8, patch_size=2, in_chans=1, embed_dim=16, depth=2, num_heads=2,
+        decoder_embed_dim=8, decoder_depth=1, decoder_num_heads=2,
+    )  # fmt: skip
+    return MaskedAutoencoderViT(**options | changes).double()
+
+
+@pytest.fixture
+def tiny():
+    return tiny_mimae
+
+
+@pytest.fixture(scope="session")
+def image_tree(tmp_path_factory) -> Path:
+    """train/ and val/ with classes a and b of random 16 x 16 colour PNGs: 6 and 2 of each."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 2)):
+        for name in ("a", "b"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
+    return root

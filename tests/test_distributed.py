@@ -1,0 +1,131 @@
+"""The same objective, batches and updates for 1, 2 and 4 processes."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from engine_pretrain import LOSSES, _accumulate
+from models_mimae import MaskedAutoencoderViT
+from util import distributed
+from util.optim import Precision, adamw, decay_groups
+
+STEPS, GLOBAL_BATCH = 20, 8
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def train(rank: int, world: int, port: int, options: dict, path: str, dtype=torch.float64) -> None:
+    """20 steps on this rank's rows of fixed global batches; rank 0 writes losses and weights."""
+    torch.set_num_threads(1)
+    os.environ |= dict(
+        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )  # fmt: skip
+    device = distributed.init_process_group("cpu", 2.0)
+    torch.manual_seed(0)
+    bare = MaskedAutoencoderViT(
+        8, 2, 1, embed_dim=32, depth=2, num_heads=2, decoder_embed_dim=16, decoder_depth=1,
+        decoder_num_heads=2, norm_pix_loss=False, mi_start_loss=0.95, **options,
+    ).to(dtype)  # fmt: skip
+    model = distributed.wrap(bare, device, sync_buffers=False)
+    optimizer, precision = adamw(decay_groups(bare, 0.05)), Precision("none", device)
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 3e-3
+    stage = argparse.Namespace(
+        device=device, args=argparse.Namespace(seed=1, exact_accum=True),
+        progress=argparse.Namespace(total_steps=0),
+    )  # fmt: skip
+    history = []
+    for step in range(STEPS):
+        draw = torch.Generator().manual_seed(step)
+        imgs = torch.rand(2, GLOBAL_BATCH, 1, 8, 8, generator=draw, dtype=torch.float64).to(dtype)
+        stage.progress.total_steps = step
+        micro_batches = ((micro[rank::world], None) for micro in imgs)
+        losses, _ = _accumulate(model, micro_batches, 2, torch.nn.Identity(), precision, stage)
+        precision.step(optimizer, None)
+        history.append(distributed.reduce_mean(torch.stack([losses[n].double() for n in LOSSES])))
+    if rank == 0:
+        torch.save({"history": torch.stack(history), "model": bare.state_dict()}, path)
+    distributed.shutdown()
+
+
+def start(world: int, options: dict, path) -> None:
+    """Run `train` in new processes; a server that has imported torch forks them."""
+    multiprocessing.set_forkserver_preload(["engine_pretrain", "models_mimae"])
+    arguments = (world, free_port(), options, str(path))
+    mp.start_processes(train, arguments, nprocs=world, start_method="forkserver")
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """Losses and weights of one process, by options."""
+    done = {}
+
+    def result(options: dict):
+        key = json.dumps(options)
+        if key not in done:
+            path = tmp_path_factory.mktemp("single") / "result.pth"
+            start(1, options, path)
+            done[key] = torch.load(path, weights_only=True)
+        return done[key]
+
+    return result
+
+
+@pytest.mark.parametrize(
+    ("world", "options"),
+    [(2, {}), (4, {}), (2, {"club_level": "token", "mask_type": "independent"})],
+    ids=["2", "4", "2-token-independent"],
+)
+def test_world_size_changes_nothing(single, tmp_path, world, options):
+    """MI-MAE with every loss on, two micro-batches a step, 20 steps of AdamW in float64."""
+    expected = single(options)
+    path = tmp_path / "result.pth"
+    start(world, options, path)
+    result = torch.load(path, weights_only=True)
+    torch.testing.assert_close(result["history"][:, :5], expected["history"][:, :5],
+                               rtol=1e-10, atol=1e-10)  # fmt: skip
+    loss, rec, max_mi, min_mi, apx = expected["history"][:, :5].unbind(1)
+    mi_loss = loss - rec - apx
+    assert mi_loss[0].abs() < 1e-12  # Assumption 3's gate was closed, and opened
+    torch.testing.assert_close(mi_loss[-1], (max_mi + 10 * min_mi)[-1])
+    for name, weight in result["model"].items():
+        torch.testing.assert_close(
+            weight, expected["model"][name], rtol=1e-10, atol=1e-10, msg=name
+        )
+
+
+def test_torchrun_gives_the_log_of_one_process(tmp_path):
+    """The whole program: batches, augmentation, masks, losses, evaluation."""
+    common = (
+        "--train_fraction 0.1 --epochs 2 --warmup_epochs 1 --device cpu --mi_start_loss inf "
+        "--knn_every 1"
+    ).split()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for world in (1, 2):
+        output = ["--output_dir", str(tmp_path / str(world)), "--batch_size", str(32 // world)]
+        launcher = [sys.executable]
+        if world > 1:
+            launcher += ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+            launcher += ["--master_port", str(free_port())]
+        command = [*launcher, "main_pretrain.py", *common, *output]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    logs = [(tmp_path / str(world) / "log.txt").read_text().splitlines() for world in (1, 2)]
+    assert len(logs[0]) == len(logs[1]) == 2
+    for one, two in zip(*logs, strict=True):
+        one, two = json.loads(one), json.loads(two)
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert value == pytest.approx(two[name], rel=2e-3, abs=2e-5), name

@@ -1,0 +1,72 @@
+"""The engine: accumulation, exact or not, and what a step returns."""
+
+import argparse
+
+import pytest
+import torch
+
+from engine_pretrain import _accumulate
+from models_mimae import MaskedAutoencoderViT
+from util.optim import Precision
+
+
+class Stage:
+    """What the engine needs of a run."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, exact: bool):
+        self.args = argparse.Namespace(seed=3, exact_accum=exact)
+        self.progress = argparse.Namespace(total_steps=5)
+
+
+def gradients(num_micro: int, exact: bool, **options) -> tuple[dict, dict]:
+    """Losses and gradients (float64) of one step over the same 12 images."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoderViT(
+        8, 2, 1, embed_dim=16, depth=2, num_heads=2, decoder_embed_dim=16, decoder_depth=1,
+        decoder_num_heads=2, **options,
+    ).double()  # fmt: skip
+    with torch.no_grad():  # away from the first step, where all latents are alike
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    imgs = torch.randn(12, 1, 8, 8, dtype=torch.float64)
+    micro_batches = ((part, None) for part in imgs.chunk(num_micro))
+    losses, _ = _accumulate(
+        model, micro_batches, num_micro, torch.nn.Identity(),
+        Precision("none", Stage.device), Stage(exact),
+    )  # fmt: skip
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return losses, grads
+
+
+@pytest.mark.parametrize("club_level", ["image", "token"])
+@pytest.mark.parametrize("latent_pool", ["cls", "mean"])
+def test_exact_accumulation_is_the_unaccumulated_step(club_level, latent_pool):
+    options = dict(club_level=club_level, latent_pool=latent_pool)
+    whole, expected = gradients(1, False, **options)
+    losses, grads = gradients(3, True, **options)
+    assert grads.keys() == expected.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-9, atol=1e-11, msg=name)
+    for name in ("loss", "rec", "max_mi", "min_mi", "apx"):
+        torch.testing.assert_close(losses[name], whole[name], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(losses["info_nce_accuracy"], whole["info_nce_accuracy"])
+
+
+def test_plain_accumulation_is_exact_for_reconstruction_only():
+    mae = dict(num_masks=1, lambda_max=0.0, lambda_min=0.0)
+    whole, expected = gradients(1, False, **mae)
+    losses, grads = gradients(4, False, **mae)
+    torch.testing.assert_close(losses["rec"], whole["rec"])
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name])
+    assert (gradients(4, False)[0]["max_mi"] - gradients(1, False)[0]["max_mi"]).abs() > 0.1
+
+
+@pytest.mark.parametrize("off", ["lambda_max", "lambda_min"])
+def test_exact_accumulation_with_one_mi_term(off):
+    _, expected = gradients(1, False, **{off: 0.0})
+    _, grads = gradients(2, True, **{off: 0.0})
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-9, atol=1e-11, msg=name)

@@ -1,0 +1,308 @@
+"""The masks, the model around the losses, and which parameters each loss moves."""
+
+import math
+
+import pytest
+import torch
+
+from models_mimae import (
+    MODELS,
+    MaskedAutoencoderViT,
+    independent_permutations,
+    orthogonal_permutations,
+    resolve_masking,
+)
+from util.checkpoint import BufferState
+from util.errors import UsageError
+
+
+def images(batch=3, chans=1, height=8, width=8):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(batch, chans, height, width, generator=generator, dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------------------ masks
+
+
+def test_the_visible_sets_partition_the_patches_when_n_k_is_l():
+    ids = orthogonal_permutations(torch.rand(5, 16), num_masks=4, num_visible=4)
+    assert ids.shape == (5, 4, 16)
+    assert (ids.sort(2).values == torch.arange(16)).all()  # each row is a permutation
+    visible = ids[:, :, :4].flatten(1)
+    assert (visible.sort(1).values == torch.arange(16)).all()
+
+
+@pytest.mark.parametrize(("num_masks", "num_visible"), [(3, 4), (2, 8), (4, 12), (5, 4), (7, 9)])
+def test_patches_are_seen_as_evenly_as_possible(num_masks, num_visible):
+    ids = orthogonal_permutations(torch.rand(4, 16), num_masks, num_visible)
+    for image in ids:
+        seen = torch.bincount(image[:, :num_visible].flatten(), minlength=16)
+        assert seen.sum() == num_masks * num_visible
+        assert seen.max() - seen.min() <= 1
+        if num_masks * num_visible <= 16:
+            assert seen.max() == 1
+        for mask in image:
+            assert mask[:num_visible].unique().numel() == num_visible
+
+
+def test_fashion_mnist_grid_of_49_leaves_one_patch_over():
+    num_masks, num_visible = resolve_masking(49, 4, 0.75, 1.0)
+    ids = orthogonal_permutations(torch.rand(2, 49), num_masks, num_visible)
+    assert (num_masks, num_visible) == (4, 12)
+    assert all(image[:, :12].unique().numel() == 48 for image in ids)
+
+
+def test_each_patch_is_seen_equally_often_by_each_mask():
+    draws = 8000
+    ids = orthogonal_permutations(torch.rand(draws, 16), 4, 4)
+    for mask in range(4):
+        share = torch.bincount(ids[:, mask, :4].flatten(), minlength=16) / draws
+        # Five standard deviations of a share of 1/4.
+        assert (share - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / draws)
+
+
+def test_row_0_is_the_argsort_of_the_noise():
+    noise = torch.rand(3, 16)
+    assert torch.equal(orthogonal_permutations(noise, 4, 4)[:, 0], noise.argsort(1))
+
+
+def test_independent_masks_are_permutations_that_overlap_as_chance_has_it():
+    ids = independent_permutations(torch.rand(4000, 2, 16))
+    assert (ids.sort(2).values == torch.arange(16)).all()
+    overlap = (ids[:, 0, :4, None] == ids[:, 1, None, :4]).sum((1, 2)).double()
+    assert overlap.mean() == pytest.approx(4 * 4 / 16, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "count"), [(0.5, 2), (0.6, 2), (0.7, 3), (0.75, 4), (0.8, 5), (0.9, 10), (0.2, 2)]
+)
+def test_complete_masking_counts(ratio, count):
+    assert resolve_masking(196, 0, ratio, 1.0) == (count, int(196 * (1 - ratio)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        ((16, 4, 0.0, 1.0), "--mask_ratio"),
+        ((16, 4, 1.0, 1.0), "--mask_ratio"),
+        ((16, 4, 1.5, 1.0), "--mask_ratio"),
+        ((16, 4, math.nan, 1.0), "--mask_ratio"),
+        ((16, 4, 0.97, 1.0), "--mask_ratio"),
+        ((16, -1, 0.75, 1.0), "--num_masks"),
+        ((16, 1, 0.75, 1.0), "--num_masks"),
+    ],
+)
+def test_unusable_masks_name_their_flag(arguments, flag):
+    with pytest.raises(UsageError, match=flag):
+        resolve_masking(*arguments)
+
+
+# ------------------------------------------------------------------------------------------ model
+
+
+def test_patches_are_row_column_channel(tiny):
+    model = tiny(img_size=(4, 8), in_chans=3)
+    imgs = torch.arange(3 * 4 * 8, dtype=torch.float64).view(1, 3, 4, 8)
+    patches = model.patchify(imgs)
+    assert patches.shape == (1, 8, 12)
+    for patch in range(8):
+        top, left = 2 * (patch // 4), 2 * (patch % 4)
+        expected = [imgs[0, c, top + r, left + k] for r in (0, 1) for k in (0, 1) for c in range(3)]
+        assert patches[0, patch].tolist() == [float(value) for value in expected]
+    assert torch.equal(model.unpatchify(patches), imgs)
+
+
+def test_encode_is_the_encoder_on_all_patches(tiny):
+    model, imgs = tiny(), images()
+    tokens = model.encode(imgs)
+    assert tokens.shape == (3, 17, 16)
+    ids = torch.rand(3, 1, 16).argsort(2)
+    model.num_visible = 16
+    shuffled, _ = model.forward_encoder(imgs, ids)
+    restored = shuffled[:, 1:].gather(1, ids[:, 0].argsort(1)[:, :, None].expand(-1, -1, 16))
+    torch.testing.assert_close(shuffled[:, 0], tokens[:, 0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(restored, tokens[:, 1:], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_reconstruct_keeps_visible_pixels_and_agrees_with_the_loss(tiny, norm_pix_loss):
+    model, imgs = tiny(norm_pix_loss=norm_pix_loss), images()
+    noise = torch.rand(3, 16)
+    is_masked, pictures = model.reconstruct(imgs, noise)
+    assert is_masked.shape == (12, 16) and pictures.shape == (12, 1, 8, 8)
+    assert (is_masked.sum(1) == 12).all()
+    predicted, truth = model.patchify(pictures), model.patchify(imgs).repeat_interleave(4, 0)
+    assert torch.equal(predicted[~is_masked], truth[~is_masked])
+    error = predicted - truth
+    if norm_pix_loss:
+        error = error / (truth.var(2, keepdim=True) + 1e-6).sqrt()
+    rec = model(imgs, noise)["rec"]
+    torch.testing.assert_close((error[is_masked] ** 2).mean(), rec, rtol=1e-9, atol=0)
+
+
+def test_reconstruct_with_the_visible_patches_statistics(tiny):
+    model, imgs, noise = tiny(norm_pix_loss=True), images(1), torch.rand(1, 16)
+    with torch.no_grad():  # a decoder that predicts "the mean" everywhere
+        model.decoder_pred.weight.zero_()
+        model.decoder_pred.bias.zero_()
+    is_masked, pictures = model.reconstruct(imgs, noise, patch_statistics="visible")
+    patches = model.patchify(imgs)[0]
+    for mask in range(4):
+        seen = patches[~is_masked[mask]].mean()
+        hidden = model.patchify(pictures)[mask][is_masked[mask]]
+        torch.testing.assert_close(hidden, seen.expand_as(hidden))
+
+
+def test_one_batch_can_be_learnt_by_heart(tiny):
+    model, imgs, noise = tiny(lambda_min=1.0).float(), images(4).float(), torch.rand(4, 16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    history = []
+    for _ in range(150):
+        losses = model(imgs, noise)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        history.append({name: losses[name].item() for name in ("rec", "max_mi", "apx")})
+    assert history[-1]["rec"] < 0.35 * history[0]["rec"]
+    assert history[-1]["max_mi"] < 0.7 * history[0]["max_mi"]
+    assert history[-1]["apx"] < history[0]["apx"]
+
+
+def test_grad_checkpointing_changes_no_number(tiny):
+    noise, gradients = torch.rand(3, 16), []
+    for checkpointed in (False, True):
+        model = tiny(grad_checkpointing=checkpointed)
+        model(images(), noise)["loss"].backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-9, atol=1e-12)
+
+
+def test_every_named_model_can_be_built_and_has_maes_names():
+    for name, build in MODELS.items():
+        with torch.device("meta"):
+            patch = int(name.rsplit("patch")[1])
+            model = build(img_size=patch * 4, in_chans=3, lambda_min=0.0)
+        assert isinstance(model, MaskedAutoencoderViT)
+        top = {key.split(".")[0] for key in model.state_dict()}
+        assert top == {
+            "cls_token", "pos_embed", "patch_embed", "blocks", "norm", "decoder_embed",
+            "mask_token", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        (dict(img_size=9), "--input_size"),
+        (dict(img_size=(8, 7)), "--input_size"),
+        (dict(temperature=0.0), "--temperature"),
+        (dict(temperature=math.nan), "--temperature"),
+        (dict(mask_type="grid"), "--mask_type"),
+        (dict(latent_pool="max"), "--latent_pool"),
+        (dict(club_level="batch"), "--club_level"),
+    ],
+)
+def test_unusable_options_name_their_flag(tiny, changes, flag):
+    with pytest.raises(UsageError, match=flag):
+        tiny(**changes)
+
+
+# -------------------------------------------------------------------------------- who feels which
+
+DECODER = ("decoder_", "mask_token")
+PHI = ("approximation.",)
+MOVES = {  # method.md's table: L_rec, L_max, L_min, L_apx
+    "rec": lambda name: not name.startswith(PHI),
+    "max_mi": lambda name: not name.startswith(DECODER + PHI),
+    "min_mi": lambda name: not name.startswith(DECODER + PHI),
+    "apx": lambda name: name.startswith(PHI),
+}
+
+
+@pytest.mark.parametrize("mask_type", ["orthogonal", "independent"])
+@pytest.mark.parametrize("club_level", ["image", "token"])
+@pytest.mark.parametrize("latent_pool", ["cls", "mean"])
+@pytest.mark.parametrize("term", MOVES)
+def test_each_term_moves_the_parameters_of_the_table(
+    tiny, term, latent_pool, club_level, mask_type
+):
+    model = tiny(mask_type=mask_type, club_level=club_level, latent_pool=latent_pool)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    part = model(images(), torch.rand(model.noise_shape(3)))[term]
+    grads = torch.autograd.grad(part, named.values(), allow_unused=True)
+    moved = {n for n, g in zip(named, grads, strict=True) if g is not None and g.abs().max() > 0}
+    assert moved == {name for name in named if MOVES[term](name)}
+
+
+@pytest.mark.parametrize("club_level", ["image", "token"])
+def test_min_mi_reaches_the_encoder_through_z_alone(tiny, club_level):
+    model = tiny(club_level=club_level)
+    ids = model.permutations(images(), torch.rand(3, 16))
+    z, x = model.forward_encoder(images(), ids)
+    x = x.detach().requires_grad_()
+    min_mi, apx = model.mi_minimisation(*model.club_rows(x, z[:, 1:], z[:, 0]))
+    assert torch.autograd.grad(min_mi + apx, x, allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(apx, z, allow_unused=True) == (None,)
+
+
+def test_the_loss_is_the_weighted_sum(tiny):
+    model = tiny(lambda_rec=0.5, lambda_max=0.7, lambda_min=3.0)
+    out = model(images(), torch.rand(3, 16))
+    expected = 0.5 * out["rec"] + 0.7 * out["max_mi"] + 3.0 * out["min_mi"] + out["apx"]
+    torch.testing.assert_close(out["loss"], expected, rtol=1e-12, atol=0)
+
+
+def test_an_untrained_approximation_network(tiny):
+    model = tiny(train_approximation=False)
+    out = model(images(), torch.rand(3, 16))
+    expected = out["rec"] + out["max_mi"] + 10 * out["min_mi"]
+    torch.testing.assert_close(out["loss"], expected, rtol=1e-12, atol=0)
+    assert not any(p.requires_grad for p in model.approximation.parameters())
+    assert out["min_mi"].requires_grad
+
+
+def test_terms_of_weight_zero_cost_no_gradient(tiny):
+    out = tiny(lambda_max=0.0, lambda_min=0.0)(images(), torch.rand(3, 16))
+    assert torch.equal(out["loss"], out["rec"])
+    assert out["max_mi"] > 0 and not out["max_mi"].requires_grad  # for the log
+    assert out["min_mi"] == out["apx"] == 0
+
+
+# ------------------------------------------------------------------------------------------- gate
+
+
+def test_the_gate_opens_by_the_running_mean_and_stays_open(tiny):
+    model = tiny(mi_start_loss=0.5)
+    out = model(images(), torch.rand(3, 16))
+    torch.testing.assert_close(out["loss"], out["rec"] + out["apx"], rtol=1e-12, atol=0)
+    assert not model.gate.is_open
+
+    gate = model.gate
+    gate.rec_mean.zero_()
+    gate.num_updates.zero_()
+    for count in range(1, 200):
+        gate.update(torch.tensor(0.4 if count > 10 else 1.0))
+        weights = [0.95**age for age in range(count)]  # newest first
+        values = [0.4 if count - age > 10 else 1.0 for age in range(count)]
+        mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+        assert bool(gate.is_open) == (mean < 0.5)
+        if gate.is_open:
+            break
+    assert 10 < count < 199
+    gate.update(torch.tensor(50.0))
+    assert gate.is_open
+    out = model.eval()(images(), torch.rand(3, 16))
+    assert out["loss"] > out["rec"] + out["apx"]
+
+    other = tiny(mi_start_loss=0.5)
+    BufferState(other.gate).load_state_dict(BufferState(gate).state_dict())
+    assert other.gate.is_open and other.gate.num_updates == gate.num_updates
+    assert not any(key.startswith("gate") for key in model.state_dict())
+
+
+def test_the_gate_does_not_move_in_eval_mode_and_inf_is_open_at_once(tiny):
+    model = tiny(mi_start_loss=100.0).eval()
+    model(images(), torch.rand(3, 16))
+    assert model.gate.num_updates == 0 and not model.gate.is_open
+    assert tiny().gate.is_open
