@@ -244,33 +244,36 @@ def run(main, folder, *argv):
 def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simmim")
     _, log = run(
-        main_pretrain, folder, "--model", f"simmim_{MINI}", "--epochs", 8, "--warmup_epochs", 1,
+        main_pretrain, folder, "--model", f"simmim_{MINI}", "--epochs", 5, "--warmup_epochs", 1,
         "--train_fraction", 0.5, "--batch_size", 32, "--blr", 0.016, "--visualize", 2,
-        "--knn_every", 8,
+        "--knn_every", 5,
     )  # fmt: skip
     return folder, log
 
 
 def test_loss_falls_on_digits(pretrained):
     folder, log = pretrained
-    assert log[-1]["train_rec"] < 0.85 * log[0]["train_rec"]
-    assert log[-1]["knn_acc1"] > 50
+    assert log[-1]["train_rec"] < 0.9 * log[0]["train_rec"]
+    assert log[-1]["knn_acc1"] > 25
     assert (folder / "reconstructions.png").exists()
 
 
-def test_probe_beats_the_untrained_encoder(pretrained, tmp_path):
-    trained, _ = run(
-        main_linprobe, tmp_path / "a", "--knn", "--finetune", pretrained[0] / "checkpoint-last.pth"
-    )
-    random, _ = run(main_linprobe, tmp_path / "b", "--knn", "--model", MINI)
-    assert trained["knn_acc1"] > random["knn_acc1"] + 2
+@pytest.mark.slow
+def test_probe_beats_the_untrained_encoder(tmp_path):
+    flags = ("--batch_size", 128, "--epochs", 30, "--warmup_epochs", 2, "--blr", 2e-3)
+    run(main_pretrain, tmp_path, "--model", f"simmim_{MINI}", *flags)
+    probe = ("--epochs", 30, "--warmup_epochs", 3)
+    weights = tmp_path / "checkpoint-last.pth"
+    trained, _ = run(main_linprobe, tmp_path / "a", *probe, "--finetune", weights)
+    random, _ = run(main_linprobe, tmp_path / "b", *probe, "--model", MINI)
+    assert trained["test_acc1"] > random["test_acc1"] + 2
 
 
 def test_downstream_mains_take_the_checkpoint(pretrained, tmp_path):
     weights = ("--finetune", pretrained[0] / "checkpoint-last.pth")
     small = ("--train_fraction", 0.2, "--warmup_epochs", 1, "--epochs")
     probed, _ = run(main_linprobe, tmp_path / "probe", *weights, *small, 20)
-    assert probed["test_acc1"] > 40
+    assert probed["test_acc1"] > 15
     tuned, _ = run(
         main_finetune, tmp_path / "tune", *weights, *small, 2, "--input_size", 20, 24,
         "--blr", 1e-2,
