@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import models_encoder
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from util import args as arguments
@@ -29,7 +30,7 @@ from util.transforms import CropAndFlip, Normalize, ResizeCenterCrop
 
 log = logging.getLogger(__name__)
 
-MODELS = (*models_vit.SIZES, "pixels")
+MODELS = (*models_encoder.SIZES, "pixels")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -89,12 +90,14 @@ def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
     if args.model == "pixels":
         size = arguments.image_size(args.input_size, 1)
         return models_vit.Pixels(), args.in_chans * size[0] * size[1]
-    vit = models_vit.build_vit(args.model, 0, args.input_size, args.in_chans, args.global_pool)
+    encoder = models_encoder.build_encoder(
+        args.model, 0, args.input_size, args.in_chans, args.global_pool
+    )
     if pretrained:
-        pretrained.load_into(vit)
+        models_encoder.load_pretrained(pretrained, encoder)
     elif not args.resume:
         log.warning("no --finetune: the encoder is random")
-    return models_vit.Features(vit), vit.embed_dim
+    return models_vit.Features(encoder), encoder.num_features
 
 
 class FeatureSet(Dataset):
@@ -143,7 +146,8 @@ def main(args: argparse.Namespace) -> None:
             numbers = evaluate(trained, val_batches, normalize, precision, run.device)
             return run.finish(**numbers)
 
-        args.lr = optim.absolute_lr(args.lr, args.blr, args.accum_iter * batches.global_size)
+        per_step = args.accum_iter * batches.global_size
+        args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         parameters = list(probe.head.parameters())
         optimizer = (
             optim.LARS(parameters, weight_decay=args.weight_decay, momentum=0.9)
