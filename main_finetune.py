@@ -10,6 +10,7 @@ from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
+import models_encoder
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from util import args as arguments
@@ -38,9 +39,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--finetune", default="", help="the pre-trained checkpoint; none: train from scratch")
     add(
         "--model",
-        choices=models_vit.SIZES,
+        choices=models_encoder.SIZES,
         metavar="NAME",
-        help=f"one of {', '.join(models_vit.SIZES)} (default: the checkpoint's, else the data "
+        help=f"one of {', '.join(models_encoder.SIZES)} (default: the checkpoint's, else the data "
         "set's)",
     )
     add(
@@ -102,7 +103,7 @@ def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
     if args.model is None and pretrained and "model" in pretrained.config:
         args.model = models_vit.encoder_name(pretrained.config["model"])
     args.model = args.model or f"vit_{DATASETS[args.dataset].size_name}"
-    model = models_vit.build_vit(
+    model = models_encoder.build_encoder(
         args.model, num_classes, args.input_size, args.in_chans, args.global_pool, args.drop_path,
         args.grad_checkpointing,
     )  # fmt: skip
@@ -110,9 +111,7 @@ def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
         load_weights(model, pretrained.weights, args.resume)
         return model
     if pretrained:
-        pretrained.load_into(model)
-        if "head.weight" not in pretrained.weights:
-            nn.init.trunc_normal_(model.head.weight, std=2e-5)
+        models_encoder.load_pretrained(pretrained, model)
     return model
 
 
@@ -161,16 +160,17 @@ def main(args: argparse.Namespace) -> None:
         if args.eval:
             return run.finish(**evaluate(bare, val_batches, normalize, precision, run.device))
 
-        args.lr = optim.absolute_lr(args.lr, args.blr, args.accum_iter * batches.global_size)
-        depth = len(bare.blocks)
+        per_step = args.accum_iter * batches.global_size
+        args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         groups = optim.layer_decay_groups(
-            bare, args.weight_decay, lambda name: models_vit.layer_of(name, depth), args.layer_decay
+            bare, args.weight_decay, models_encoder.layer_of(bare), args.layer_decay
         )
         optimizer = optim.adamw(groups)
-        activations = preflight.block_activations(
-            args.batch_size, bare.pos_embed.shape[1], bare.embed_dim, depth,
-            precision.dtype is not None, args.grad_checkpointing,
-        )  # fmt: skip
+        half, checkpointed = precision.dtype is not None, args.grad_checkpointing
+        activations = sum(
+            preflight.block_activations(args.batch_size, *shape, half, checkpointed)
+            for shape in models_encoder.block_shapes(bare)
+        )
         preflight.report(args, bare, batches, precision, 1, activations, run.device)
         run.start(
             dict(model=bare, optimizer=optimizer, scaler=precision.scaler),
@@ -181,7 +181,7 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         if args.compile:
             bare.compile()
-        model = distributed.wrap(bare, run.device)
+        model = distributed.wrap(bare, run.device, args.grad_compression)
         prepare = BatchAugmentation(args, normalize, num_classes)
         smoothing = 0.0 if prepare.mix else args.smoothing  # mixup smooths its own targets
 

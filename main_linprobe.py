@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import models_encoder
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from util import args as arguments
 from util import distributed, optim, preflight
 from util.args import number
-from util.checkpoint import load_weights, read_checkpoint
+from util.checkpoint import load_weights
 from util.datasets import DATASETS, TransformedImages, load_images
 from util.errors import UsageError
 from util.knn import extract_features, weighted_knn
@@ -29,7 +30,7 @@ from util.transforms import CropAndFlip, Normalize, ResizeCenterCrop
 
 log = logging.getLogger(__name__)
 
-MODELS = (*models_vit.SIZES, "pixels")
+MODELS = (*models_encoder.SIZES, "pixels")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -89,12 +90,14 @@ def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
     if args.model == "pixels":
         size = arguments.image_size(args.input_size, 1)
         return models_vit.Pixels(), args.in_chans * size[0] * size[1]
-    vit = models_vit.build_vit(args.model, 0, args.input_size, args.in_chans, args.global_pool)
+    encoder = models_encoder.build_encoder(
+        args.model, 0, args.input_size, args.in_chans, args.global_pool
+    )
     if pretrained:
-        pretrained.load_into(vit)
+        models_encoder.load_pretrained(pretrained, encoder)
     elif not args.resume:
         log.warning("no --finetune: the encoder is random")
-    return models_vit.Features(vit), vit.embed_dim
+    return models_vit.Features(encoder), encoder.num_features
 
 
 class FeatureSet(Dataset):
@@ -127,6 +130,8 @@ def main(args: argparse.Namespace) -> None:
             return knn(args, run, encoder, normalize, train, val)
 
         probe = models_vit.LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
+        if args.eval:  # before features are computed with it
+            load_weights(probe, models_vit.Pretrained(args.resume).weights, args.resume)
         trained: nn.Module = probe
         if not train_transform.is_random:  # the features never change: compute them once
             log.info("no augmentation: features of %d images, once", len(train) + len(val))
@@ -139,11 +144,11 @@ def main(args: argparse.Namespace) -> None:
         val_batches = loader(args, val, run, training=False)
         precision = optim.Precision(args.amp, run.device)
         if args.eval:
-            load_weights(probe, read_checkpoint(args.resume)["model"], args.resume)
             numbers = evaluate(trained, val_batches, normalize, precision, run.device)
             return run.finish(**numbers)
 
-        args.lr = optim.absolute_lr(args.lr, args.blr, args.accum_iter * batches.global_size)
+        per_step = args.accum_iter * batches.global_size
+        args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         parameters = list(probe.head.parameters())
         optimizer = (
             optim.LARS(parameters, weight_decay=args.weight_decay, momentum=0.9)
@@ -155,7 +160,7 @@ def main(args: argparse.Namespace) -> None:
             dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
             dict(model=args.model, input_size=args.input_size, in_chans=args.in_chans), batches,
         )  # fmt: skip
-        model = distributed.wrap(trained, run.device)
+        model = distributed.wrap(trained, run.device, args.grad_compression)
 
         def prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             return normalize(inputs), targets

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import models_mimae
+import models_simmim
 from engine_pretrain import train_one_epoch
 from util import args as arguments
 from util import distributed, optim, preflight
@@ -29,7 +30,7 @@ from util.visualize import reconstruction_sheet, to_tensor
 
 log = logging.getLogger(__name__)
 
-MODELS = models_mimae.MODELS
+MODELS = models_mimae.MODELS | models_simmim.MODELS
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -45,7 +46,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--model",
         choices=sorted(MODELS),
         metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default: the data set's)",
+        help=f"one of {', '.join(MODELS)} (default: the data set's). SimMIM's bring their own "
+        "defaults of --mask_ratio, --num_masks, --input_size, --blr and so on",
     )
     add(
         "--num_masks",
@@ -114,6 +116,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "not known; ours, where the reconstruction explains a tenth of the variance)",
     )
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    add("--betas", type=number(float, 0, 1), nargs=2, default=[0.9, 0.95], help="of AdamW")
     add(
         "--min_crop",
         type=number(float, 0.01, 1),
@@ -145,7 +148,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    args = arguments.parse_args(get_args_parser(), "pretrain", argv)
+    args = arguments.parse_args(get_args_parser(), "pretrain", argv, models_simmim.FLAGS)
     args.model = args.model or f"mimae_vit_{DATASETS[args.dataset].size_name}"
     if args.lr is None and args.blr is None:
         args.blr = 1.5e-4
@@ -180,8 +183,8 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         normalize = Normalize(args.mean, args.std).to(run.device)
         per_step = args.accum_iter * batches.global_size * bare.num_masks
-        args.lr = optim.absolute_lr(args.lr, args.blr, per_step)
-        optimizer = optim.adamw(optim.decay_groups(bare, args.weight_decay), betas=(0.9, 0.95))
+        args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
+        optimizer = optim.adamw(optim.decay_groups(bare, args.weight_decay), betas=args.betas)
         precision = optim.Precision(args.amp, run.device)
         monitor = _KNN(args, run, normalize) if args.knn_every else None
 
@@ -199,7 +202,7 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         if args.compile:
             bare.compile()  # in place: parameter names stay
-        model = distributed.wrap(bare, run.device, sync_buffers=False)
+        model = distributed.wrap(bare, run.device, args.grad_compression, sync_buffers=False)
 
         while not run.is_finished():
             try:
@@ -235,13 +238,9 @@ def _activations(model: nn.Module, args: argparse.Namespace) -> int:
     """Estimated bytes of activations of one micro-batch on one GPU."""
     rows = args.batch_size * model.num_masks
     half = args.amp != "none" and torch.cuda.is_available()
-    parts = [
-        (1 + model.num_visible, model.pos_embed.shape[2], len(model.blocks)),
-        (1 + model.num_patches, model.decoder_pos_embed.shape[2], len(model.decoder_blocks)),
-    ]
     return sum(
         preflight.block_activations(rows, tokens, dim, depth, half, args.grad_checkpointing)
-        for tokens, dim, depth in parts
+        for tokens, dim, depth in model.block_shapes()
     )
 
 

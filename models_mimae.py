@@ -135,18 +135,20 @@ def info_nce_accuracy(similarities: Tensor, num_masks: int) -> Tensor:
 class ApproximationNetwork(nn.Module):
     """q_φ(z | x·m), a diagonal Gaussian (Section 5.4): x [rows, D] -> mean, logvar [rows, D].
 
+    Where the embedded patches are narrower than the latents (Swin), x is [rows, input_dim].
+
     Our choice: the ReLU output is the log-variance, so σ² ≥ 1 and the precision is bounded. Read
     as a variance with a small floor, λ2 = 10 made a small run collapse.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, input_dim: int | None = None):
         super().__init__()
-        self.mean = self._branch(dim, nn.LeakyReLU())
-        self.logvar = self._branch(dim, nn.ReLU())
+        self.mean = self._branch(input_dim or dim, dim, nn.LeakyReLU())
+        self.logvar = self._branch(input_dim or dim, dim, nn.ReLU())
 
     @staticmethod
-    def _branch(dim: int, activation: nn.Module) -> nn.Sequential:
-        encode = [nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)]
+    def _branch(input_dim: int, dim: int, activation: nn.Module) -> nn.Sequential:
+        encode = [nn.Linear(input_dim, dim), nn.GELU(), nn.Linear(dim, dim)]
         return nn.Sequential(*encode, nn.Linear(dim, dim), activation)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +217,7 @@ class ReconstructionGate(nn.Module):
 
 
 class MutualInformationModel(nn.Module):
-    """A masked image model whose loss is that of MI-MAE [Eq. 11]; ViT and Swin build on it.
+    """A masked image model whose loss is that of MI-MAE [Eq. 11]; MAE and SimMIM build on it.
 
     Args:
         num_patches: L, what a mask can hide (patches; mask units for SimMIM).
@@ -226,6 +228,7 @@ class MutualInformationModel(nn.Module):
         temperature: τ of InfoNCE.
         latent_pool: the latent g is the class token (`cls`) or the mean patch token (`mean`) of z.
         club_level: one row of CLUB per masked `image`, or one per visible `token`.
+        input_dim: width of the embedded patches, where it is not D.
         train_approximation: add L_apx; without it φ keeps its random weights (Table 3a, d).
         mi_start_loss: ε of Assumption 3; infinite: the MI losses count from the first step.
 
@@ -238,7 +241,7 @@ class MutualInformationModel(nn.Module):
         mask_type: str = "orthogonal", lambda_rec: float = 1.0, lambda_max: float = 1.0,
         lambda_min: float = 10.0, temperature: float = 0.1, latent_pool: str = "cls",
         club_level: str = "image", train_approximation: bool = True,
-        mi_start_loss: float = math.inf,
+        mi_start_loss: float = math.inf, input_dim: int | None = None,
     ):  # fmt: skip
         super().__init__()
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
@@ -255,7 +258,7 @@ class MutualInformationModel(nn.Module):
         self.lambda_rec, self.lambda_max, self.lambda_min = lambda_rec, lambda_max, lambda_min
         self.gate = ReconstructionGate(mi_start_loss)
         # Only L_min needs φ; without it the parameters are exactly MAE's.
-        self.approximation = ApproximationNetwork(dim) if lambda_min > 0 else None
+        self.approximation = ApproximationNetwork(dim, input_dim) if lambda_min > 0 else None
         self.train_approximation = train_approximation
         if self.approximation is not None:
             self.approximation.requires_grad_(train_approximation)
@@ -375,10 +378,95 @@ class CachedMI:
         return total * len(self.gradients[0])
 
 
+# ------------------------------------------------------------------------------ pixels of patches
+
+
+class MaskedImageModel(MutualInformationModel):
+    """A model that predicts the pixels of masked patches; MAE and SimMIM build on it.
+
+    Args:
+        grid: patches in (height, width), all of them the same size.
+        patch_size: p. norm_pix_loss: normalise the pixels of each target patch.
+        num_units: what a mask hides at once is a unit, of one patch or more; the number of units.
+        mutual_information: the arguments of `MutualInformationModel`, `dim` and on.
+    """
+
+    pixel_loss = staticmethod(F.mse_loss)
+
+    def __init__(
+        self, grid: tuple[int, int], patch_size: int, norm_pix_loss: bool,
+        num_units: int | None = None, **mutual_information,
+    ):  # fmt: skip
+        super().__init__(num_units or grid[0] * grid[1], **mutual_information)
+        self.grid, self.patch_size, self.norm_pix_loss = grid, patch_size, norm_pix_loss
+
+    def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        """Pixels of the masked patches: [B·N, L − K, P], in the order of `ids` [B, N, L]."""
+        raise NotImplementedError
+
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch order [B, N, L] -> visible patches [B, N, K], masked ones [B, N, L − K]."""
+        num_visible = ids.shape[2] * self.num_visible // self.num_patches  # exact: whole units
+        return ids[:, :, :num_visible], ids[:, :, num_visible:]
+
+    def reconstruction_loss(self, imgs: Tensor, pred: Tensor, ids: Tensor) -> Tensor:
+        """L_rec: `pixel_loss` over masked patches, in target units [Eq. 1]."""
+        target = take_rows(self.targets(imgs), self.split(ids)[1])  # [B·N, L − K, P]
+        return self.pixel_loss(full_precision(pred), target)
+
+    def targets(self, imgs: Tensor) -> Tensor:
+        """What is predicted: pixels per patch, normalised with `norm_pix_loss`; [B, L, P]."""
+        target = self.patchify(full_precision(imgs))
+        if self.norm_pix_loss:
+            var, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased, as in MAE
+            target = (target - mean) / (var + 1e-6).sqrt()
+        return target
+
+    def patchify(self, imgs: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, L, P], pixels in the order (row, column, channel)."""
+        x = imgs.unflatten(3, (self.grid[1], -1)).unflatten(2, (self.grid[0], -1))
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [B, C, h, p, w, p] -> ...
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """[B, L, P] -> [B, C, H, W], the inverse of `patchify`."""
+        p = self.patch_size
+        x = patches.unflatten(1, self.grid).unflatten(3, (p, p, -1))  # [B, h, w, p, p, C]
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, imgs: Tensor, noise: Tensor | None = None, patch_statistics: str = "true"
+    ) -> tuple[Tensor, Tensor]:
+        """What each mask sees and what is predicted from it.
+
+        Args:
+            patch_statistics: with `norm_pix_loss`, what de-normalises a predicted patch: its own
+                (`true`) mean and variance, or their means over the `visible` patches.
+
+        Returns:
+            is_masked [B·N, L] and reconstructions [B·N, C, H, W], visible patches as they are.
+        """
+        ids = self.permutations(imgs, noise)
+        pred = full_precision(self.predict(imgs, ids))
+        ids_visible, ids_masked = self.split(ids)
+        patches = self.patchify(full_precision(imgs))  # [B, L, P]
+        if self.norm_pix_loss:
+            source = ids_masked if patch_statistics == "true" else ids_visible
+            var, mean = torch.var_mean(take_rows(patches, source), dim=-1, keepdim=True)
+            if patch_statistics == "visible":
+                var, mean = var.mean(1, keepdim=True), mean.mean(1, keepdim=True)
+            pred = pred * (var + 1e-6).sqrt() + mean
+        full = patches.repeat_interleave(self.num_masks, 0)  # [B·N, L, P]
+        ids_masked = ids_masked.flatten(0, 1)  # [B·N, L − K]
+        full = full.scatter(1, ids_masked.unsqueeze(-1).expand_as(pred), pred)
+        is_masked = torch.zeros(full.shape[:2], dtype=torch.bool, device=imgs.device)
+        return is_masked.scatter(1, ids_masked, True), self.unpatchify(full)
+
+
 # ------------------------------------------------------------------------- the masked autoencoder
 
 
-class MaskedAutoencoderViT(MutualInformationModel):
+class MaskedAutoencoderViT(MaskedImageModel):
     """Masked autoencoder with a ViT encoder and the losses of MI-MAE.
 
     Args:
@@ -398,9 +486,8 @@ class MaskedAutoencoderViT(MutualInformationModel):
     ):  # fmt: skip
         height, width = image_size(img_size, patch_size)
         grid = (height // patch_size, width // patch_size)
-        super().__init__(grid[0] * grid[1], embed_dim, **mutual_information)
-        self.grid, self.patch_size = grid, patch_size
-        self.norm_pix_loss, self.grad_checkpointing = norm_pix_loss, grad_checkpointing
+        super().__init__(grid, patch_size, norm_pix_loss, dim=embed_dim, **mutual_information)
+        self.grad_checkpointing = grad_checkpointing
         block = partial(Block, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
 
         self.patch_embed = PatchEmbed((height, width), patch_size, in_chans, embed_dim)
@@ -453,6 +540,9 @@ class MaskedAutoencoderViT(MutualInformationModel):
         z, x_visible = self.forward_encoder(imgs, self.permutations(imgs, noise))
         return x_visible, z[:, 1:], self.pool(z)
 
+    def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
+
     def embed_patches(self, imgs: Tensor) -> Tensor:
         """Patch and position embedding, without the class token: [B, L, D]."""
         return self.patch_embed(imgs) + self.pos_embed[:, 1:]
@@ -477,7 +567,7 @@ class MaskedAutoencoderViT(MutualInformationModel):
             z [B·N, 1 + K, D] and the visible embedded patches x·m [B·N, K, D].
         """
         x = self.embed_patches(imgs)  # [B, L, D]
-        x_visible = _take(x, ids[:, :, : self.num_visible])  # [B·N, K, D]
+        x_visible = take_rows(x, ids[:, :, : self.num_visible])  # [B·N, K, D]
         return self.encode_tokens(x_visible), x_visible
 
     def forward_decoder(self, z: Tensor, ids: Tensor) -> Tensor:
@@ -486,7 +576,9 @@ class MaskedAutoencoderViT(MutualInformationModel):
         Differs from MAE: the tokens stay in the order of `ids` (attention does not see an order,
         positions are added), and the prediction head runs on masked tokens only.
         """
-        position = _take(self.decoder_pos_embed[:, 1:].expand(len(ids), -1, -1), ids)  # [B·N, L, ·]
+        position = take_rows(
+            self.decoder_pos_embed[:, 1:].expand(len(ids), -1, -1), ids
+        )  # [B·N, L, ·]
         visible = self.decoder_embed(z)  # [B·N, 1 + K, ·]
         num_masked = self.num_patches - self.num_visible
         x = torch.cat(
@@ -500,66 +592,19 @@ class MaskedAutoencoderViT(MutualInformationModel):
         x = self.run_blocks(self.decoder_blocks, x)
         return self.decoder_pred(self.decoder_norm(x[:, -num_masked:]))
 
-    def reconstruction_loss(self, imgs: Tensor, pred: Tensor, ids: Tensor) -> Tensor:
-        """L_rec: mean squared error over masked patches, in target units [Eq. 1]."""
-        target = self.targets(imgs)  # [B, L, P]
-        target = _take(target, ids[:, :, self.num_visible :])  # [B·N, L − K, P]
-        return F.mse_loss(full_precision(pred), target)
-
-    def targets(self, imgs: Tensor) -> Tensor:
-        """What is predicted: pixels per patch, normalised with `norm_pix_loss`; [B, L, P]."""
-        target = self.patchify(full_precision(imgs))
-        if self.norm_pix_loss:
-            var, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased, as in MAE
-            target = (target - mean) / (var + 1e-6).sqrt()
-        return target
-
-    def patchify(self, imgs: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, L, P], pixels in the order (row, column, channel)."""
-        x = imgs.unflatten(3, (self.grid[1], -1)).unflatten(2, (self.grid[0], -1))
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [B, C, h, p, w, p] -> ...
-
-    def unpatchify(self, patches: Tensor) -> Tensor:
-        """[B, L, P] -> [B, C, H, W], the inverse of `patchify`."""
-        p = self.patch_size
-        x = patches.unflatten(1, self.grid).unflatten(3, (p, p, -1))  # [B, h, w, p, p, C]
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-    @torch.no_grad()
-    def reconstruct(
-        self, imgs: Tensor, noise: Tensor | None = None, patch_statistics: str = "true"
-    ) -> tuple[Tensor, Tensor]:
-        """What each mask sees and what is predicted from it.
-
-        Args:
-            patch_statistics: with `norm_pix_loss`, what de-normalises a predicted patch: its own
-                (`true`) mean and variance, or their means over the `visible` patches.
-
-        Returns:
-            is_masked [B·N, L] and reconstructions [B·N, C, H, W], visible patches as they are.
-        """
-        ids = self.permutations(imgs, noise)
-        pred = full_precision(self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids))
-        ids_visible, ids_masked = ids.split([self.num_visible, ids.shape[2] - self.num_visible], 2)
-        patches = self.patchify(full_precision(imgs))  # [B, L, P]
-        if self.norm_pix_loss:
-            source = ids_masked if patch_statistics == "true" else ids_visible
-            var, mean = torch.var_mean(_take(patches, source), dim=-1, keepdim=True)
-            if patch_statistics == "visible":
-                var, mean = var.mean(1, keepdim=True), mean.mean(1, keepdim=True)
-            pred = pred * (var + 1e-6).sqrt() + mean
-        full = patches.repeat_interleave(self.num_masks, 0)  # [B·N, L, P]
-        ids_masked = ids_masked.flatten(0, 1)  # [B·N, L − K]
-        full = full.scatter(1, ids_masked.unsqueeze(-1).expand_as(pred), pred)
-        is_masked = torch.zeros(full.shape[:2], dtype=torch.bool, device=imgs.device)
-        return is_masked.scatter(1, ids_masked, True), self.unpatchify(full)
+    def block_shapes(self) -> list[tuple[int, int, int]]:
+        """(tokens per masked image, width, depth) of what the backward pass keeps, for memory."""
+        return [
+            (1 + self.num_visible, self.pos_embed.shape[2], len(self.blocks)),
+            (1 + self.num_patches, self.decoder_pos_embed.shape[2], len(self.decoder_blocks)),
+        ]
 
     def encode(self, imgs: Tensor) -> Tensor:
         """Encoder output of the whole, unmasked image: [B, 1 + L, D], class token first."""
         return self.encode_tokens(self.embed_patches(imgs))
 
 
-def _take(x: Tensor, ids: Tensor) -> Tensor:
+def take_rows(x: Tensor, ids: Tensor) -> Tensor:
     """Rows of x [B, L, D] at ids [B, N, M], all masks in one batch: [B·N, M, D]."""
     index = ids.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[2])  # [B, N·M, D]
     return x.gather(1, index).view(-1, ids.shape[2], x.shape[2])

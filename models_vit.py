@@ -65,8 +65,9 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def encoder_name(pretraining_name: str) -> str:
-    """`mimae_vit_base_patch16` -> `vit_base_patch16`."""
-    return pretraining_name[pretraining_name.find("vit_") :]
+    """`mimae_vit_base_patch16` -> `vit_base_patch16`; a name of an encoder stays as it is."""
+    method, _, encoder = pretraining_name.partition("_")
+    return encoder if method in ("mimae", "simmim", "misimmim") else pretraining_name
 
 
 class Pretrained:
@@ -99,7 +100,8 @@ class Pretrained:
         """
         own = model.state_dict()
         weights = dict(self.weights)
-        if "pos_embed" in weights and weights["pos_embed"].shape[2:] == own["pos_embed"].shape[2:]:
+        old = weights.get("pos_embed")
+        if old is not None and "pos_embed" in own and old.shape[2:] == own["pos_embed"].shape[2:]:
             weights["pos_embed"] = self._fit_pos_embed(weights["pos_embed"], model)
         ignored = [k for k in weights if k.startswith(PRETRAINING_ONLY)]
         ignored += [k for k in weights if k.startswith("head.") and own.keys() >= {k}

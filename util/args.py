@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from util.datasets import DATASETS
 from util.errors import EXIT_USAGE, UsageError
@@ -104,8 +104,24 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> 
     add("--epochs", type=number(int, 1), default=100, help="passes over the data")
     add("--warmup_epochs", type=number(float, 0), default=5, help="epochs of linear warm-up")
     add("--lr", type=number(float, 0), help="absolute learning rate, instead of --blr")
-    add("--blr", type=number(float, 0), help=f"base learning rate: lr = blr * {batch_rule} / 256")
+    add(
+        "--blr",
+        type=number(float, 0),
+        help=f"base learning rate: lr = blr * {batch_rule} / blr_samples",
+    )
+    add("--blr_samples", type=number(int, 1), default=256, help="samples that --blr is meant for")
+    add("--warmup_lr", type=number(float, 0), default=0.0, help="the warm-up starts here")
     add("--min_lr", type=number(float, 0), default=0.0, help="the cosine ends here")
+    add(
+        "--lr_schedule",
+        choices=("cosine", "cosine_whole", "multistep"),
+        default="cosine",
+        help="a cosine from the warm-up's end; one that counts the warm-up too, as SimMIM's; or "
+        "steps down at --lr_milestones",
+    )
+    add("--lr_milestones", type=number(float, 0), nargs="+", default=[],
+        help="epochs at which multistep multiplies the rate by --lr_gamma")  # fmt: skip
+    add("--lr_gamma", type=number(float, 0), default=0.1, help="see --lr_milestones")
     add("--weight_decay", type=number(float, 0), default=0.05, help="none on 1-D parameters")
     add("--clip_grad", type=number(float, 0), help="clip the gradient to this norm")
     add("--max_steps", type=number(int, 1), help="end after this many optimiser steps in all")
@@ -126,6 +142,12 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     )
     add("--compile", action="store_true", help="torch.compile the model")
     add("--log_every", type=number(int, 1), default=20, help="steps between lines of the log")
+    add(
+        "--grad_compression",
+        choices=("none", "fp16", "bf16"),
+        default="none",
+        help="send gradients between processes in 16 bits: half the bytes, rounded sums",
+    )
     add("--dist_timeout", type=number(float, 0.01), default=10.0,
         help="minutes to wait for the other ranks")  # fmt: skip
 
@@ -159,13 +181,17 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_args(
-    parser: argparse.ArgumentParser, job: str, argv: Sequence[str] | None = None
+    parser: argparse.ArgumentParser,
+    job: str,
+    argv: Sequence[str] | None = None,
+    model_defaults: Mapping[str, dict] | None = None,
 ) -> argparse.Namespace:
-    """Parse flags; those not given take the data set's defaults, then the parser's.
+    """Parse flags; those not given take the model's defaults, the data set's, then the parser's.
 
     Args:
         job: `pretrain`, `finetune` or `linprobe`: which of the data set's defaults apply.
         argv: the command line without its first word; None takes the process's.
+        model_defaults: by the value of --model, the defaults that it brings.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     _refuse_second_lr(parser, argv)
@@ -175,7 +201,11 @@ def parse_args(
     args.dataset = args.dataset or ("image_folder" if args.data_path else "digits")
     info = DATASETS[args.dataset]
     parser.set_defaults(**info.common_defaults() | info.job_defaults.get(job, {}))
+    if model_defaults and args.model in model_defaults:
+        parser.set_defaults(**model_defaults[args.model])
     args = parser.parse_args(argv, argparse.Namespace(dataset=args.dataset))
+    if getattr(args, "lr_schedule", None) == "multistep" and not args.lr_milestones:
+        parser.error("--lr_schedule multistep needs --lr_milestones: name the epochs")
     try:
         _check_channels(args, info.in_chans)
     except UsageError as error:
@@ -208,11 +238,13 @@ def check_one_of(flag: str, value: str, known: Sequence[str]) -> None:
         raise UsageError(f"{flag} {value} is unknown: use {', '.join(known)}")
 
 
-def image_size(img_size: int | Sequence[int], unit: int) -> tuple[int, int]:
+def image_size(
+    img_size: int | Sequence[int], unit: int, what: str = "the patch of the model"
+) -> tuple[int, int]:
     """(height, width) in pixels.
 
     Raises:
-        UsageError: where `unit` (a patch or a mask unit) does not divide it.
+        UsageError: where `unit`, whose meaning `what` tells, does not divide it.
     """
     sizes = [img_size] if isinstance(img_size, int) else list(img_size)
     if len(sizes) not in (1, 2):
@@ -220,7 +252,7 @@ def image_size(img_size: int | Sequence[int], unit: int) -> tuple[int, int]:
     height, width = sizes[0], sizes[-1]
     if min(height, width) < unit or height % unit or width % unit:
         raise UsageError(
-            f"--input_size {height} {width} is not divisible by {unit} pixels, the patch of the "
-            f"model: use multiples of {unit}"
+            f"--input_size {height} {width} is not divisible by {unit} pixels, {what}: use "
+            f"multiples of {unit}"
         )
     return height, width

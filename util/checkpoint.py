@@ -5,6 +5,7 @@ with anything else in it is refused and nothing of it runs.
 """
 
 import argparse
+import collections
 import contextlib
 import errno
 import fcntl
@@ -81,7 +82,8 @@ class Progress:
 def read_checkpoint(path: str) -> dict:
     """Read a checkpoint without executing anything from it; tensors land on the CPU.
 
-    MAE's official files load too: they carry an `argparse.Namespace`, which is inert.
+    MAE's official files load too: they carry an `argparse.Namespace`, which is inert. So do
+    SimMIM's, whose `yacs` config is read as the plain dict that it is.
 
     Raises:
         UsageError: no such file, a damaged one, or one with more in it than data.
@@ -89,6 +91,7 @@ def read_checkpoint(path: str) -> dict:
     if not os.path.isfile(path):
         raise UsageError(f"{path} is no checkpoint file: check the path")
     inert = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+    inert.append((collections.OrderedDict, "yacs.config.CfgNode"))
     try:
         _check_sums(path)
         with torch.serialization.safe_globals(inert):

@@ -1,5 +1,6 @@
 """Optimisers, parameter groups, the learning-rate schedule and mixed precision."""
 
+import argparse
 import contextlib
 import math
 from collections.abc import Callable, Iterable
@@ -12,9 +13,21 @@ from util.errors import UsageError
 # ------------------------------------------------------------------------------- learning rate
 
 
-def absolute_lr(lr: float | None, blr: float, samples_per_step: int) -> float:
-    """`lr` where it is given, else the linear rule: blr · samples per step / 256."""
-    return lr if lr is not None else blr * samples_per_step / 256
+def absolute_lr(
+    lr: float | None, blr: float, samples_per_step: int, blr_samples: int = 256
+) -> float:
+    """`lr` where it is given, else the linear rule: blr · samples per step / blr_samples."""
+    return lr if lr is not None else blr * samples_per_step / blr_samples
+
+
+def scheduled_lr(epoch: float, args: argparse.Namespace) -> float:
+    """The learning rate at `epoch`, which may be fractional, by the flags of the schedule."""
+    if epoch < args.warmup_epochs:
+        return args.warmup_lr + (args.lr - args.warmup_lr) * epoch / args.warmup_epochs
+    if args.lr_schedule == "multistep":
+        return args.lr * args.lr_gamma ** sum(epoch >= m for m in args.lr_milestones)
+    start = args.warmup_epochs if args.lr_schedule == "cosine" else 0.0
+    return cosine_lr(epoch, args.lr, args.min_lr, start, args.epochs)
 
 
 def cosine_lr(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:

@@ -22,7 +22,7 @@ from util.errors import EXIT_MEMORY, RunError
 from util.loader import Batches
 from util.logging import ProgressLine, setup_logging
 from util.metrics import Journal, Meters, NonFiniteLoss, write_results
-from util.optim import cosine_lr, set_lr, steps_per_epoch
+from util.optim import scheduled_lr, set_lr, steps_per_epoch
 from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.signals import StopSignal
 
@@ -102,7 +102,7 @@ class Run:
                 progress.total_steps += 1
                 continue
             fraction = progress.epoch + progress.step / num_steps
-            self.lr = cosine_lr(fraction, args.lr, args.min_lr, args.warmup_epochs, args.epochs)
+            self.lr = scheduled_lr(fraction, args)
             set_lr(optimizer, self.lr)
             num_micro = min(args.accum_iter, len(batches) - progress.step * args.accum_iter)
             yield num_micro, self._seeded(itertools.islice(stream, num_micro))

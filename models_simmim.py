@@ -1,0 +1,270 @@
+"""SimMIM and MI-SimMIM: an encoder that sees mask tokens, a linear head, L1 on masked pixels.
+
+With one mask and `lambda_max = lambda_min = 0` the model is SimMIM; the masks, the losses of the
+mutual information and the total are those of `models_mimae`.
+
+Shapes: B images on this rank, N masks per image, U mask units per image, h x w patch tokens of
+width d at the encoder's input, L cells of the final map of width D, K visible cells per mask,
+C channels, P = C·(pixels of a cell).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import models_swin
+from models_mimae import CachedMI, MaskedImageModel, take_rows
+from util.args import image_size
+from util.errors import UsageError
+from util.pos_embed import sincos_pos_embed
+
+
+class SimMIM(MaskedImageModel):
+    """SimMIM with the losses of MI-MAE; its encoder is that of a subclass.
+
+    A mask hides whole units of one cell (Swin) or more (ViT). `grid` and `patch_size` are the
+    cells', whose pixels are predicted.
+
+    Args:
+        img_size: pixels, a number or (height, width), divisible by `mask_unit`.
+        mask_unit, cell: pixels; a unit is a whole number of cells wide.
+        dim: D. embed_dim: d.
+        mutual_information: `norm_pix_loss` and the arguments of `MutualInformationModel`.
+
+    Raises:
+        UsageError: sizes that are no multiples of the mask unit; the line names the flag.
+    """
+
+    pixel_loss = staticmethod(F.l1_loss)
+    num_prefix = 0  # tokens of the encoder's output that stand before the cells
+
+    def __init__(
+        self, img_size: int | Sequence[int], in_chans: int, mask_unit: int, cell: int, dim: int,
+        embed_dim: int, norm_pix_loss: bool = False, **mutual_information,
+    ):  # fmt: skip
+        height, width = image_size(img_size, mask_unit, "the mask unit of the model")
+        num_units = (height // mask_unit) * (width // mask_unit)
+        super().__init__(
+            (height // cell, width // cell), cell, norm_pix_loss, num_units, dim=dim,
+            input_dim=embed_dim, **mutual_information,
+        )  # fmt: skip
+        if self.latent_pool == "cls" and not self.num_prefix:
+            raise UsageError("--latent_pool cls: a Swin has no class token, use --latent_pool mean")
+        self.img_size, self.mask_unit = (height, width), mask_unit
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        # 1×1 convolution and PixelShuffle, which on a list of cells is a linear layer.
+        self.decoder_pred = nn.Linear(dim, in_chans * cell**2)
+
+    def embed(self, imgs: Tensor) -> Tensor:
+        """Patch tokens before masking: [B, C, H, W] -> [B, h, w, d]."""
+        raise NotImplementedError
+
+    def encode_tokens(self, x: Tensor) -> Tensor:
+        """Patch tokens [rows, h, w, d] -> prefix tokens and cells [rows, num_prefix + L, D]."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        # SimMIM decays the tables of position biases here, and not in fine-tuning.
+        return {"mask_token"}
+
+    def forward(
+        self, imgs: Tensor, noise: Tensor | None = None, cached: CachedMI | None = None
+    ) -> dict[str, Tensor]:
+        """The losses of a batch, as `total_loss` returns them.
+
+        Args:
+            imgs: [B, C, H, W], normalised.
+            noise: uniform noise of `noise_shape(B)` from which the masks follow; None draws it.
+            cached: see `total_loss`.
+        """
+        ids = self.permutations(imgs, noise)  # [B, N, L]
+        z, x = self.forward_encoder(imgs, ids)  # [B·N, num_prefix + L, D], [B, L, d]
+        rec = self.reconstruction_loss(imgs, self.forward_decoder(z, ids), ids)
+        return self.total_loss(rec, *self.visible(z, x, ids), cached)
+
+    def visible(self, z: Tensor, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x·m [B·N, K, d] and z [B·N, K, D] of the visible cells, and the latent g [B·N, D]."""
+        ids_visible, _ = self.split(ids)
+        z_visible = _rows(z[:, self.num_prefix :], ids_visible)
+        # Our choice: g is the mean over the visible cells; mask tokens' cells are left out.
+        latent = z[:, 0] if self.latent_pool == "cls" else z_visible.mean(1)
+        return take_rows(x, ids_visible), z_visible, latent
+
+    def mi_inputs(self, imgs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `total_loss` needs for the MI losses, without predicting pixels: x, z and g."""
+        ids = self.permutations(imgs, noise)
+        return self.visible(*self.forward_encoder(imgs, ids), ids)
+
+    def permutations(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
+        """Cell order for each mask, [B, N, L], in whole units: those of the first are visible."""
+        units = super().permutations(imgs, noise)  # [B, N, U]
+        across = self.mask_unit // self.patch_size  # cells that a unit is wide
+        height, width = (side // across for side in self.grid)
+        cells = torch.arange(self.grid[0] * self.grid[1], device=units.device)
+        cells = cells.view(height, across, width, across).transpose(1, 2)  # [·, ·, across, across]
+        return cells.reshape(height * width, -1)[units].flatten(2)  # [B, N, U, across²] -> ...
+
+    def forward_encoder(self, imgs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed the patches once and encode all N masks, with mask tokens, in one batch.
+
+        Returns:
+            z [B·N, num_prefix + L, D], and x [B, L, d], the mean embedded patch of each cell.
+        """
+        tokens = self.embed(imgs)  # [B, h, w, d]
+        is_masked = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+        is_masked = is_masked.scatter(2, self.split(ids)[1], True).unflatten(2, self.grid)
+        across = tokens.shape[1] // self.grid[0]  # patches that a cell is wide
+        is_masked = is_masked.repeat_interleave(across, 2).repeat_interleave(across, 3)
+        mask_token = self.mask_token.to(tokens.dtype)
+        masked = torch.where(is_masked.unsqueeze(-1), mask_token, tokens.unsqueeze(1))
+        patches = tokens.unflatten(2, (-1, across)).unflatten(1, (-1, across))
+        x = patches.mean((2, 4)).flatten(1, 2)  # [B, h', across, w', across, d] -> [B, L, d]
+        return self.encode_tokens(masked.flatten(0, 1)), x  # masked: [B, N, h, w, d]
+
+    def forward_decoder(self, z: Tensor, ids: Tensor) -> Tensor:
+        """Predict the pixels of the masked cells: [B·N, L − K, P], in the order of `ids`."""
+        return self.decoder_pred(_rows(z[:, self.num_prefix :], self.split(ids)[1]))
+
+    def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
+
+    def encode(self, imgs: Tensor) -> Tensor:
+        """Output for the whole, unmasked image: [B, 1 + L, D], first the class token or, where
+        there is none, the mean of the cells."""
+        z = self.encode_tokens(self.embed(imgs))
+        return z if self.num_prefix else torch.cat([z.mean(1, keepdim=True), z], dim=1)
+
+
+class SimMIMSwin(SimMIM):
+    """SimMIM with a Swin; a mask unit is a cell of the final map.
+
+    Args:
+        encoder: the name of its size in `models_swin.SIZES`.
+    """
+
+    def __init__(
+        self, encoder: str, img_size: int | Sequence[int] = 192, in_chans: int = 3,
+        grad_checkpointing: bool = False, **simmim,
+    ):  # fmt: skip
+        cell = models_swin.cell_size(encoder)
+        img_size = image_size(img_size, cell, "the mask unit of the model")
+        swin = models_swin.build_swin(encoder, 0, img_size, in_chans, 0.0, grad_checkpointing)
+        super().__init__(
+            img_size, in_chans, cell, cell, swin.num_features, swin.embed_dim, **simmim
+        )
+        self.patch_embed, self.layers, self.norm = swin.patch_embed, swin.layers, swin.norm
+
+    def embed(self, imgs: Tensor) -> Tensor:
+        return self.patch_embed(imgs)
+
+    def encode_tokens(self, x: Tensor) -> Tensor:
+        return self.norm(self.layers(x)).flatten(1, 2)  # [rows, h', w', D] -> [rows, L, D]
+
+    def block_shapes(self) -> list[tuple[int, int, int]]:
+        """(tokens per masked image, width, depth) of what the backward pass keeps, for memory."""
+        return models_swin.block_shapes(self.patch_embed, self.layers)
+
+
+class SimMIMViT(SimMIM):
+    """SimMIM with a ViT as `models_vit` has it; a cell is a patch, a unit 32 pixels.
+
+    Differs from SimMIM, whose ViT has relative positions and layer scale: its own checkpoints do
+    not fit, MAE's do.
+    """
+
+    num_prefix = 1
+
+    def __init__(
+        self, img_size: int | Sequence[int] = 224, patch_size: int = 16, in_chans: int = 3,
+        embed_dim: int = 768, depth: int = 12, num_heads: int = 12, mask_unit: int = 32,
+        grad_checkpointing: bool = False, **simmim,
+    ):  # fmt: skip
+        super().__init__(img_size, in_chans, mask_unit, patch_size, embed_dim, embed_dim, **simmim)
+        self.grad_checkpointing = grad_checkpointing
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.patch_embed = PatchEmbed(
+            self.img_size, patch_size, in_chans, embed_dim, output_fmt="NHWC", flatten=False
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        position = sincos_pos_embed(embed_dim, self.grid)
+        self.pos_embed = nn.Parameter(position, requires_grad=False)
+        self.blocks = nn.ModuleList(
+            [Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
+        )
+        self.norm = norm(embed_dim)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def embed(self, imgs: Tensor) -> Tensor:
+        return self.patch_embed(imgs)
+
+    def encode_tokens(self, x: Tensor) -> Tensor:
+        """Positions are added after masking, so that a mask token knows its place."""
+        cls_token = self.cls_token.expand(len(x), -1, -1)
+        x = torch.cat([cls_token, x.flatten(1, 2)], dim=1) + self.pos_embed  # [rows, 1 + L, D]
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.norm(x)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"mask_token", "cls_token"}
+
+    def block_shapes(self) -> list[tuple[int, int, int]]:
+        """(tokens per masked image, width, depth) of what the backward pass keeps, for memory."""
+        return [(1 + self.grid[0] * self.grid[1], self.pos_embed.shape[2], len(self.blocks))]
+
+
+def _rows(x: Tensor, ids: Tensor) -> Tensor:
+    """Cells of each mask's own output, x [B·N, L, D] at ids [B, N, M]: [B·N, M, D]."""
+    return take_rows(x, ids.flatten(0, 1).unsqueeze(1))
+
+
+# ----------------------------------------------------------------------------------------- models
+
+_SIMMIM = dict(
+    num_masks=1, mask_ratio=0.6, lambda_max=0.0, lambda_min=0.0, latent_pool="mean",
+    norm_pix_loss=False,
+)  # fmt: skip
+# Our choice: ε is where L1 is 0.75 of the pixels' standard deviation; their mean gives about 0.8.
+_MISIMMIM = _SIMMIM | dict(num_masks=0, lambda_max=1.0, lambda_min=10.0, mi_start_loss=0.75)
+_RECIPE = dict(
+    input_size=[192], min_crop=0.67, clip_grad=5.0, betas=[0.9, 0.999], blr=1e-4,
+    blr_samples=512,
+)  # fmt: skip
+
+_ENCODERS = {
+    "swin_mini_patch2": (
+        partial(SimMIMSwin, "swin_mini_patch2"),
+        dict(input_size=[32], betas=[0.9, 0.999], clip_grad=5.0),
+    ),
+    "swin_tiny": (partial(SimMIMSwin, "swin_tiny"), _RECIPE),
+    "swin_small": (partial(SimMIMSwin, "swin_small"), _RECIPE),
+    "swin_base": (partial(SimMIMSwin, "swin_base"), _RECIPE),
+    "vit_base_patch16": (SimMIMViT, _RECIPE | dict(input_size=[224])),
+}
+
+MODELS = {
+    f"{method}_{name}": partial(model, **defaults)
+    for method, defaults in (("simmim", _SIMMIM), ("misimmim", _MISIMMIM))
+    for name, (model, _) in _ENCODERS.items()
+}
+# Defaults of flags of main_pretrain.py that a model brings.
+FLAGS = {
+    f"{method}_{name}": defaults | flags
+    for method, defaults in (("simmim", _SIMMIM), ("misimmim", _MISIMMIM))
+    for name, (_, flags) in _ENCODERS.items()
+}
