@@ -9,16 +9,19 @@ SHORT = ("--batch_size", 64, "--max_steps", 3, "--aa", "none", "--warmup_epochs"
 
 @pytest.fixture(scope="session")
 def finetuned(run_main_script, tmp_path_factory, checkpoint):
+    # So few steps of pre-training leave tokens that hardly differ: all layers have to learn.
     return run_main_script(
-        "main_finetune", "--finetune", checkpoint, "--epochs", 2, "--batch_size", 128, "--blr",
-        4e-3, "--warmup_epochs", 0, folder=tmp_path_factory.mktemp("finetune"),
+        "main_finetune", "--finetune", checkpoint, "--epochs", 3, "--batch_size", 32, "--lr",
+        1e-3, "--warmup_epochs", 0.5, "--layer_decay", 1, "--mixup", 0, "--cutmix", 0, "--aa",
+        "none", "--reprob", 0, "--min_crop", 1, "--drop_path", 0,
+        folder=tmp_path_factory.mktemp("finetune"),
     )  # fmt: skip
 
 
 def test_it_learns_and_logs(finetuned):
-    first, last = finetuned.log()
-    assert last["test_acc1"] > 30 and last["test_acc5"] >= last["test_acc1"]
-    assert last["max_acc1"] == max(first["test_acc1"], last["test_acc1"])
+    *_, last = finetuned.log()
+    assert last["test_acc1"] > 15  # chance: 10 and last["test_acc5"] >= last["test_acc1"]
+    assert last["max_acc1"] == max(line["test_acc1"] for line in finetuned.log())
     assert finetuned.results()["test_acc1"] == last["test_acc1"]
     assert "new: fc_norm, head" in finetuned.out
     assert "left over: approximation, decoder_" in finetuned.out
@@ -49,8 +52,14 @@ def test_other_options_run_on_the_checkpoint(run_main_here, checkpoint, flags):
     assert outcome.log()[0]["train_loss"] > 0
 
 
-def test_from_scratch_without_checkpoint(run_main_here):
-    assert run_main_here("main_finetune", *SHORT).status == 0
+def test_from_scratch_it_learns_faster_than_that(run_main_here):
+    outcome = run_main_here(
+        "main_finetune", "--epochs", 1, "--batch_size", 32, "--lr", 1e-3, "--warmup_epochs", 0.5,
+        "--layer_decay", 1, "--mixup", 0, "--cutmix", 0, "--aa", "none", "--min_crop", 1,
+        "--drop_path", 0, "--reprob", 0,
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert outcome.log()[0]["test_acc1"] > 20
 
 
 def test_bad_input_is_refused_in_one_line(refuses, tmp_path, checkpoint):
