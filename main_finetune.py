@@ -181,7 +181,7 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         if args.compile:
             bare.compile()
-        model = distributed.wrap(bare, run.device)
+        model = distributed.wrap(bare, run.device, args.grad_compression)
         prepare = BatchAugmentation(args, normalize, num_classes)
         smoothing = 0.0 if prepare.mix else args.smoothing  # mixup smooths its own targets
 

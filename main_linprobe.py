@@ -159,7 +159,7 @@ def main(args: argparse.Namespace) -> None:
             dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
             dict(model=args.model, input_size=args.input_size, in_chans=args.in_chans), batches,
         )  # fmt: skip
-        model = distributed.wrap(trained, run.device)
+        model = distributed.wrap(trained, run.device, args.grad_compression)
 
         def prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             return normalize(inputs), targets

@@ -202,7 +202,7 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         if args.compile:
             bare.compile()  # in place: parameter names stay
-        model = distributed.wrap(bare, run.device, sync_buffers=False)
+        model = distributed.wrap(bare, run.device, args.grad_compression, sync_buffers=False)
 
         while not run.is_finished():
             try:

@@ -88,7 +88,8 @@ def test_crops_lie_inside_and_cover_the_areas_and_ratios(tf_style):
     assert 0.19 < min(shares) < 0.24 and 0.8 < max(shares) <= 1
     assert 3 / 4 * 0.97 < min(ratios) < 0.8
     assert max(ratios) < 4 / 3 * 1.03 if not tf_style else max(ratios) <= 1.55
-    assert sum(shares) / 500 == pytest.approx(0.6, abs=0.06)
+    # Boxes that do not fit are drawn again, or cut, so large ones are rarer than their share.
+    assert 0.4 < sum(shares) / 500 < 0.62
     assert transform(image).shape == (3, 16, 16)
 
 

@@ -142,6 +142,12 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     )
     add("--compile", action="store_true", help="torch.compile the model")
     add("--log_every", type=number(int, 1), default=20, help="steps between lines of the log")
+    add(
+        "--grad_compression",
+        choices=("none", "fp16", "bf16"),
+        default="none",
+        help="send gradients between processes in 16 bits: half the bytes, rounded sums",
+    )
     add("--dist_timeout", type=number(float, 0.01), default=10.0,
         help="minutes to wait for the other ranks")  # fmt: skip
 

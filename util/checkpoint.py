@@ -241,14 +241,24 @@ class Checkpointer:
         self._check_same_run(state, path)
         load_weights(self.objects["model"], state["model"], path)
         for name, obj in self.objects.items():
-            if name != "model":
-                obj.load_state_dict(state[name])
+            if name != "model" and state[name]:  # a scaler that was off has none
+                self._restore(name, obj, state[name], path)
         self.progress.load_state_dict(state["progress"])
         log.info(
             "resumed from %s: epoch %d, step %d (%d in all)",
             path, self.progress.epoch, self.progress.step, self.progress.total_steps,
         )  # fmt: skip
         return True
+
+    @staticmethod
+    def _restore(name: str, obj: Stateful, state: dict, path: str) -> None:
+        try:
+            obj.load_state_dict(state)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise UsageError(
+                f"--resume {path}: its {name} does not fit ({str(error).splitlines()[0]}): resume "
+                "with the flags of that run"
+            ) from None
 
     def _find(self, flag: str) -> tuple[dict | None, str]:
         if flag != "auto":

@@ -8,17 +8,23 @@ import datetime
 import inspect
 import logging
 import os
+import re
 import socket
 import subprocess
+import time
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from util.errors import UsageError
+from util.errors import EXIT_LOST_RANKS, RunError, UsageError
 
 log = logging.getLogger(__name__)
+
+STORE_LINGERS = 2.0  # seconds for which rank 0 still answers ranks that time out after it
+GRAD_HOOKS = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
 
 
 def is_distributed() -> bool:
@@ -52,24 +58,43 @@ def launcher_environment() -> dict[str, int | str] | None:
             "master_port": int(env.get("MASTER_PORT", 29500)),
         }
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        job = int(env["SLURM_JOB_ID"])
         return {
             "rank": int(env["SLURM_PROCID"]),
             "world_size": int(env["SLURM_STEP_NUM_TASKS"]),
             "local_rank": int(env["SLURM_LOCALID"]),
-            "master_addr": env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
-            # Jobs that share a host must not share a port, so it follows from the job's number.
-            "master_port": int(env.get("MASTER_PORT") or 20000 + int(env["SLURM_JOB_ID"]) % 20000),
+            "master_addr": env.get("MASTER_ADDR") or host_names(env["SLURM_STEP_NODELIST"])[0],
+            # Jobs that share a host must not share a port, so it follows from the job's number;
+            # below 32768, where Linux takes ports for outgoing connections.
+            "master_port": int(env.get("MASTER_PORT") or 10000 + job % 20000),
         }
     return None
 
 
-def _first_host(nodelist: str) -> str:
-    if not any(c in nodelist for c in "[,"):
-        return nodelist
-    names = subprocess.run(
-        ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True
-    )
-    return names.stdout.split()[0]
+def host_names(node_list: str) -> list[str]:
+    """SLURM's short form of node names, as `gpu[01-03,7],cpu1`, written out in order."""
+    if not any(c in node_list for c in "[,"):
+        return [node_list]
+    command = ["scontrol", "show", "hostnames", node_list]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        # In a container scontrol may be absent.
+        groups = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", node_list)
+        return [name for group in groups for name in _written_out(group)]
+
+
+def _written_out(group: str) -> list[str]:
+    """`gpu[01-03,7]-x` -> gpu01-x, gpu02-x, gpu03-x, gpu7-x."""
+    match = re.search(r"\[([^\]]*)\]", group)
+    if match is None:
+        return [group]
+    names = []
+    for part in match[1].split(","):
+        low, _, high = part.partition("-")
+        for i in range(int(low), int(high or low) + 1):
+            names.append(f"{group[: match.start()]}{i:0{len(low)}}{group[match.end() :]}")
+    return [name for partly in names for name in _written_out(partly)]
 
 
 def init_process_group(device_flag: str, timeout_minutes: float = 10.0) -> torch.device:
@@ -80,7 +105,8 @@ def init_process_group(device_flag: str, timeout_minutes: float = 10.0) -> torch
         timeout_minutes: how long to wait for the other ranks.
 
     Raises:
-        UsageError: no such device, or a rank that did not come (which, where rank 0 can tell).
+        UsageError: no such device.
+        RunError: ranks that did not come; it names them.
     """
     launched = launcher_environment()
     device = _choose_device(device_flag, int(launched["local_rank"]) if launched else 0)
@@ -95,15 +121,19 @@ def init_process_group(device_flag: str, timeout_minutes: float = 10.0) -> torch
             is_master=own_rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
             timeout=timeout, wait_for_workers=False,
         )  # fmt: skip
-        # torchrun keeps its store when it restarts the workers: an attempt sees its own keys only.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        # torchrun keeps its store when it restarts the workers, and a task of a requeued job may
+        # live on for a while on a node that was cut off: an attempt sees its own keys only.
+        names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+        attempt = "-".join(os.environ.get(name, "0") for name in names)
         store = dist.PrefixStore(f"mimae/{attempt}", store)
         store.set(f"rank{own_rank}", socket.gethostname())
-        _await_ranks(store, world, timeout)
+        _await_ranks(store, own_rank, world, timeout)
     except dist.DistError as error:
-        raise UsageError(
+        reason = str(error).splitlines()[0]
+        raise RunError(
             f"rank {own_rank} found no rank 0 at {address} within {timeout_minutes:g} minutes: "
-            f"check that the address is reachable and the port free ({error})"
+            f"check that the address is reachable and the port free ({reason})",
+            EXIT_LOST_RANKS,
         ) from None
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -112,14 +142,19 @@ def init_process_group(device_flag: str, timeout_minutes: float = 10.0) -> torch
     return device
 
 
-def _await_ranks(store: dist.Store, world: int, timeout: datetime.timedelta) -> None:
+def _await_ranks(store: dist.Store, own_rank: int, world: int, timeout: datetime.timedelta) -> None:
     try:
         store.wait([f"rank{r}" for r in range(world)], timeout)
     except dist.DistError:
-        absent = [r for r in range(world) if not store.check([f"rank{r}"])]
-        raise UsageError(
-            f"rank(s) {', '.join(map(str, absent))} of {world} did not come within {timeout}: "
-            "look at their logs, or raise --dist_timeout"
+        came = [r for r in range(world) if store.check([f"rank{r}"])]
+        absent = ", ".join(str(r) for r in range(world) if r not in came)
+        hosts = ", ".join(sorted({store.get(f"rank{r}").decode() for r in came}))
+        if own_rank == 0:
+            time.sleep(STORE_LINGERS)
+        raise RunError(
+            f"rank(s) {absent} of {world} did not come within {timeout} (the others are on "
+            f"{hosts}): look at their logs, or raise --dist_timeout",
+            EXIT_LOST_RANKS,
         ) from None
 
 
@@ -142,10 +177,16 @@ def _choose_device(flag: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def wrap(model: nn.Module, device: torch.device, sync_buffers: bool = True) -> nn.Module:
+def wrap(
+    model: nn.Module,
+    device: torch.device,
+    grad_compression: str = "none",
+    sync_buffers: bool = True,
+) -> nn.Module:
     """The model inside DDP; itself where there is one process.
 
     Args:
+        grad_compression: `none`, or `fp16` or `bf16`, in which gradients travel.
         sync_buffers: send rank 0's buffers (BatchNorm's statistics) round before each forward.
     """
     if not is_distributed():
@@ -154,9 +195,12 @@ def wrap(model: nn.Module, device: torch.device, sync_buffers: bool = True) -> n
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     # torch renamed the option and warns of the old name.
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         model, ids, gradient_as_bucket_view=True, **{option: sync_buffers}
     )
+    if grad_compression != "none":
+        wrapped.register_comm_hook(None, GRAD_HOOKS[grad_compression])
+    return wrapped
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ EXIT_USAGE = 2  # unusable arguments, data or checkpoint: mend what the line nam
 EXIT_NONFINITE = 3  # the loss became NaN or infinite and could not be rolled back
 EXIT_DATA = 4  # too many unreadable images, or a data-loader worker died
 EXIT_MEMORY = 5  # the device ran out of memory
+EXIT_LOST_RANKS = 69  # other ranks did not come, or are gone (EX_UNAVAILABLE)
 EXIT_INTERRUPTED = 75  # a signal ended the run after a checkpoint (EX_TEMPFAIL: resume it)
 
 

@@ -3,7 +3,9 @@
 A global micro-batch holds W·`batch_size` images, of which rank r takes every W-th from r on.
 """
 
+import atexit
 import logging
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -45,12 +47,13 @@ class Batches:
                 f"than the data, {len(dataset)} images: lower it"
             )
         self.max_bad_images, self.bad_images = max_bad_images, set()
-        self.plan: list[list[tuple[int, int]]] = []
+        self.plan = _Plan()
         self.loader_options = dict(
-            batch_sampler=_Plan(self), num_workers=num_workers, pin_memory=pin_memory,
+            batch_sampler=self.plan, num_workers=num_workers, pin_memory=pin_memory,
             persistent_workers=num_workers > 0, worker_init_fn=_init_worker,
         )  # fmt: skip
         self.loader = DataLoader(dataset, **self.loader_options)
+        self.workers: list[multiprocessing.Process] = []
 
     def __len__(self) -> int:
         """Micro-batches per epoch (on any rank; in evaluation the last may be empty on some)."""
@@ -83,13 +86,14 @@ class Batches:
         plan = [[(epoch, index) for index in ids] for ids in slices if ids]
         done = restarts = 0
         while done < len(plan):
-            self.plan = plan[done:]
+            self.plan.items = plan[done:]
             try:
                 for imgs, targets, bad in self._read():
                     self._count_bad(bad)
                     yield imgs, targets
                     done, restarts = done + 1, 0
             except UsageError as error:  # a worker's comes wrapped in its traceback
+                self._start_anew()
                 raise UsageError(str(error).splitlines()[-1].split("UsageError: ")[-1]) from None
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
@@ -102,7 +106,7 @@ class Batches:
                         EXIT_DATA,
                     ) from None
                 log.warning("a data-loader worker died, starting new ones: %s", reason)
-                self.loader = DataLoader(self.dataset, **self.loader_options)
+                self._start_anew()
 
     def _read(self) -> Iterator:
         """The loader's batches; a dead worker shows here and nowhere else.
@@ -112,10 +116,18 @@ class Batches:
         """
         if threading.current_thread() is not threading.main_thread():
             return iter(self.loader)
-        before = signal.getsignal(signal.SIGCHLD)
+        before, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
         iterator = iter(self.loader)
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        self.workers += set(multiprocessing.active_children()) - others
         return iterator
+
+    def _start_anew(self) -> None:
+        """End the workers, of which one failed, and make a loader that starts new ones."""
+        for worker in self.workers:
+            worker.kill()
+        self.workers = []
+        self.loader = DataLoader(self.dataset, **self.loader_options)
 
     def _count_bad(self, bad: torch.Tensor) -> None:
         for index in bad[bad >= 0].tolist():
@@ -134,19 +146,34 @@ class Batches:
 
 
 class _Plan:
-    """The batch sampler: this epoch's items, as `Batches.epoch` left them."""
+    """The batch sampler: this epoch's items, as `Batches.epoch` left them.
 
-    def __init__(self, batches: Batches):
-        self.batches = batches
+    It does not know its `Batches`: in a ring of references the loader would be freed by the
+    garbage collector, which closes the workers' queues before it can tell them to end.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[list[tuple[int, int]]] = []
 
     def __iter__(self):
-        return iter(self.batches.plan)
+        return iter(self.items)
 
     def __len__(self) -> int:
-        return len(self.batches.plan)
+        return len(self.items)
 
 
 def _init_worker(worker: int) -> None:
     """Workers outlive no one: the main process handles the signals and ends them."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """At the end of a run that failed, workers live on: multiprocessing's SIGTERM is not for them.
+
+    It would wait for them for ever.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

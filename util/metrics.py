@@ -183,7 +183,7 @@ def write_results(output_dir: str, numbers: Mapping[str, float | int | str], sec
     record = _finite(numbers) | {
         "seconds": round(seconds, 1),
         "command": " ".join(["python", *sys.argv]),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "device": device,
         "processes": distributed.world_size(),
@@ -204,7 +204,10 @@ def _short(value: float | int | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The code's commit; a job runs a copy outside git and gets it from its launcher."""
+    if "MIMAE_COMMIT" in os.environ:
+        return os.environ["MIMAE_COMMIT"]
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
         command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude", "*"]

@@ -23,7 +23,8 @@ class Interrupted(RunError):
 class StopSignal:
     """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second SIGINT ends the run at once.
 
-    Handlers that were there before (a launcher's) run when the state has been saved.
+    Handlers that were there before (a launcher's) run when all ranks have saved, and with None
+    for the frame.
     """
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
