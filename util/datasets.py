@@ -360,12 +360,13 @@ class TransformedImages(Dataset):
         for attempt in range(self.max_attempts):
             try:
                 image = self.images.read(index)
-                seed_libraries(self.seed, STREAM_SAMPLE, epoch, wanted)
-                return self.transform(image), int(self.images.targets[index]), bad
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 bad = wanted if attempt == 0 else bad
                 replacement = derive_seed(self.seed, STREAM_SAMPLE, wanted, attempt)
                 index = replacement % len(self.images)
+                continue
+            seed_libraries(self.seed, STREAM_SAMPLE, epoch, wanted)
+            return self.transform(image), int(self.images.targets[index]), bad
         raise UsageError(
             f"{self.max_attempts} images in a row cannot be read, the first is "
             f"{self.images.name(wanted)}: check --data_path and --in_chans"
