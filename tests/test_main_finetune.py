@@ -4,14 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Outcome, run_script
-
 SHORT = ("--batch_size", 64, "--max_steps", 3, "--aa", "none", "--warmup_epochs", 0)
 
 
 @pytest.fixture(scope="session")
-def finetuned(tmp_path_factory, checkpoint) -> Outcome:
-    return run_script(
+def finetuned(run_main_script, tmp_path_factory, checkpoint):
+    return run_main_script(
         "main_finetune", "--finetune", checkpoint, "--epochs", 2, "--batch_size", 128, "--blr",
         4e-3, "--warmup_epochs", 0, folder=tmp_path_factory.mktemp("finetune"),
     )  # fmt: skip

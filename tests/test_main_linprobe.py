@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Outcome, run_script
 from util.datasets import DATASETS
 from util.knn import weighted_knn
 
 
 @pytest.fixture(scope="session")
-def probed(tmp_path_factory, checkpoint) -> Outcome:
-    return run_script(
+def probed(run_main_script, tmp_path_factory, checkpoint):
+    return run_main_script(
         "main_linprobe", "--finetune", checkpoint, "--epochs", 20, "--warmup_epochs", 1,
         folder=tmp_path_factory.mktemp("probe"),
     )  # fmt: skip
