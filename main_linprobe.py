@@ -19,7 +19,7 @@ from engine_finetune import evaluate, train_one_epoch
 from util import args as arguments
 from util import distributed, optim, preflight
 from util.args import number
-from util.checkpoint import load_weights, read_checkpoint
+from util.checkpoint import load_weights
 from util.datasets import DATASETS, TransformedImages, load_images
 from util.errors import UsageError
 from util.knn import extract_features, weighted_knn
@@ -130,6 +130,8 @@ def main(args: argparse.Namespace) -> None:
             return knn(args, run, encoder, normalize, train, val)
 
         probe = models_vit.LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
+        if args.eval:  # before features are computed with it
+            load_weights(probe, models_vit.Pretrained(args.resume).weights, args.resume)
         trained: nn.Module = probe
         if not train_transform.is_random:  # the features never change: compute them once
             log.info("no augmentation: features of %d images, once", len(train) + len(val))
@@ -142,7 +144,6 @@ def main(args: argparse.Namespace) -> None:
         val_batches = loader(args, val, run, training=False)
         precision = optim.Precision(args.amp, run.device)
         if args.eval:
-            load_weights(probe, read_checkpoint(args.resume)["model"], args.resume)
             numbers = evaluate(trained, val_batches, normalize, precision, run.device)
             return run.finish(**numbers)
 

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import models_swin
-from models_mimae import CachedMI, MaskedImageModel, take_rows
+from models_mimae import CachedMI, MutualInformationModel
+from models_pixels import PixelPrediction, take_rows
 from util.args import image_size
 from util.errors import UsageError
 from util.pos_embed import sincos_pos_embed
 
 
-class SimMIM(MaskedImageModel):
+class SimMIM(PixelPrediction, MutualInformationModel):
     """SimMIM with the losses of MI-MAE; its encoder is that of a subclass.
 
     A mask hides whole units of one cell (Swin) or more (ViT). `grid` and `patch_size` are the

@@ -108,6 +108,12 @@ def run_script(name: str, *argv, folder: Path) -> Outcome:
 
 
 @pytest.fixture(scope="session")
+def run_main_script():
+    """(main's name, flags …, folder=…) -> Outcome of the script, which has to succeed."""
+    return run_script
+
+
+@pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Outcome:
     """A pre-training run on digits, as a script: two epochs with k-NN and pictures."""
     return run_script(

@@ -225,6 +225,15 @@ def test_nothing_but_bad_images(tmp_path):
         data[0, 1]
 
 
+def test_an_error_in_the_augmentation_is_no_bad_image(tmp_path):
+    def broken(image):
+        raise ValueError("a bug")
+
+    save(tmp_path / "1.png")
+    with pytest.raises(ValueError, match="a bug"):
+        TransformedImages(load("flat", "pretrain", tmp_path), broken, seed=0)[0, 0]
+
+
 def test_augmentation_is_a_function_of_seed_epoch_and_index(image_tree):
     images = load("image_folder", data_path=image_tree)
     augment = AutoAugment("rand-m9-mstd0.5-inc1", (8, 8), (0.5, 0.5, 0.5))

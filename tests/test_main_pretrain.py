@@ -67,7 +67,18 @@ def test_half_precision_stays_near(run_main_here, amp):
 
 def test_accumulation_is_one_large_batch_for_the_reconstruction(run_main_here):
     """Step for step: with L_rec alone 2 x 16 images are 32."""
-    flags = ("--max_steps", 3, "--lambda_max", 0, "--lambda_min", 0, "--lr", 1e-3)
+    flags = (
+        "--max_steps",
+        3,
+        "--lambda_max",
+        0,
+        "--lambda_min",
+        0,
+        "--lr",
+        1e-3,
+        "--warmup_epochs",
+        0,
+    )
     whole = losses(run_main_here("main_pretrain", "--batch_size", 32, *flags))
     parts = losses(run_main_here("main_pretrain", "--batch_size", 16, "--accum_iter", 2, *flags))
     assert parts["train_rec"] == pytest.approx(whole["train_rec"], rel=1e-5)

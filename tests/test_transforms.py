@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as VF
 
 from util.errors import UsageError
+from util.randomness import seed_libraries
 from util.transforms import AutoAugment, CropAndFlip, Normalize, ResizeCenterCrop
 
 RNG = np.random.default_rng(0)
@@ -111,6 +112,16 @@ def test_auto_augment_keeps_mode_and_size(policy, mode):
     outs = [augment(image) for _ in range(20)]
     assert all(out.mode == mode and out.size == (32, 32) for out in outs)
     assert any(not np.array_equal(np.asarray(out), np.asarray(image)) for out in outs)
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", "rand-m10-n4"])
+def test_auto_augment_never_fails(policy):
+    """Posterize to 0 bits did, on one image in a thousand."""
+    augment = AutoAugment(policy, (8, 8), (0.5,))
+    image = picture(8, 8, "L")
+    for seed in range(1500):
+        seed_libraries(seed)
+        augment(image)
 
 
 def test_auto_augment_that_cannot_be(tmp_path):
