@@ -118,7 +118,7 @@ def pretrained(tmp_path_factory) -> Outcome:
     """A pre-training run on digits, as a script: two epochs with k-NN and pictures."""
     return run_script(
         "main_pretrain", "--epochs", 2, "--warmup_epochs", 1, "--batch_size", 128, "--keep_epochs",
-        1, "--knn_every", 1, "--visualize", 3, "--mi_start_loss", "inf", "--log_every", 5,
+        1, "--knn_every", 1, "--visualize", 3, "--log_every", 5,
         folder=tmp_path_factory.mktemp("pretrain"),
     )  # fmt: skip
 

@@ -81,4 +81,4 @@ def test_bad_input_is_refused_in_one_line(refuses, tmp_path, checkpoint):
     refuses(main, "--eval", names=("--eval", "--resume"))
     torch.save({"epoch": 3}, tmp_path / "other.pth")
     refuses(main, "--eval", "--resume", tmp_path / "other.pth", names=("other.pth",))
-    refuses(main, "--dataset", "flat", "--data_path", tmp_path, names=("--data_path",))
+    refuses(main, "--dataset", "flat", "--data_path", tmp_path, names=("--dataset flat",))
