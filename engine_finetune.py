@@ -48,8 +48,7 @@ def train_one_epoch(
                 precision.backward(part / num_micro)
             loss += part.detach() / num_micro
         losses = {"loss": loss, "grad_norm": precision.step(optimizer, run.args.clip_grad)}
-        if run.after_step(losses):
-            break
+        run.after_step(losses)
     return run.close_epoch()
 
 

@@ -41,8 +41,7 @@ def train_one_epoch(
         def scalars(latent=latent) -> dict[str, float]:
             return dict(rank=effective_rank(latent), images_per_second=clock.rate())
 
-        if run.after_step(losses, scalars):
-            break
+        run.after_step(losses, scalars)
     return run.close_epoch()
 
 

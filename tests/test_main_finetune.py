@@ -9,7 +9,7 @@ SHORT = ("--batch_size", 64, "--max_steps", 3, "--aa", "none", "--warmup_epochs"
 
 @pytest.fixture(scope="session")
 def finetuned(run_main_script, tmp_path_factory, checkpoint):
-    # So few steps of pre-training leave tokens that hardly differ: all layers have to learn.
+    # A few steps of pre-training leave a large mean in the tokens: all layers have to learn.
     return run_main_script(
         "main_finetune", "--finetune", checkpoint, "--epochs", 3, "--batch_size", 32, "--lr",
         1e-3, "--warmup_epochs", 0.5, "--layer_decay", 1, "--mixup", 0, "--cutmix", 0, "--aa",
@@ -19,8 +19,9 @@ def finetuned(run_main_script, tmp_path_factory, checkpoint):
 
 
 def test_it_learns_and_logs(finetuned):
-    *_, last = finetuned.log()
-    assert last["test_acc1"] > 15  # chance: 10 and last["test_acc5"] >= last["test_acc1"]
+    first, *_, last = finetuned.log()
+    assert last["train_loss"] < first["train_loss"] - 0.03
+    assert 13 < last["test_acc1"] <= last["test_acc5"]  # a tenth by chance
     assert last["max_acc1"] == max(line["test_acc1"] for line in finetuned.log())
     assert finetuned.results()["test_acc1"] == last["test_acc1"]
     assert "new: fc_norm, head" in finetuned.out

@@ -168,15 +168,22 @@ def undisturbed(cluster, runs, disturbed, timed_out) -> SlurmJob:
     return submit(cluster, runs, *kept)
 
 
-def assert_like_undisturbed(job: SlurmJob, undisturbed: SlurmJob, epoch: int, name: str) -> None:
-    """Bitwise the same weights and the same log.txt after `epoch` epochs, and no step twice."""
+def assert_like_undisturbed(
+    job: SlurmJob, undisturbed: SlurmJob, epoch: int, name: str, may_repeat: int = 0
+) -> None:
+    """Bitwise the same weights and the same log.txt after `epoch` epochs, and no step left out.
+
+    Args:
+        may_repeat: how many steps may have been done twice.
+    """
     undisturbed.wait_for_end()
     expected, actual = undisturbed.weights(f"checkpoint-{epoch}.pth"), job.weights(name)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
     assert job.epochs(epoch) == undisturbed.epochs(epoch)
     steps = job.steps()
-    assert steps == list(range(1, len(steps) + 1))
+    assert sorted(set(steps)) == list(range(1, max(steps) + 1))
+    assert len(steps) - len(set(steps)) <= may_repeat
 
 
 def report(what: str, job: SlurmJob, disturbed: dict[SlurmJob, float]) -> None:
@@ -202,7 +209,7 @@ def test_two_nodes_equal_one_process(cluster, runs, undisturbed):
     expected, actual = (torch.cat([w[k].flatten() for k in state]) for w in (state, job.weights()))
     difference = float((expected - actual).norm() / expected.norm())
     print(f"relative difference of the weights: {difference:.2g}")
-    assert difference < 2e-6
+    assert difference < 1e-5
     own, other = (json.loads((f / "log.txt").read_text()) for f in (job.folder, runs / "alone"))
     assert own.keys() == other.keys()
     assert all(own[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6) for key in own)
@@ -222,7 +229,8 @@ def test_job_outlives_a_node(disturbed, on_a_dying_node, undisturbed):
     report("node lost", on_a_dying_node, disturbed)
     state = on_a_dying_node.state()
     assert state["Restarts"] == "1" and state["NodeList"] == "ci-node[1-2]"
-    assert_like_undisturbed(on_a_dying_node, undisturbed, 2, "checkpoint-last.pth")
+    # A node gives no notice: the step in flight may have been logged and not saved.
+    assert_like_undisturbed(on_a_dying_node, undisturbed, 2, "checkpoint-last.pth", may_repeat=1)
 
 
 def test_job_goes_on_after_its_time_limit(disturbed, timed_out, undisturbed):

@@ -3,18 +3,20 @@
 import numpy as np
 import torch
 
-from util.visualize import BACKGROUND, MARGIN, reconstruction_sheet, to_image, to_tensor
+from util.visualize import BACKGROUND, MARGIN, MASKED, reconstruction_sheet, to_image, to_tensor
 
 
 def test_cells_lie_in_a_row_and_keep_their_pixels():
     originals = torch.rand(2, 3, 8, 12)
-    views, predicted = torch.rand(2, 4, 3, 8, 12), torch.rand(2, 4, 3, 8, 12)
-    sheet = np.asarray(reconstruction_sheet(originals, views, predicted, "caption"))
+    predicted, is_masked = torch.rand(2, 4, 3, 8, 12), torch.rand(2, 4, 8, 12) < 0.7
+    sheet = np.asarray(reconstruction_sheet(originals, is_masked, predicted, "caption"))
+    colour = torch.tensor(MASKED).view(3, 1, 1)
+    view = torch.where(is_masked[1, 0], colour, originals[1])
     cell_h, cell_w = 8 * 14, 12 * 14  # the smallest whole factor that makes 112 pixels of 8
     assert sheet.shape[1] == 9 * (cell_w + MARGIN) + MARGIN
     assert tuple(sheet[-1, 0]) == BACKGROUND
     top = sheet.shape[0] - MARGIN - cell_h
-    for column, cell in ((0, originals[1]), (1, views[1, 0]), (2, predicted[1, 0])):
+    for column, cell in ((0, originals[1]), (1, view), (2, predicted[1, 0])):
         left = MARGIN + column * (cell_w + MARGIN)
         found = sheet[top + 7 : top + cell_h : 14, left + 7 : left + cell_w : 14]
         assert np.abs(found / 255 - cell.permute(1, 2, 0).numpy()).max() < 0.003

@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, safe to read, the newest whole one found again; and a lock on the folder.
+"""Checkpoints: atomic, safe to read, and the newest whole one is found again.
 
 A checkpoint holds tensors and plain containers only and is read with `weights_only=True`: a file
 with anything else in it is refused and nothing of it runs.
@@ -8,7 +8,6 @@ import argparse
 import collections
 import contextlib
 import errno
-import fcntl
 import glob
 import logging
 import os
@@ -56,13 +55,14 @@ class Progress:
     """Where a run stands; with the seed, all of its randomness follows from it.
 
     epoch: epochs finished. step: optimiser steps done in the epoch that follows. total_steps: in
-    all. sums, count: of the epoch's losses so far. best: best numbers so far. skipped: total steps
-    that were passed over after a rollback.
+    all. closed: the epoch's line is in the log. sums, count: of the epoch's losses so far. best:
+    best numbers so far. skipped: total steps that were passed over after a rollback.
     """
 
     epoch: int = 0
     step: int = 0
     total_steps: int = 0
+    closed: bool = False
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
     best: dict[str, float] = field(default_factory=dict)
@@ -351,57 +351,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
-
-
-# ------------------------------------------------------------------------------- the output folder
-
-
-class OutputFolder:
-    """A run's folder, locked while the run lives; what an earlier run left is set aside.
-
-    The lock is the process's own (POSIX): it ends with the process, however that dies, and is not
-    inherited by data-loader workers.
-    """
-
-    def __init__(self, path: str):
-        self.path = path
-        if not distributed.is_main():
-            return
-        try:
-            os.makedirs(path, exist_ok=True)
-            self.lock = open(os.path.join(path, ".lock"), "w")  # noqa: SIM115 - held until exit
-        except OSError as error:
-            raise UsageError(
-                f"--output_dir {path} cannot be written ({error.strerror}): name another one"
-            ) from None
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                log.warning("--output_dir %s cannot be locked (%s)", path, error.strerror)
-                return
-            raise UsageError(
-                f"--output_dir {path} is in use by another run: name another folder, or end it"
-            ) from None
-        for leftover in glob.glob(os.path.join(glob.escape(path), "*.tmp")):
-            os.unlink(leftover)
-
-    def set_aside(self) -> None:
-        """Move what an earlier run left into `previous-1` and so on: nothing is overwritten."""
-        if not distributed.is_main():
-            return
-        patterns = ("checkpoint-*.pth", "log.txt", "results.json", "nonfinite.json", "events.*")
-        old = [f for p in patterns for f in glob.glob(os.path.join(glob.escape(self.path), p))]
-        if not old:
-            return
-        number = 1
-        while os.path.exists(os.path.join(self.path, f"previous-{number}")):
-            number += 1
-        folder = os.path.join(self.path, f"previous-{number}")
-        os.makedirs(folder)
-        for file in old:
-            os.replace(file, os.path.join(folder, os.path.basename(file)))
-        log.warning("a run was in %s; it lies in %s now (--resume auto goes on)", self.path, folder)
 
 
 def require_saved(saved: bool, output_dir: str) -> None:

@@ -239,7 +239,9 @@ class DatasetInfo:
         )  # fmt: skip
 
 
-_SMALL_PROBE = dict(min_crop=1.0, flip=False, batch_size=256, optimizer="sgd", blr=0.5)
+# Adam's rate is for --blr's 256 masked samples; the MI losses wait until pixels are predicted well.
+_SMALL_PRETRAIN = dict(min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45)
+_SMALL_PROBE = dict(min_crop=1.0, flip=False, batch_size=64, optimizer="sgd", blr=1.0)
 
 
 def _small(size_name: str, flip: bool, pretrain: dict) -> dict:
@@ -247,7 +249,7 @@ def _small(size_name: str, flip: bool, pretrain: dict) -> dict:
     return dict(
         size_name=size_name,
         job_defaults={
-            "pretrain": dict(min_crop=0.5, flip=flip, blr=5e-4, norm_pix_loss=False) | pretrain,
+            "pretrain": _SMALL_PRETRAIN | dict(flip=flip) | pretrain,
             "linprobe": dict(_SMALL_PROBE),
             "finetune": dict(min_crop=0.6, flip=flip),
         },
@@ -257,7 +259,7 @@ def _small(size_name: str, flip: bool, pretrain: dict) -> dict:
 DATASETS = {
     "digits": DatasetInfo(
         _digits, 8, 1, (0.305,), (0.376,),
-        **_small("tiny_patch2", False, dict(epochs=60, warmup_epochs=5)),
+        **_small("tiny_patch2", False, dict(epochs=60, warmup_epochs=5, batch_size=32, blr=2e-3)),
     ),
     "fashion_mnist": DatasetInfo(
         _fashion_mnist, 28, 1, (0.286,), (0.353,), **_small("tiny_patch4", True, {})

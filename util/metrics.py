@@ -75,13 +75,15 @@ class Meters:
         sums = distributed.reduce_mean(self.sums).tolist()
         self.progress.sums = dict(zip(self.names, sums, strict=True))
 
-    def close_epoch(self) -> dict[str, float]:
-        """The epoch's means over all ranks; starts the next epoch's."""
+    def means(self) -> dict[str, float]:
+        """The epoch's means so far, over all ranks."""
         self.store()
-        means = {name: total / self.progress.count for name, total in self.progress.sums.items()}
+        return {name: total / self.progress.count for name, total in self.progress.sums.items()}
+
+    def reset(self) -> None:
+        """Start the next epoch's means."""
         self.progress.sums, self.progress.count = {}, 0
         self.names, self.sums = [], self.sums[:0]
-        return means
 
 
 def effective_rank(features: Tensor) -> float:

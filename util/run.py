@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from util import distributed
-from util.checkpoint import Checkpointer, OutputFolder, Progress, Stateful, require_saved
+from util.checkpoint import Checkpointer, Progress, Stateful, require_saved
 from util.errors import EXIT_MEMORY, RunError
 from util.loader import Batches
 from util.logging import ProgressLine, setup_logging
 from util.metrics import Journal, Meters, NonFiniteLoss, write_results
 from util.optim import scheduled_lr, set_lr, steps_per_epoch
+from util.output import OutputFolder
 from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.signals import StopSignal
 
@@ -96,7 +97,7 @@ class Run:
         )
         stream = batches.epoch(progress.epoch, progress.step * args.accum_iter, skip)
         self.line = ProgressLine(f"epoch {progress.epoch}", num_steps, args.log_every)
-        while progress.step < num_steps:
+        while progress.step < num_steps and not self._out_of_steps():
             if progress.step in passed_over:
                 progress.step += 1
                 progress.total_steps += 1
@@ -115,9 +116,12 @@ class Run:
             yield batch
 
     def is_finished(self) -> bool:
-        """All epochs are done, or --max_steps."""
-        out_of_steps = self.args.max_steps and self.progress.total_steps >= self.args.max_steps
-        return self.progress.epoch >= self.args.epochs or bool(out_of_steps)
+        """All epochs are done, or --max_steps, and the last one's line is in the log."""
+        done = self.progress.epoch >= self.args.epochs
+        return done or (self._out_of_steps() and self.progress.closed)
+
+    def _out_of_steps(self) -> bool:
+        return bool(self.args.max_steps and self.progress.total_steps >= self.args.max_steps)
 
     def after_step(self, losses: Mapping[str, Tensor], scalars: Callable[[], dict] = dict) -> bool:
         """Count a step; log, save and stop as the flags and signals say.
@@ -126,9 +130,6 @@ class Run:
             losses: the step's losses, on the device.
             scalars: called at log steps for what TensorBoard shows besides their means.
 
-        Returns:
-            True where --max_steps is reached.
-
         Raises:
             NonFiniteLoss, Interrupted.
         """
@@ -136,6 +137,7 @@ class Run:
         self.meters.add(losses)
         progress.step += 1
         progress.total_steps += 1
+        progress.closed = False
         if progress.total_steps % args.log_every == 0:
             means = self.meters.check()
             numbers = means | scalars() | {"lr": self.lr}
@@ -154,7 +156,6 @@ class Run:
                 require_saved(saved, args.output_dir)
                 self.line.close()
                 self.signals.leave()
-        return bool(args.max_steps and progress.total_steps >= args.max_steps)
 
     def save(self, keep_as: int | None = None) -> bool:
         """Save, once it is certain that nothing bad is saved."""
@@ -174,12 +175,17 @@ class Run:
     # ------------------------------------------------------------------------------- every epoch
 
     def close_epoch(self) -> dict[str, float]:
-        """Count an epoch; returns its mean losses over all ranks."""
+        """Count the epoch, unless --max_steps cut it short; its mean losses over all ranks."""
         self.line.close()
         self.meters.check()
-        self.progress.epoch += 1
-        self.progress.step = 0
-        return self.meters.close_epoch()
+        progress = self.progress
+        self.epoch_of_line, progress.closed = progress.epoch, True
+        means = self.meters.means()
+        if progress.step >= steps_per_epoch(len(self.batches), self.args.accum_iter):
+            progress.epoch += 1
+            progress.step = 0
+            self.meters.reset()
+        return means
 
     def with_best(self, scores: dict[str, float]) -> dict[str, float]:
         """Test scores, with the best top-1 accuracy so far."""
@@ -199,7 +205,7 @@ class Run:
 
     def log_epoch(self, means: dict[str, float], extra: dict[str, float | int]) -> None:
         """A line in log.txt and on TensorBoard: the epoch's mean losses and what else is known."""
-        numbers = {"epoch": self.progress.epoch - 1, "steps": self.progress.total_steps}
+        numbers = {"epoch": self.epoch_of_line, "steps": self.progress.total_steps}
         numbers |= {f"train_{name}": value for name, value in means.items()} | extra
         self.journal.epoch(numbers)
         self.journal.scalars(numbers, self.progress.total_steps)

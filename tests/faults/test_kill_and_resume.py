@@ -129,6 +129,15 @@ def test_killed_worker_is_replaced(zygote, undisturbed, tmp_path):
     assert differing(expected, tmp_path) == []
 
 
+def test_max_steps_inside_an_epoch_can_go_on(zygote, undisturbed, tmp_path):
+    log = tmp_path / "stdout"
+    argv = flags("main_pretrain", tmp_path, "--resume", "auto")
+    assert zygote.run("main_pretrain", [*argv, "--max_steps", "6"], log) == 0, log.read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 6
+    assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
+    assert differing(undisturbed("main_pretrain"), tmp_path) == []
+
+
 def wait_for(log, text: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not (log.exists() and text in log.read_text()):

@@ -15,8 +15,9 @@ from harness import differing, flags
 from test_kill_and_resume import wait_for
 
 from util import checkpoint
-from util.checkpoint import OutputFolder, read_checkpoint, write_atomically
+from util.checkpoint import read_checkpoint, write_atomically
 from util.errors import UsageError
+from util.output import OutputFolder
 
 
 def start_and_stop(zygote, output: pathlib.Path, *more: str) -> pathlib.Path:
