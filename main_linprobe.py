@@ -84,8 +84,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
     """The frozen encoder that the flags describe, and the width of its features."""
     pretrained = models_vit.Pretrained(args.finetune) if args.finetune else None
-    if args.model is None and pretrained and "model" in pretrained.config:
-        args.model = models_vit.encoder_name(pretrained.config["model"])
+    described = models_vit.Pretrained(args.resume) if args.eval else pretrained
+    if args.model is None and described and "model" in described.config:
+        name = described.config["model"]
+        args.model = name if name in MODELS else models_vit.encoder_name(name)
     args.model = args.model or f"vit_{DATASETS[args.dataset].size_name}"
     if args.model == "pixels":
         size = arguments.image_size(args.input_size, 1)
@@ -149,17 +151,20 @@ def main(args: argparse.Namespace) -> None:
 
         per_step = args.accum_iter * batches.global_size
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
-        parameters = list(probe.head.parameters())
-        optimizer = (
-            optim.LARS(parameters, weight_decay=args.weight_decay, momentum=0.9)
-            if args.optimizer == "lars"
-            else torch.optim.SGD(parameters, weight_decay=args.weight_decay, momentum=0.9)
-        )
+        kind = optim.LARS if args.optimizer == "lars" else torch.optim.SGD
+        optimizer = kind(probe.head.parameters(), weight_decay=args.weight_decay, momentum=0.9)
         preflight.report(args, probe, batches, precision, 1, 0, run.device)
+        before = [weight.clone() for weight in encoder.parameters()]
         run.start(
             dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
             dict(model=args.model, input_size=args.input_size, in_chans=args.in_chans), batches,
         )  # fmt: skip
+        same = all(map(torch.equal, before, encoder.parameters()))
+        if not same and trained is not probe:
+            raise UsageError(
+                f"--resume {args.resume} probes another encoder than the one whose features were "
+                "computed: give the same --finetune again"
+            )
         model = distributed.wrap(trained, run.device, args.grad_compression)
 
         def prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,3 +82,15 @@ def test_bad_input_is_refused_in_one_line(refuses, tmp_path, checkpoint):
     torch.save({"epoch": 3}, tmp_path / "other.pth")
     refuses(main, "--eval", "--resume", tmp_path / "other.pth", names=("other.pth",))
     refuses(main, "--dataset", "flat", "--data_path", tmp_path, names=("--dataset flat",))
+
+
+def test_resume_with_another_encoder_is_refused(refuses, run_main_here, checkpoint, tmp_path):
+    """The features of a random encoder are no features of the one in the checkpoint."""
+    short = ("--max_steps", 2, "--epochs", 2, "--warmup_epochs", 1)
+    first = run_main_here("main_linprobe", "--finetune", checkpoint, *short)
+    assert first.status == 0, first.err
+    saved = first.folder / "checkpoint-last.pth"
+    more = ("--max_steps", 4, "--epochs", 2, "--warmup_epochs", 1, "--resume", saved)
+    refuses("main_linprobe", *more, names=("--resume", "--finetune"))
+    again = run_main_here("main_linprobe", "--finetune", checkpoint, *more)
+    assert again.status == 0, again.err
