@@ -218,9 +218,10 @@ def main(args: argparse.Namespace) -> None:
 
         if args.visualize and distributed.is_main():
             _visualize(bare, batches, normalize, run, args)
-        if run.progress.total_steps and not bare.gate.is_open:
+        uses_mi = args.lambda_max > 0 or args.lambda_min > 0
+        if uses_mi and run.progress.total_steps and not bare.gate.is_open:
             log.warning(
-                "the reconstruction loss never fell below --mi_start_loss %g: this was plain MAE",
+                "L_rec never fell below --mi_start_loss %g: the run went on without MI losses",
                 args.mi_start_loss,
             )  # fmt: skip
         run.finish()
