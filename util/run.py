@@ -123,7 +123,7 @@ class Run:
     def _out_of_steps(self) -> bool:
         return bool(self.args.max_steps and self.progress.total_steps >= self.args.max_steps)
 
-    def after_step(self, losses: Mapping[str, Tensor], scalars: Callable[[], dict] = dict) -> bool:
+    def after_step(self, losses: Mapping[str, Tensor], scalars: Callable[[], dict] = dict) -> None:
         """Count a step; log, save and stop as the flags and signals say.
 
         Args:
