@@ -1,0 +1,117 @@
+"""MI-MAE against MAE at equal cost: as many masked samples, steps and masked samples per step.
+
+python benchmarks/equal_samples.py --dataset fashion_mnist --epochs 25 --seeds 0 1 2
+
+A variant is `NAME` or `NAME: flags of main_pretrain.py`; one with N masks per image has epochs / N
+epochs and batch / N images a step. Each run's numbers stay in its folder, so a study that was
+interrupted goes on where it stopped, and one with more seeds or variants adds to it.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import main_pretrain
+
+MAE = "MAE: --num_masks 1 --lambda_max 0 --lambda_min 0"
+COLUMNS = {"linear": "test_acc1", "few": "test_acc1", "knn": "knn_acc1"}
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--variants", nargs="+", default=[MAE, "MI-MAE:"], metavar="'NAME: FLAGS'")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--dataset", default="fashion_mnist")
+    add("--data_path", default="")
+    add("--train_fraction", default="1", help="share of the images for pre-training")
+    add("--epochs", type=float, default=100, help="of a run with one mask per image")
+    add("--batch_size", type=int, default=256, help="masked samples per step")
+    add("--warmup_share", type=float, default=0.1, help="share of the epochs")
+    add("--few", default="0.002", help="share of the labels of the second linear probe")
+    add("--probe_epochs", default="30")
+    add("--baselines", action="store_true", help="the untrained encoder and raw pixels, too")
+    add("--output_dir", default="output_dir/equal_samples")
+    return parser
+
+
+def run(script: str, folder: str, *words: str) -> dict:
+    """The results of a main, which is run unless they are there."""
+    path = os.path.join(folder, "results.json")
+    if not os.path.exists(path):
+        command = [sys.executable, script, "--output_dir", folder, *words]
+        print("$ python", *command[1:], file=sys.stderr, flush=True)
+        subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
+    with open(path) as file:
+        return json.load(file)
+
+
+def evaluate(args: argparse.Namespace, folder: str, *words: str) -> dict[str, float]:
+    """Top-1 accuracies (percent) of an encoder, on the data set's test images."""
+    probe = ("--epochs", args.probe_epochs, "--warmup_epochs", "2")
+    kinds = {
+        "linear": probe,
+        "few": (*probe, "--train_fraction", args.few, "--batch_size", "16"),
+        "knn": ("--knn",),
+    }
+    data = ("--dataset", args.dataset, "--data_path", args.data_path, "--log_every", "1000000")
+    return {
+        kind: run("main_linprobe.py", f"{folder}/{kind}", *data, *words, *more)[COLUMNS[kind]]
+        for kind, more in kinds.items()
+    }
+
+
+def measure(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]:
+    """Pre-train a variant and evaluate it."""
+    name, _, flags = variant.partition(":")
+    words = ["--dataset", args.dataset, "--data_path", args.data_path, *shlex.split(flags)]
+    model = main_pretrain.build_model(main_pretrain.parse_args(words))
+    epochs = max(1, round(args.epochs / model.num_masks))
+    folder = os.path.abspath(os.path.join(args.output_dir, name.replace(" ", "_"), str(seed)))
+    results = run(
+        "main_pretrain.py", f"{folder}/pretrain", *words, "--seed", str(seed),
+        "--train_fraction", args.train_fraction, "--epochs", str(epochs),
+        "--warmup_epochs", f"{args.warmup_share * epochs:g}",
+        "--batch_size", str(args.batch_size // model.num_masks), "--resume", "auto",
+    )  # fmt: skip
+    checkpoint = ("--finetune", f"{folder}/pretrain/checkpoint-last.pth", "--seed", str(seed))
+    losses = {"L_rec": results["train_rec"], "L_max": results["train_max_mi"]}
+    return evaluate(args, folder, *checkpoint) | losses
+
+
+def show(name: str, rows: list[dict[str, float]]) -> None:
+    """Print the means over the seeds, and the standard deviations where there are several."""
+    cells = []
+    for column in rows[0]:
+        values = [row[column] for row in rows if row[column] is not None]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        cells.append(f"{column} {statistics.mean(values):.2f}{spread}" if values else "")
+    print(f"{name:24s}", "   ".join(cells), flush=True)
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    rows: dict[str, list[dict[str, float]]] = {}
+    if args.baselines:
+        for name, words in {"untrained": (), "pixels": ("--model", "pixels")}.items():
+            folder = os.path.abspath(os.path.join(args.output_dir, name))
+            show(name, [evaluate(args, folder, *words)])
+    for seed in args.seeds:
+        for variant in args.variants:
+            rows.setdefault(variant.partition(":")[0], []).append(measure(args, variant, seed))
+    for name, found in rows.items():
+        show(name, found)
+
+
+if __name__ == "__main__":
+    main()
