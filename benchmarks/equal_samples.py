@@ -16,12 +16,12 @@ import statistics
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import main_pretrain
 
 MAE = "MAE: --num_masks 1 --lambda_max 0 --lambda_min 0"
+ROOT = sys.path[0]
 COLUMNS = {"linear": "test_acc1", "few": "test_acc1", "knn": "knn_acc1"}
 
 
