@@ -463,8 +463,11 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
         """Patch and position embedding, without the class token: [B, L, D]."""
         return self.patch_embed(imgs) + self.pos_embed[:, 1:]
 
-    def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    def run_blocks(self, blocks: nn.ModuleList, x: Tensor, num_read: int = 0) -> Tensor:
+        """x [rows, T, ·] -> [rows, T, ·]; its `num_read` last tokens where only they are read."""
         for block in blocks:
+            if num_read and block is blocks[-1]:
+                block = partial(_last_tokens, block, num_read)
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
@@ -490,7 +493,7 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
         """Predict the pixels of the masked patches: [B·N, L − K, P], in the order of `ids`.
 
         Differs from MAE: the tokens stay in the order of `ids` (attention does not see an order,
-        positions are added), and the prediction head runs on masked tokens only.
+        positions are added), and the last MLP and the prediction head run on masked tokens only.
         """
         position = take_rows(
             self.decoder_pos_embed[:, 1:].expand(len(ids), -1, -1), ids
@@ -505,8 +508,8 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
             ],
             dim=1,
         )  # [B·N, 1 + L, ·]
-        x = self.run_blocks(self.decoder_blocks, x)
-        return self.decoder_pred(self.decoder_norm(x[:, -num_masked:]))
+        x = self.run_blocks(self.decoder_blocks, x, num_read=num_masked)
+        return self.decoder_pred(self.decoder_norm(x))
 
     def block_shapes(self) -> list[tuple[int, int, int]]:
         """(tokens per masked image, width, depth) of what the backward pass keeps, for memory."""
@@ -518,6 +521,12 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
     def encode(self, imgs: Tensor) -> Tensor:
         """Encoder output of the whole, unmasked image: [B, 1 + L, D], class token first."""
         return self.encode_tokens(self.embed_patches(imgs))
+
+
+def _last_tokens(block: nn.Module, count: int, x: Tensor) -> Tensor:
+    """A block's last `count` tokens, which attend to all: x [rows, T, ·] -> [rows, count, ·]."""
+    x = (x + block.attn(block.norm1(x)))[:, -count:]
+    return x + block.mlp(block.norm2(x))
 
 
 def _fixed(x: Tensor) -> nn.Parameter:

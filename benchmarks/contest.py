@@ -1,0 +1,118 @@
+"""Contestants: processes that each hold one training step and are timed in turns.
+
+In turns, so that whatever else the machine does falls on all of them; in processes of their own,
+so that each one's memory is its own.
+"""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+# Training steps -> done. What a contestant's process builds, with its FLOPs per step (0: unknown).
+Train = Callable[[int], None]
+_CONTEXT = torch.multiprocessing.get_context("spawn")
+
+
+class OutOfMemory(Exception):
+    """A contestant's work does not fit its device."""
+
+
+class Contestant:
+    """A process that runs `build(*args)` and trains on demand."""
+
+    def __init__(self, name: str, build: Callable[..., tuple[Train, int]], *args):
+        self.name, self.rates, self.peak = name, [], 0
+        self.pipe, theirs = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=_serve, args=(theirs, build, args), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.flops = self._answer()
+
+    def turn(self, num_steps: int) -> float:
+        """Seconds per step, after one step that does not count."""
+        self.pipe.send(num_steps)
+        seconds, self.peak = self._answer()
+        self.rates.append(num_steps / seconds)
+        return seconds / num_steps
+
+    def _answer(self):
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            raise SystemExit(f"{self.name} died; its error stands above") from None
+        if isinstance(answer, OutOfMemory):
+            self.end()
+            raise answer
+        return answer
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+    @property
+    def rate(self) -> float:
+        """Steps per second, the median of the turns."""
+        return statistics.median(self.rates)
+
+    def ratio(self, other: "Contestant") -> float:
+        """How many times faster than another: the median over the rounds."""
+        return statistics.median(a / b for a, b in zip(self.rates, other.rates, strict=True))
+
+
+def compete(contestants: list[Contestant], rounds: int, num_steps: int) -> None:
+    """Give each its turn, `rounds` times."""
+    for _ in range(rounds):
+        for contestant in contestants:
+            time.sleep(0.5)  # OpenMP's threads spin a while after their work
+            contestant.turn(num_steps)
+
+
+def _serve(pipe, build: Callable, args: tuple) -> None:
+    use_cuda = torch.cuda.is_available()
+    try:
+        before = _max_rss()
+        train, flops = build(*args)
+        pipe.send(flops)
+        while True:
+            try:
+                num_steps = pipe.recv()
+            except EOFError:
+                return
+            train(1)
+            started = time.perf_counter()
+            train(num_steps)
+            if use_cuda:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+            peak = torch.cuda.max_memory_allocated() if use_cuda else _max_rss() - before
+            pipe.send((seconds, peak))
+            if use_cuda:
+                torch.cuda.empty_cache()  # the others need it
+    except torch.OutOfMemoryError:
+        pipe.send(OutOfMemory())
+
+
+def _max_rss() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Measured FLOPs per second of the best of some square matrix products."""
+    best = 0.0
+    for side in (1024, 2048) if device.type == "cpu" else (4096, 8192):
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        for _ in range(3):
+            a @ b
+        for _ in range(5):
+            started = time.perf_counter()
+            for _ in range(5):
+                a @ b
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 5 * 2 * side**3 / (time.perf_counter() - started))
+    return best

@@ -1,0 +1,206 @@
+"""Speed and memory of a pre-training step, alone or against MAE's official code.
+
+python benchmarks/pretrain_step.py --models base --images 2 --against ../mae
+
+Each implementation trains through its own engine, in a process of its own, in turns with the
+others, on the same work: MAE's code gets each image N times. It is imported from --against, a
+clone of https://github.com/facebookresearch/mae; what of it no longer imports is stood in for.
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import pathlib
+import sys
+from types import ModuleType, SimpleNamespace
+
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.contest import Contestant, OutOfMemory, Train, compete, matmul_peak
+from util.args import number
+from util.optim import Precision
+
+ROOT = sys.path[0]
+MODELS = {
+    "small": "vit_small_patch16", "base": "vit_base_patch16", "large": "vit_large_patch16",
+    "huge": "vit_huge_patch14",
+}  # fmt: skip
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--models", nargs="+", choices=MODELS, default=["base"])
+    add("--images", nargs="+", type=number(int, 1), default=[2], help="images per step")
+    add("--num_masks", type=number(int, 2), default=4, help="masks per image")
+    add("--input_size", type=number(int, 1), default=224)
+    add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto", help="ours")
+    add("--compile", action="store_true", help="ours")
+    add("--grad_checkpointing", action="store_true", help="ours")
+    add("--without_mi", action="store_true", help="time ours without the MI terms, too")
+    add("--against", metavar="PATH", help="a clone of MAE's official code")
+    add("--steps", type=number(int, 1), default=5, help="per turn")
+    add("--rounds", type=number(int, 1), default=5)
+    add("--threads", type=number(int, 1), help="of a CPU")
+    return parser
+
+
+def _device(args: argparse.Namespace) -> torch.device:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _images(args: argparse.Namespace, images: int) -> torch.Tensor:
+    shape = (images, 3, args.input_size, args.input_size)
+    imgs = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return imgs.pin_memory() if torch.cuda.is_available() else imgs
+
+
+def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool) -> tuple[Train, int]:
+    """This repository's engine, and the FLOPs of a step's forward and backward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import main_pretrain
+    from engine_pretrain import train_one_epoch
+    from util import optim
+    from util.transforms import Normalize
+
+    device = _device(args)
+    words = ["--dataset", "flat", "--model", f"mimae_{MODELS[model]}", "--mi_start_loss", "inf"]
+    words += ["--num_masks", str(args.num_masks), "--input_size", str(args.input_size)]
+    words += [] if mi else ["--lambda_max", "0", "--lambda_min", "0"]
+    words += ["--grad_checkpointing"] if args.grad_checkpointing else []
+    flags = main_pretrain.parse_args(words)
+    bare = main_pretrain.build_model(flags).to(device)
+    normalize = Normalize(flags.mean, flags.std).to(device)
+    optimizer = optim.adamw(optim.decay_groups(bare, flags.weight_decay), betas=flags.betas)
+    optim.set_lr(optimizer, 1e-6)
+    precision = optim.Precision(args.amp, device)
+    imgs = _images(args, images)
+    targets = torch.zeros(images, dtype=torch.long)
+
+    counter = FlopCounterMode(display=False)
+    with counter, precision.autocast():
+        losses = bare(normalize(imgs.to(device)))
+        losses["loss"].backward()
+    bare.zero_grad(set_to_none=True)
+    if args.compile:
+        bare.compile()
+
+    def train(num_steps: int) -> None:
+        run = SimpleNamespace(
+            args=flags, device=device, progress=SimpleNamespace(total_steps=0),
+            batches=SimpleNamespace(global_size=images),
+            steps=lambda _: ((1, iter([(imgs, targets)])) for _ in range(num_steps)),
+            after_step=lambda losses, scalars: None, close_epoch=dict,
+        )  # fmt: skip
+        train_one_epoch(bare, normalize, optimizer, precision, run)
+
+    return train, counter.get_total_flops()
+
+
+def build_official(args: argparse.Namespace, model: str, images: int) -> tuple[Train, int]:
+    """MAE's own engine, from its clone, with today's libraries."""
+    import numpy as np
+    import timm.models.vision_transformer as timm_vit
+
+    device = _device(args)
+    for name in [name for name in sys.modules if name.split(".")[0] == "util"]:
+        del sys.modules[name]  # its folder has the name of our package
+    sys.path[:] = [args.against] + [path for path in sys.path if path != ROOT]
+    np.float = float
+    sys.modules["torch._six"] = ModuleType("torch._six")
+    sys.modules["torch._six"].inf = math.inf
+    block = timm_vit.Block
+    timm_vit.Block = lambda *words, qk_scale=None, **options: block(*words, **options)
+    if device.type == "cpu":
+        torch.cuda.synchronize = lambda: None
+
+    import models_mae
+    from timm.optim import param_groups_weight_decay
+    from util.misc import NativeScalerWithGradNormCount
+
+    import engine_pretrain
+
+    torch.manual_seed(0)
+    mae = getattr(models_mae, f"mae_{MODELS[model]}")(
+        img_size=args.input_size, norm_pix_loss=True
+    ).to(device)
+    optimizer = torch.optim.AdamW(param_groups_weight_decay(mae, 0.05), 1e-6, betas=(0.9, 0.95))
+    scaler = NativeScalerWithGradNormCount()
+    imgs = _images(args, images).repeat_interleave(args.num_masks, 0).float() / 255
+    imgs = (imgs - 0.45) / 0.225
+    if device.type == "cuda":
+        imgs = imgs.pin_memory()
+    flags = SimpleNamespace(
+        accum_iter=1, mask_ratio=0.75, lr=1e-6, min_lr=0.0, warmup_epochs=1000, epochs=2000
+    )
+
+    def train(num_steps: int) -> None:
+        loader = [(imgs, None)] * num_steps
+        with contextlib.redirect_stdout(io.StringIO()):
+            engine_pretrain.train_one_epoch(
+                mae, loader, optimizer, device, 1000, scaler, None, args=flags
+            )
+
+    return train, 0
+
+
+def contest(args: argparse.Namespace, model: str, images: int) -> list[Contestant]:
+    """All implementations of one size, timed; empty where it does not fit."""
+    plans = [("MI-MAE", build_ours, True)]
+    if args.without_mi:
+        plans.append(("without MI terms", build_ours, False))
+    if args.against:
+        plans.append(("official MAE", build_official))
+    contestants: list[Contestant] = []
+    try:
+        for name, build, *more in plans:
+            contestants.append(Contestant(name, build, args, model, images, *more))
+        compete(contestants, args.rounds, args.steps)
+    except OutOfMemory:
+        print(f"ViT-{model}, {images} images x {args.num_masks} masks: out of memory", flush=True)
+        return []
+    finally:
+        for contestant in contestants:
+            contestant.end()
+    return contestants
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    if args.against and not (pathlib.Path(args.against) / "models_mae.py").is_file():
+        sys.exit(f"error: --against {args.against} has no models_mae.py: name a clone of it")
+    device = _device(args)
+    dtype = Precision(args.amp, device).dtype or torch.float32
+    peak = matmul_peak(device, dtype)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    print(
+        f"{name}{threads}, torch {torch.__version__}, {dtype}: {peak / 1e12:.3g} TFLOP/s measured"
+    )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    print(f"{'':36s}{'masked/s':>10s}{'ms/step':>10s}{'of peak':>9s}{'GiB':>8s}{'MI-MAE is':>12s}")
+    for model in args.models:
+        for images in args.images:
+            found = contest(args, model, images)
+            for one in found:
+                label = f"{one.name}, ViT-{model}, {images} x {args.num_masks}"
+                share = f"{100 * one.flops * one.rate / peak:.1f} %" if one.flops else ""
+                ratio = f"{found[0].ratio(one):.2f} x" if one is not found[0] else ""
+                print(
+                    f"{label:36s}{images * args.num_masks * one.rate:10.2f}{1000 / one.rate:10.1f}"
+                    f"{share:>9s}{one.peak / 2**30:8.2f}{ratio:>12s}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
