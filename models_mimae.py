@@ -460,8 +460,13 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
         return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
 
     def embed_patches(self, imgs: Tensor) -> Tensor:
-        """Patch and position embedding, without the class token: [B, L, D]."""
-        return self.patch_embed(imgs) + self.pos_embed[:, 1:]
+        """Patch and position embedding, without the class token: [B, L, D].
+
+        A matrix product: what the convolution of `patch_embed` computes, at less cost.
+        """
+        proj = self.patch_embed.proj
+        weight = proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P], pixels as in patchify
+        return F.linear(self.patchify(imgs), weight, proj.bias) + self.pos_embed[:, 1:]
 
     def run_blocks(self, blocks: nn.ModuleList, x: Tensor, num_read: int = 0) -> Tensor:
         """x [rows, T, ·] -> [rows, T, ·]; its `num_read` last tokens where only they are read."""
