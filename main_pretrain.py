@@ -21,12 +21,13 @@ from util.args import number
 from util.checkpoint import BufferState
 from util.datasets import DATASETS, TransformedImages, load_images
 from util.errors import UsageError
+from util.images import to_tensor
 from util.knn import extract_features, weighted_knn
 from util.loader import Batches
 from util.metrics import NonFiniteLoss
 from util.run import Run, run_main
 from util.transforms import CropAndFlip, Normalize, ResizeCenterCrop
-from util.visualize import reconstruction_sheet, to_tensor
+from util.visualize import reconstruction_sheet
 
 log = logging.getLogger(__name__)
 

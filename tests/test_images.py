@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from util.images import find_images, read_image
+from util import images
+from util.images import find_images, jpeg_decoder, read_image
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 4, 3), dtype=np.uint8)
@@ -19,7 +20,9 @@ def on_white(values, alpha):
 
 
 def read(path, in_chans=3):
-    return np.asarray(read_image(str(path), in_chans)).astype(float)
+    pixels = read_image(str(path), in_chans)
+    assert pixels.shape[0] == in_chans and pixels.dtype == torch.uint8
+    return pixels.permute(1, 2, 0).numpy().astype(float).squeeze(2 if in_chans == 1 else ())
 
 
 def test_colour_and_grey(tmp_path):
@@ -110,6 +113,49 @@ def test_exif_orientation(tmp_path, orientation):
     Image.fromarray(big).save(tmp_path / "turned.jpg", exif=exif, quality=95, subsampling=0)
     difference = read(tmp_path / "turned.jpg") - ORIENTATIONS[orientation](big)
     assert np.abs(difference).mean() < 8
+
+
+@pytest.mark.skipif(jpeg_decoder() is None, reason="torchcodec is not installed")
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("pixels", [COLOUR, GREY], ids=["colour", "grey"])
+def test_torchcodec_gives_pils_pixels(tmp_path, monkeypatch, pixels, options):
+    big = np.kron(pixels, np.ones((37, 21, 1)[: pixels.ndim], dtype=np.uint8))
+    Image.fromarray(big).save(tmp_path / "x.jpg", quality=90, **options)
+    decoded = [read(tmp_path / "x.jpg", in_chans) for in_chans in (1, 3)]
+    monkeypatch.setattr(images, "jpeg_decoder", lambda: None)
+    for found, in_chans in zip(decoded, (1, 3), strict=True):
+        assert np.array_equal(found, read(tmp_path / "x.jpg", in_chans))
+
+
+@pytest.mark.skipif(jpeg_decoder() is None, reason="torchcodec is not installed")
+def test_a_damaged_jpeg_is_for_both_decoders_the_same(tmp_path, monkeypatch):
+    """A cut one above all, whose rest torchcodec would show as grey."""
+    path = tmp_path / "damaged.jpg"
+    Image.fromarray(np.kron(COLOUR, np.ones((32, 32, 1), np.uint8))).save(path, quality=90)
+    whole = path.read_bytes()
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(60):
+        data = bytearray(whole)
+        if RNG.random() < 0.5:
+            data[RNG.integers(len(data))] = RNG.integers(256)
+        else:
+            del data[RNG.integers(len(data)) :]
+        path.write_bytes(data)
+        found = [_pixels_or_none(path)]
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "jpeg_decoder", lambda: None)
+            found.append(_pixels_or_none(path))
+        assert (found[0] is None) == (found[1] is None)
+        assert found[0] is None or np.array_equal(*found)
+        outcomes["refused" if found[0] is None else "read"] += 1
+    assert min(outcomes.values()) > 10
+
+
+def _pixels_or_none(path):
+    try:
+        return read(path)
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def test_a_misnamed_file(tmp_path):

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from util.visualize import BACKGROUND, MARGIN, MASKED, reconstruction_sheet, to_image, to_tensor
+from util.images import to_tensor
+from util.visualize import BACKGROUND, MARGIN, MASKED, reconstruction_sheet, to_image
 
 
 def test_cells_lie_in_a_row_and_keep_their_pixels():
@@ -27,4 +28,4 @@ def test_any_number_of_channels_becomes_rgb():
         image = to_image(torch.rand(chans, 4, 6) * 3 - 1)
         assert image.mode == "RGB" and image.size == (6, 4)
     x = torch.rand(3, 4, 6)
-    torch.testing.assert_close(to_tensor(to_image(x)), x, atol=0.003, rtol=0)
+    torch.testing.assert_close(to_tensor(to_image(x)) / 255, x, atol=0.003, rtol=0)

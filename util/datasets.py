@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from util.errors import UsageError
-from util.images import ImageLike, convert, find_images, read_image
+from util.images import convert, find_images, read_image, to_tensor
 from util.randomness import STREAM_SAMPLE, STREAM_SUBSET, derive_seed, generator, seed_libraries
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -21,7 +21,7 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 
 class Images:
-    """Images with labels: `read(i)`, `name(i)`, `targets` (−1: none) and `classes` (names)."""
+    """Labelled images: `read(i)` [C, H, W], `name(i)`, `targets` (−1: none), `classes` (names)."""
 
     targets: np.ndarray  # int64
     classes: list[str]
@@ -29,7 +29,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def read(self, index: int) -> ImageLike:
+    def read(self, index: int) -> torch.Tensor:
         raise NotImplementedError
 
     def name(self, index: int) -> str:
@@ -44,8 +44,9 @@ class ArrayImages(Images):
         self.targets = np.asarray(targets, dtype=np.int64)
         self.classes = [str(c) for c in range(int(self.targets.max(initial=-1)) + 1)]
 
-    def read(self, index: int) -> Image.Image:
-        return convert(Image.fromarray(self.images[index]), self.in_chans, self.name(index))
+    def read(self, index: int) -> torch.Tensor:
+        image = Image.fromarray(self.images[index])
+        return to_tensor(convert(image, self.in_chans, self.name(index)))
 
     def name(self, index: int) -> str:
         return f"{self.label}[{index}]"
@@ -60,7 +61,7 @@ class FileImages(Images):
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.targets = np.asarray(targets, dtype=np.int64)
 
-    def read(self, index: int) -> ImageLike:
+    def read(self, index: int) -> torch.Tensor:
         return read_image(self.name(index), self.in_chans)
 
     def name(self, index: int) -> str:
@@ -74,7 +75,7 @@ class Subset(Images):
         self.images, self.ids = images, np.asarray(ids, dtype=np.int64)
         self.targets, self.classes = images.targets[self.ids], images.classes
 
-    def read(self, index: int) -> ImageLike:
+    def read(self, index: int) -> torch.Tensor:
         return self.images.read(int(self.ids[index]))
 
     def name(self, index: int) -> str:

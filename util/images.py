@@ -1,32 +1,70 @@
 """One image file as a person sees it, whatever its mode, depth, palette or orientation."""
 
+import functools
 import os
 import tokenize
+from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".npy",
 )  # fmt: skip
 
-ImageLike = Image.Image | torch.Tensor
 
+def read_image(path: str, in_chans: int = 3) -> Tensor:
+    """Read an image: [C, H, W], uint8 (or floats of a `.npy` file).
 
-def read_image(path: str, in_chans: int = 3) -> ImageLike:
-    """Read an image with `in_chans` channels.
-
-    1, 3 and 4 channels come as a PIL image (grey, RGB, RGBA); a `.npy` array [H, W] or [H, W, C]
-    of any C as a tensor [C, H, W], uint8 as it is, uint16 scaled to 0..1, floats as they are.
+    1, 3 and 4 channels are grey, RGB and RGBA; a `.npy` array [H, W] or [H, W, C] may have any C,
+    with uint8 as it is, uint16 scaled to 0..1, floats as they are.
 
     Raises:
         OSError, ValueError: the file cannot be read so; the message names it.
     """
     if path.lower().endswith(".npy"):
         return _read_array(path, in_chans)
-    with Image.open(path) as image:
-        return convert(ImageOps.exif_transpose(image), in_chans, path)
+    with open(path, "rb") as file, Image.open(file) as image:
+        pixels = _decode_jpeg(file, image, in_chans)
+        if pixels is None:
+            pixels = to_tensor(convert(ImageOps.exif_transpose(image), in_chans, path))
+        return pixels
+
+
+@functools.cache
+def jpeg_decoder() -> Callable[..., Tensor] | None:
+    """torchcodec's, where it is installed: the same pixels as PIL's, sooner."""
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, OSError, RuntimeError):  # absent, too old, or for another torch
+        return None
+    return decode_jpeg
+
+
+def _decode_jpeg(file: BinaryIO, header: Image.Image, in_chans: int) -> Tensor | None:
+    """Pixels of a plain JPEG; None where PIL must see to it, damaged files among them."""
+    plain = (header.mode, in_chans) in (("RGB", 3), ("L", 3), ("L", 1))
+    if not plain or header.format != "JPEG" or jpeg_decoder() is None:
+        return None
+    if header.getexif().get(0x0112, 1) != 1:  # turned
+        return None
+    file.seek(0)
+    data = file.read()
+    if not data.endswith(b"\xff\xd9"):  # cut short: torchcodec would show the rest grey
+        return None
+    try:
+        return jpeg_decoder()(data, mode="GRAY" if in_chans == 1 else "RGB")
+    except RuntimeError:
+        return None
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """A grey, RGB or RGBA image as uint8 [C, H, W]."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
 
 
 def convert(image: Image.Image, in_chans: int, name: str = "image") -> Image.Image:
@@ -57,7 +95,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
-def _read_array(path: str, in_chans: int) -> torch.Tensor:
+def _read_array(path: str, in_chans: int) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
     except (EOFError, tokenize.TokenError) as error:  # what a damaged header leads to

@@ -170,7 +170,7 @@ class Journal:
             self.tensorboard = self._open()
 
     def image(self, name: str, image: Tensor, step: int) -> None:
-        """An image [3, H, W] in 0..1."""
+        """An image [3, H, W], uint8 or in 0..1."""
         if self.tensorboard is not None:
             self.tensorboard.add_image(name, image, step)
 

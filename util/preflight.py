@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from util import distributed
+from util.images import jpeg_decoder
 from util.loader import Batches
 from util.optim import Precision, steps_per_epoch
 
@@ -29,9 +30,11 @@ def report(
     total = sum(p.numel() for p in model.parameters())
     state = total * 4 + trained * (4 + 8)  # weights, gradients, AdamW's two moments
     data = batches.dataset.images
+    decoder = "torchcodec" if jpeg_decoder() else "Pillow (pip install torchcodec: faster)"
     rate = f"{args.lr:.4g}" + (f" (base {args.blr:g})" if args.blr is not None else "")
     lines = {
         "data": f"{args.dataset} {args.data_path} {len(data)} images, {len(data.classes)} classes",
+        "JPEG decoder": decoder,
         "input": f"{args.in_chans} x {' x '.join(map(str, args.input_size))} pixels",
         "model": f"{args.model}, {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained",
         "global batch": f"{images} images ({args.batch_size} x {distributed.world_size()} "
@@ -46,6 +49,8 @@ def report(
     }
     if masks == 1:
         del lines["masked samples"]
+    if args.dataset not in ("image_folder", "flat"):
+        del lines["JPEG decoder"]
     log.info("\n".join(f"{name + ':':16s}{text}" for name, text in lines.items()))
 
 

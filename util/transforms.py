@@ -1,4 +1,4 @@
-"""Augmentation. Every transform takes a PIL image or a tensor [C, H, W] and gives [C, h, w].
+"""Augmentation. Every transform takes an image [C, H, W] and gives [C, h, w].
 
 uint8 stays uint8 until `Normalize` makes floats of a whole batch, on the device.
 """
@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as VF
 
 from util.errors import UsageError
-from util.images import ImageLike
+from util.images import to_tensor
 
 BICUBIC = InterpolationMode.BICUBIC
 
@@ -46,14 +46,14 @@ class ResizeCenterCrop:
     def __init__(self, size: tuple[int, int], crop_share: float):
         self.size, self.crop_share = size, crop_share
 
-    def __call__(self, image: ImageLike) -> Tensor:
-        width, height = _width_height(image)
+    def __call__(self, image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
         box = [int(side / self.crop_share) for side in self.size]
         scale = max(box[0] / height, box[1] / width)
         resized = [max(int(height * scale), box[0]), max(int(width * scale), box[1])]
         if resized != [height, width]:
             image = VF.resize(image, resized, interpolation=BICUBIC, antialias=True)
-        return to_tensor(VF.center_crop(image, self.size))
+        return VF.center_crop(image, self.size)
 
 
 class CropAndFlip:
@@ -64,11 +64,11 @@ class CropAndFlip:
         min_area: smallest share of the image's area that a crop takes; 1 resizes the whole image.
         tf_style: one draw as in TensorFlow's pipelines (linear probing), instead of torchvision's
             up to ten draws.
-        augment: what follows on the PIL image, RandAugment for instance.
+        augment: what follows, RandAugment for instance.
     """
 
     def __init__(self, size, min_area: float, flip: bool, tf_style: bool = False, augment=None):
-        self.size, self.flip, self.augment = size, flip, augment
+        self.size, self.flip, self.augment = tuple(size), flip, augment
         self.whole = min_area >= 1
         crop = _TFRandomResizedCrop if tf_style else v2.RandomResizedCrop
         self.crop = crop(size, scale=(min(min_area, 1.0), 1.0), interpolation=BICUBIC)
@@ -77,19 +77,19 @@ class CropAndFlip:
     def is_random(self) -> bool:
         return not self.whole or self.flip or self.augment is not None
 
-    def __call__(self, image: ImageLike) -> Tensor:
+    def __call__(self, image: Tensor) -> Tensor:
         if not self.whole:
             image = self.crop(image)
-        elif _width_height(image) != (self.size[1], self.size[0]):
+        elif image.shape[1:] != self.size:
             image = VF.resize(image, self.size, interpolation=BICUBIC, antialias=True)
         if self.flip and torch.rand(()) < 0.5:
             image = VF.horizontal_flip(image)
-        return to_tensor(self.augment(image) if self.augment else image)
+        return self.augment(image) if self.augment else image
 
 
 class _TFRandomResizedCrop(v2.RandomResizedCrop):
     def make_params(self, flat_inputs):
-        width, height = _width_height(flat_inputs[0])
+        height, width = flat_inputs[0].shape[1:]
         area = height * width * torch.empty(()).uniform_(*self.scale).item()
         log_ratio = [math.log(ratio) for ratio in self.ratio]
         aspect = math.exp(torch.empty(()).uniform_(*log_ratio).item())
@@ -101,7 +101,7 @@ class _TFRandomResizedCrop(v2.RandomResizedCrop):
 
 
 class AutoAugment:
-    """timm's RandAugment or AutoAugment on a PIL image; grey images travel as RGB.
+    """timm's RandAugment or AutoAugment, which works on PIL images; grey ones travel as RGB.
 
     Args:
         policy: timm's name, `rand-m9-mstd0.5-inc1` for instance.
@@ -125,21 +125,11 @@ class AutoAugment:
             if op.aug_fn is posterize:
                 op.aug_fn = _posterize
 
-    def __call__(self, image: ImageLike) -> Image.Image:
-        if not isinstance(image, Image.Image):
-            image = VF.to_pil_image(image)
-        mode = image.mode
-        return self.augment(image.convert("RGB")).convert(mode)
+    def __call__(self, image: Tensor) -> Tensor:
+        image = VF.to_pil_image(image)
+        return to_tensor(self.augment(image.convert("RGB")).convert(image.mode))
 
 
 def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
     """timm's; its 0 bits, drawn once in some hundred images, are black and no error of Pillow's."""
     return posterize(image, bits, **options) if bits else Image.new(image.mode, image.size)
-
-
-def to_tensor(image: ImageLike) -> Tensor:
-    return image if isinstance(image, Tensor) else VF.pil_to_tensor(image)
-
-
-def _width_height(image: ImageLike) -> tuple[int, int]:
-    return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])

@@ -61,9 +61,3 @@ def to_image(x: Tensor) -> Image.Image:
     x = x.detach().float().cpu().clamp(0, 1)
     x = x[:3] if x.shape[0] >= 3 else x[:1].expand(3, -1, -1)
     return Image.fromarray((x * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB -> [3, H, W] in 0..1."""
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1) / 255

@@ -1,0 +1,116 @@
+"""Images per second of one core: our pipeline against PIL + torchvision's v1 transforms.
+
+python benchmarks/data_loading.py
+
+On JPEGs of ImageNet's mean size that it makes from scikit-learn's two photographs, or on those of
+--data_path. All pipelines run in this process, in turns, on one thread: read, decode, random
+resized crop to 224 pixels, flip, and collate batches of 64. Normalising is the GPU's work here and
+the core's there.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+from torchvision import datasets, transforms
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from util import images as image_files
+from util.args import number
+from util.datasets import IMAGENET_MEAN, IMAGENET_STD, FileImages, TransformedImages
+from util.images import find_images, jpeg_decoder
+from util.transforms import CropAndFlip
+
+BATCH_SIZE = 64
+
+
+def make_jpegs(folder: str, count: int) -> None:
+    """Photographs of 500 x 375 pixels, parts of scikit-learn's, in folder/photos."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    rng = np.random.default_rng(0)
+    target = pathlib.Path(folder, "photos")
+    target.mkdir()
+    for i in range(count):
+        photo = photos[i % len(photos)]
+        width = int(rng.integers(320, 4 * photo.height // 3))
+        height = 3 * width // 4
+        left, top = rng.integers(photo.width - width), rng.integers(photo.height - height)
+        part = photo.crop((left, top, left + width, top + height))
+        part.resize((500, 375), Image.BICUBIC).save(target / f"{i:04d}.jpg", quality=90)
+
+
+def ours(folder: str) -> Callable[[], torch.Tensor]:
+    paths = find_images(folder)
+    images = FileImages(folder, paths, np.zeros(len(paths)), ["photos"], 3)
+    data = TransformedImages(images, CropAndFlip((224, 224), 0.2, True), seed=0)
+    return lambda: batches(data, [(0, i) for i in range(len(data))])
+
+
+def pil_and_v1(folder: str) -> Callable[[], torch.Tensor]:
+    crop = transforms.RandomResizedCrop(
+        224, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
+    )
+    data = datasets.ImageFolder(
+        folder,
+        transforms.Compose(
+            [
+                crop,
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        ),
+    )
+    return lambda: batches(data, range(len(data)))
+
+
+def batches(data, items) -> int:
+    """Read them all."""
+    for start in range(0, len(items), BATCH_SIZE):
+        default_collate([data[item] for item in items[start : start + BATCH_SIZE]])
+    return len(items)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_path", help="a folder of class folders with images")
+    parser.add_argument("--images", type=number(int, BATCH_SIZE), default=256, help="to make")
+    parser.add_argument("--rounds", type=number(int, 1), default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as made:
+        if not args.data_path:
+            make_jpegs(made, args.images)
+        folder = args.data_path or made
+        plans = {"PIL + torchvision v1": (pil_and_v1(folder), jpeg_decoder)}
+        if jpeg_decoder() is not None:
+            plans["ours, torchcodec"] = (ours(folder), jpeg_decoder)
+        plans["ours, PIL"] = (ours(folder), lambda: None)
+        rates: dict[str, list[float]] = {name: [] for name in plans}
+        for _ in range(args.rounds):
+            for name, (read_all, decoder) in plans.items():
+                image_files.jpeg_decoder = decoder
+                started = time.perf_counter()
+                count = read_all()
+                rates[name].append(count / (time.perf_counter() - started))
+    base = rates["PIL + torchvision v1"]
+    for name, found in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(found, base, strict=True))
+        print(f"{name:24s}{statistics.median(found):8.0f} images/s of one core{ratio:8.2f} x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The benchmarks run and print what they promise; what they print is nobody's business here."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+CASES = {
+    "data_loading": ("--images 64 --rounds 1", r"ours, PIL +\d+ images/s of one core +[\d.]+ x"),
+    "pretrain_step": (
+        "--models small --images 1 --input_size 32 --steps 1 --rounds 1 --without_mi --threads 1",
+        r"without MI terms, ViT-small, 1 x 4 +[\d.]+ +[\d.]+ +[\d.]+ % +[\d.]+ +[\d.]+ x",
+    ),
+    "equal_samples": (
+        "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "
+        "--probe_epochs 1 --few 0.03",
+        r"MI-MAE +linear [\d.]+ +few [\d.]+ +knn [\d.]+",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_runs(name, tmp_path):
+    flags, pattern = CASES[name]
+    words = [f"benchmarks/{name}.py", *flags.split()]
+    words += ["--output_dir", str(tmp_path)] if name == "equal_samples" else []
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(pattern, done.stdout), done.stdout
