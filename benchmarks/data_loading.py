@@ -27,7 +27,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from util import images as image_files
 from util.args import number
 from util.datasets import IMAGENET_MEAN, IMAGENET_STD, FileImages, TransformedImages
-from util.images import find_images, jpeg_decoder
+from util.file_index import find_images
+from util.images import jpeg_decoder
 from util.transforms import CropAndFlip
 
 BATCH_SIZE = 64

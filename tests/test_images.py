@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from util import images
-from util.images import find_images, jpeg_decoder, read_image
+from util.images import jpeg_decoder, read_image
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 4, 3), dtype=np.uint8)
@@ -218,12 +218,3 @@ def test_pictures_of_five_channels_do_not_exist(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="npy"):
         read_image(str(tmp_path / "x.png"), 5)
-
-
-def test_find_images_sorts_and_passes_over_what_is_hidden_or_no_image(tmp_path):
-    for name in ("b/2.JPEG", "b/10.jpeg", "a/deep/er/x.Png", "c.webp", "ü ä.tif", "notes.txt",
-                 ".hidden.png", ".cache/y.png", "d/z.npy"):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_images(str(tmp_path))
-    assert found == ["a/deep/er/x.Png", "b/10.jpeg", "b/2.JPEG", "c.webp", "d/z.npy", "ü ä.tif"]

@@ -10,7 +10,7 @@ import torch
 from util import distributed
 from util.datasets import DATASETS, FileImages, TransformedImages
 from util.errors import RunError, UsageError
-from util.images import find_images
+from util.file_index import find_images
 from util.loader import Batches
 from util.randomness import derive_seed, epoch_order, mask_noise
 from util.transforms import AutoAugment, CropAndFlip

@@ -13,7 +13,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from util.errors import UsageError
-from util.images import convert, find_images, read_image, to_tensor
+from util.file_index import find_images
+from util.images import convert, read_image, to_tensor
 from util.randomness import STREAM_SAMPLE, STREAM_SUBSET, derive_seed, generator, seed_libraries
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

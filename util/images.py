@@ -1,7 +1,6 @@
 """One image file as a person sees it, whatever its mode, depth, palette or orientation."""
 
 import functools
-import os
 import tokenize
 from collections.abc import Callable
 from typing import BinaryIO
@@ -10,10 +9,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".npy",
-)  # fmt: skip
 
 
 def read_image(path: str, in_chans: int = 3) -> Tensor:
@@ -110,22 +105,3 @@ def _read_array(path: str, in_chans: int) -> Tensor:
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: holds values that are not finite")
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-
-def find_images(folder: str) -> list[str]:
-    """All image files below a folder, sorted, as paths relative to it."""
-    found = []
-    pending = [""]
-    while pending:
-        relative = pending.pop()
-        with os.scandir(os.path.join(folder, relative)) as entries:
-            for entry in entries:
-                path = os.path.join(relative, entry.name)
-                if entry.name.startswith("."):
-                    continue
-                # The suffix comes first: it spares a network disk one look-up per image.
-                if entry.name.lower().endswith(IMAGE_SUFFIXES):
-                    found.append(path)
-                elif entry.is_dir():
-                    pending.append(path)
-    return sorted(found)
