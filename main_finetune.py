@@ -166,12 +166,8 @@ def main(args: argparse.Namespace) -> None:
             bare, args.weight_decay, models_encoder.layer_of(bare), args.layer_decay
         )
         optimizer = optim.adamw(groups)
-        half, checkpointed = precision.dtype is not None, args.grad_checkpointing
-        activations = sum(
-            preflight.block_activations(args.batch_size, *shape, half, checkpointed)
-            for shape in models_encoder.block_shapes(bare)
-        )
-        preflight.report(args, bare, batches, precision, 1, activations, run.device)
+        shapes = models_encoder.block_shapes(bare)
+        preflight.report(args, bare, batches, precision, 1, shapes, run.device)
         run.start(
             dict(model=bare, optimizer=optimizer, scaler=precision.scaler),
             dict(

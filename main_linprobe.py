@@ -153,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         kind = optim.LARS if args.optimizer == "lars" else torch.optim.SGD
         optimizer = kind(probe.head.parameters(), weight_decay=args.weight_decay, momentum=0.9)
-        preflight.report(args, probe, batches, precision, 1, 0, run.device)
+        preflight.report(args, probe, batches, precision, 1, [], run.device)
         before = [weight.clone() for weight in encoder.parameters()]
         run.start(
             dict(model=probe, optimizer=optimizer, scaler=precision.scaler),

@@ -191,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
         monitor = _KNN(args, run, normalize) if args.knn_every else None
 
         preflight.report(
-            args, bare, batches, precision, bare.num_masks, _activations(bare, args), run.device
+            args, bare, batches, precision, bare.num_masks, bare.block_shapes(), run.device
         )
         if args.accum_iter > 1 and args.lambda_max > 0 and not args.exact_accum:
             log.info("InfoNCE's negatives come from one micro-batch of the %d", args.accum_iter)
@@ -235,16 +235,6 @@ def describe(args: argparse.Namespace, model: nn.Module) -> dict:
         patch_size=model.patch_size, grid=list(model.grid), dataset=args.dataset,
         mean=list(args.mean), std=list(args.std),
     )  # fmt: skip
-
-
-def _activations(model: nn.Module, args: argparse.Namespace) -> int:
-    """Estimated bytes of activations of one micro-batch on one GPU."""
-    rows = args.batch_size * model.num_masks
-    half = args.amp != "none" and torch.cuda.is_available()
-    return sum(
-        preflight.block_activations(rows, tokens, dim, depth, half, args.grad_checkpointing)
-        for tokens, dim, depth in model.block_shapes()
-    )
 
 
 class _KNN:

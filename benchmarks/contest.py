@@ -25,19 +25,25 @@ class Contestant:
     """A process that runs `build(*args)` and trains on demand."""
 
     def __init__(self, name: str, build: Callable[..., tuple[Train, int]], *args):
-        self.name, self.rates, self.peak = name, [], 0
+        self.name, self.rates, self.peak, self.flops = name, [], 0, 0
         self.pipe, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=_serve, args=(theirs, build, args), daemon=True)
         self.process.start()
         theirs.close()
+
+    def await_ready(self) -> None:
+        """Wait until it is built."""
         self.flops = self._answer()
 
-    def turn(self, num_steps: int) -> float:
-        """Seconds per step, after one step that does not count."""
+    def start_turn(self, num_steps: int) -> None:
+        """Train so many steps, after one that does not count."""
+        self.num_steps = num_steps
         self.pipe.send(num_steps)
+
+    def end_turn(self) -> None:
+        """Wait for it and note the rate and the peak of the memory, in bytes."""
         seconds, self.peak = self._answer()
-        self.rates.append(num_steps / seconds)
-        return seconds / num_steps
+        self.rates.append(self.num_steps / seconds)
 
     def _answer(self):
         try:
@@ -68,7 +74,8 @@ def compete(contestants: list[Contestant], rounds: int, num_steps: int) -> None:
     for _ in range(rounds):
         for contestant in contestants:
             time.sleep(0.5)  # OpenMP's threads spin a while after their work
-            contestant.turn(num_steps)
+            contestant.start_turn(num_steps)
+            contestant.end_turn()
 
 
 def _serve(pipe, build: Callable, args: tuple) -> None:

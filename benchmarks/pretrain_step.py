@@ -50,7 +50,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(args: argparse.Namespace) -> torch.device:
+def use_device(args: argparse.Namespace) -> torch.device:
+    """The GPU where there is one, else the CPU with `args.threads`."""
     if args.threads:
         torch.set_num_threads(args.threads)
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -68,10 +69,10 @@ def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool) -> t
 
     import main_pretrain
     from engine_pretrain import train_one_epoch
-    from util import optim
+    from util import distributed, optim
     from util.transforms import Normalize
 
-    device = _device(args)
+    device = use_device(args)
     words = ["--dataset", "flat", "--model", f"mimae_{MODELS[model]}", "--mi_start_loss", "inf"]
     words += ["--num_masks", str(args.num_masks), "--input_size", str(args.input_size)]
     words += [] if mi else ["--lambda_max", "0", "--lambda_min", "0"]
@@ -92,6 +93,7 @@ def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool) -> t
     bare.zero_grad(set_to_none=True)
     if args.compile:
         bare.compile()
+    wrapped = distributed.wrap(bare, device, sync_buffers=False)
 
     def train(num_steps: int) -> None:
         run = SimpleNamespace(
@@ -100,7 +102,7 @@ def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool) -> t
             steps=lambda _: ((1, iter([(imgs, targets)])) for _ in range(num_steps)),
             after_step=lambda losses, scalars: None, close_epoch=dict,
         )  # fmt: skip
-        train_one_epoch(bare, normalize, optimizer, precision, run)
+        train_one_epoch(wrapped, normalize, optimizer, precision, run)
 
     return train, counter.get_total_flops()
 
@@ -110,7 +112,7 @@ def build_official(args: argparse.Namespace, model: str, images: int) -> tuple[T
     import numpy as np
     import timm.models.vision_transformer as timm_vit
 
-    device = _device(args)
+    device = use_device(args)
     for name in [name for name in sys.modules if name.split(".")[0] == "util"]:
         del sys.modules[name]  # its folder has the name of our package
     sys.path[:] = [args.against] + [path for path in sys.path if path != ROOT]
@@ -163,6 +165,7 @@ def contest(args: argparse.Namespace, model: str, images: int) -> list[Contestan
     try:
         for name, build, *more in plans:
             contestants.append(Contestant(name, build, args, model, images, *more))
+            contestants[-1].await_ready()
         compete(contestants, args.rounds, args.steps)
     except OutOfMemory:
         print(f"ViT-{model}, {images} images x {args.num_masks} masks: out of memory", flush=True)
@@ -177,7 +180,7 @@ def main() -> None:
     args = get_args_parser().parse_args()
     if args.against and not (pathlib.Path(args.against) / "models_mae.py").is_file():
         sys.exit(f"error: --against {args.against} has no models_mae.py: name a clone of it")
-    device = _device(args)
+    device = use_device(args)
     dtype = Precision(args.amp, device).dtype or torch.float32
     peak = matmul_peak(device, dtype)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"

@@ -13,22 +13,27 @@ from util.optim import Precision, steps_per_epoch
 
 log = logging.getLogger(__name__)
 
+BlockShape = tuple[int, int, int]  # tokens per row, width, depth
+
 
 def report(
     args: argparse.Namespace, model: nn.Module, batches: Batches, precision: Precision,
-    masks: int, activations: int, device: torch.device,
+    masks: int, shapes: list[BlockShape], device: torch.device,
 ) -> None:  # fmt: skip
     """Log global batch, samples per step, steps, lr, data, parameters and estimated memory.
 
     Args:
         masks: masked samples per image (1 in supervised training).
-        activations: estimated bytes that the backward pass keeps, per GPU.
+        shapes: of the blocks whose activations the backward pass needs.
     """
     images = args.accum_iter * batches.global_size
     steps = steps_per_epoch(len(batches), args.accum_iter)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    state = total * 4 + trained * (4 + 8)  # weights, gradients, AdamW's two moments
+    state, activations = estimate_memory(
+        model, shapes, args.batch_size * masks, precision.dtype is not None,
+        getattr(args, "grad_checkpointing", False),
+    )  # fmt: skip
     data = batches.dataset.images
     decoder = "torchcodec" if jpeg_decoder() else "Pillow (pip install torchcodec: faster)"
     rate = f"{args.lr:.4g}" + (f" (base {args.blr:g})" if args.blr is not None else "")
@@ -54,17 +59,30 @@ def report(
     log.info("\n".join(f"{name + ':':16s}{text}" for name, text in lines.items()))
 
 
-def block_activations(
-    rows: int, tokens: int, dim: int, depth: int, half: bool, checkpointed: bool
-) -> int:
-    """Estimated bytes that `depth` ViT blocks keep for the backward pass, fused attention.
+def estimate_memory(
+    model: nn.Module, shapes: list[BlockShape], rows: int, half: bool, checkpointed: bool
+) -> tuple[int, int]:
+    """Estimated bytes of the model's state and of what its ViT blocks keep for the backward pass.
 
-    A block keeps about 17 activations of [rows, tokens, dim] (two norms' inputs and outputs, q,
-    k, v, the attention's output, the residual, and the hidden layer of 4·dim twice); a
-    checkpointed one keeps its input.
+    For each feature of each token a block keeps, with fused attention, in fp32: the inputs of two
+    norms and their outputs, q, k, v, the attention's output, and the hidden layer of four features
+    before and after its activation: 64 bytes. Under autocast the norms' inputs stay in fp32 and
+    all else has 2 bytes: 36. A checkpointed block keeps its input and, one at a time, the rest.
+
+    Args:
+        shapes: tokens per row, width and depth of the blocks. rows: of one micro-batch.
+        half: computed under autocast.
     """
-    kept = depth + 17 if checkpointed else 17 * depth
-    return rows * tokens * dim * kept * (2 if half else 4)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    state = total * 4 + trained * (4 + 8)  # weights, gradients, AdamW's two moments
+    state += 2 * total if half else 0  # autocast keeps its copies
+    per_block = 36 if half else 64
+    kept = [(rows * tokens * dim, depth) for tokens, dim, depth in shapes]
+    if checkpointed:
+        largest = max((size * per_block for size, _ in kept), default=0)
+        return state, sum(size * depth * 4 for size, depth in kept) + largest
+    return state, sum(size * depth * per_block for size, depth in kept)
 
 
 def _gib(size: float) -> str:
