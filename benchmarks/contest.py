@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-# Training steps -> done. What a contestant's process builds, with its FLOPs per step (0: unknown).
-Train = Callable[[int], None]
+# What a contestant's process builds: train(number of steps), and what it tells about a step.
+Build = Callable[..., tuple[Callable[[int], None], dict[str, int]]]
 _CONTEXT = torch.multiprocessing.get_context("spawn")
 
 
@@ -24,8 +24,8 @@ class OutOfMemory(Exception):
 class Contestant:
     """A process that runs `build(*args)` and trains on demand."""
 
-    def __init__(self, name: str, build: Callable[..., tuple[Train, int]], *args):
-        self.name, self.rates, self.peak, self.flops = name, [], 0, 0
+    def __init__(self, name: str, build: Build, *args):
+        self.name, self.rates, self.peak, self.facts = name, [], 0, {}
         self.pipe, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=_serve, args=(theirs, build, args), daemon=True)
         self.process.start()
@@ -33,7 +33,7 @@ class Contestant:
 
     def await_ready(self) -> None:
         """Wait until it is built."""
-        self.flops = self._answer()
+        self.facts = self._answer()
 
     def start_turn(self, num_steps: int) -> None:
         """Train so many steps, after one that does not count."""
@@ -78,12 +78,12 @@ def compete(contestants: list[Contestant], rounds: int, num_steps: int) -> None:
             contestant.end_turn()
 
 
-def _serve(pipe, build: Callable, args: tuple) -> None:
+def _serve(pipe, build: Build, args: tuple) -> None:
     use_cuda = torch.cuda.is_available()
     try:
         before = _max_rss()
-        train, flops = build(*args)
-        pipe.send(flops)
+        train, facts = build(*args)
+        pipe.send(facts)
         while True:
             try:
                 num_steps = pipe.recv()

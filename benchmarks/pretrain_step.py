@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.contest import Contestant, OutOfMemory, Train, compete, matmul_peak
+from benchmarks.contest import Contestant, OutOfMemory, compete, matmul_peak
 from util.args import number
 from util.optim import Precision
 
@@ -63,13 +63,14 @@ def _images(args: argparse.Namespace, images: int) -> torch.Tensor:
     return imgs.pin_memory() if torch.cuda.is_available() else imgs
 
 
-def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool) -> tuple[Train, int]:
-    """This repository's engine, and the FLOPs of a step's forward and backward pass."""
+def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool):
+    """This repository's engine; the FLOPs of a step's forward and backward pass, and preflight's
+    estimate of its memory in bytes."""
     from torch.utils.flop_counter import FlopCounterMode
 
     import main_pretrain
     from engine_pretrain import train_one_epoch
-    from util import distributed, optim
+    from util import distributed, optim, preflight
     from util.transforms import Normalize
 
     device = use_device(args)
@@ -104,10 +105,14 @@ def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool) -> t
         )  # fmt: skip
         train_one_epoch(wrapped, normalize, optimizer, precision, run)
 
-    return train, counter.get_total_flops()
+    memory = preflight.estimate_memory(
+        bare, bare.block_shapes(), images * bare.num_masks, precision.dtype is not None,
+        args.grad_checkpointing,
+    )  # fmt: skip
+    return train, {"flops": counter.get_total_flops(), "memory": sum(memory)}
 
 
-def build_official(args: argparse.Namespace, model: str, images: int) -> tuple[Train, int]:
+def build_official(args: argparse.Namespace, model: str, images: int):
     """MAE's own engine, from its clone, with today's libraries."""
     import numpy as np
     import timm.models.vision_transformer as timm_vit
@@ -151,7 +156,7 @@ def build_official(args: argparse.Namespace, model: str, images: int) -> tuple[T
                 mae, loader, optimizer, device, 1000, scaler, None, args=flags
             )
 
-    return train, 0
+    return train, {}
 
 
 def contest(args: argparse.Namespace, model: str, images: int) -> list[Contestant]:
@@ -196,7 +201,8 @@ def main() -> None:
             found = contest(args, model, images)
             for one in found:
                 label = f"{one.name}, ViT-{model}, {images} x {args.num_masks}"
-                share = f"{100 * one.flops * one.rate / peak:.1f} %" if one.flops else ""
+                flops = one.facts.get("flops")
+                share = f"{100 * flops * one.rate / peak:.1f} %" if flops else ""
                 ratio = f"{found[0].ratio(one):.2f} x" if one is not found[0] else ""
                 print(
                     f"{label:36s}{images * args.num_masks * one.rate:10.2f}{1000 / one.rate:10.1f}"

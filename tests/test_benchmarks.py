@@ -13,6 +13,10 @@ CASES = {
         "--models small --images 1 --input_size 32 --steps 1 --rounds 1 --without_mi --threads 1",
         r"without MI terms, ViT-small, 1 x 4 +[\d.]+ +[\d.]+ +[\d.]+ % +[\d.]+ +[\d.]+ x",
     ),
+    "scaling": (
+        "--images 2 --input_size 32 --num_masks 4 --processes 1 2 --steps 1 --rounds 1",
+        r" 2 +32 +4 +1 +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+\n +2 +32 +4 +2 +[\d.]+",
+    ),
     "equal_samples": (
         "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "
         "--probe_epochs 1 --few 0.03",
