@@ -100,9 +100,8 @@ def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
     """The classifier that the flags and the checkpoint describe."""
     source = args.resume if args.eval else args.finetune
     pretrained = models_vit.Pretrained(source) if source else None
-    if args.model is None and pretrained and "model" in pretrained.config:
-        args.model = models_vit.encoder_name(pretrained.config["model"])
-    args.model = args.model or f"vit_{DATASETS[args.dataset].size_name}"
+    size_name = DATASETS[args.dataset].size_name
+    args.model = args.model or models_encoder.default_name(pretrained, size_name)
     model = models_encoder.build_encoder(
         args.model, num_classes, args.input_size, args.in_chans, args.global_pool, args.drop_path,
         args.grad_checkpointing,

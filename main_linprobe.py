@@ -85,10 +85,8 @@ def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
     """The frozen encoder that the flags describe, and the width of its features."""
     pretrained = models_vit.Pretrained(args.finetune) if args.finetune else None
     described = models_vit.Pretrained(args.resume) if args.eval else pretrained
-    if args.model is None and described and "model" in described.config:
-        name = described.config["model"]
-        args.model = name if name in MODELS else models_vit.encoder_name(name)
-    args.model = args.model or f"vit_{DATASETS[args.dataset].size_name}"
+    size_name = DATASETS[args.dataset].size_name
+    args.model = args.model or models_encoder.default_name(described, size_name)
     if args.model == "pixels":
         size = arguments.image_size(args.input_size, 1)
         return models_vit.Pixels(), args.in_chans * size[0] * size[1]

@@ -11,6 +11,12 @@ import models_vit
 SIZES = models_vit.SIZES | models_swin.SIZES
 
 
+def default_name(pretrained: models_vit.Pretrained | None, size_name: str) -> str:
+    """The encoder of a checkpoint, or of a data set's size where none is described."""
+    name = pretrained.config.get("model") if pretrained else None
+    return models_vit.encoder_name(name) if name else f"vit_{size_name}"
+
+
 def build_encoder(
     name: str,
     num_classes: int,
