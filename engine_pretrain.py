@@ -95,7 +95,7 @@ def _own_noise(model: nn.Module, batch_size: int, num_micro: int, run: Run) -> T
     world = distributed.world_size()
     shape = model.noise_shape(batch_size * world * num_micro)
     noise = mask_noise(shape, run.args.seed, run.progress.total_steps).unflatten(0, (num_micro, -1))
-    noise = noise[:, distributed.rank() :: world]
+    noise = noise[:, distributed.rank() :: world].contiguous()
     if run.device.type == "cuda":
         noise = noise.pin_memory()  # from pageable memory the copy would wait for the last step
     return noise.to(run.device, non_blocking=True)

@@ -529,7 +529,10 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
 
 
 def _last_tokens(block: nn.Module, count: int, x: Tensor) -> Tensor:
-    """A block's last `count` tokens, which attend to all: x [rows, T, ·] -> [rows, count, ·]."""
+    """A block's last `count` tokens, which attend to all: x [rows, T, ·] -> [rows, count, ·].
+
+    The decoder's blocks have neither layer scale nor drop path.
+    """
     x = (x + block.attn(block.norm1(x)))[:, -count:]
     return x + block.mlp(block.norm2(x))
 

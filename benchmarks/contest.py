@@ -4,9 +4,8 @@ In turns, so that whatever else the machine does falls on all of them; in proces
 so that each one's memory is its own.
 """
 
-import resource
+import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -17,8 +16,8 @@ Build = Callable[..., tuple[Callable[[int], None], dict[str, int]]]
 _CONTEXT = torch.multiprocessing.get_context("spawn")
 
 
-class OutOfMemory(Exception):
-    """A contestant's work does not fit its device."""
+class Failed(Exception):
+    """A contestant has ended: out of memory, or with the error that it has printed."""
 
 
 class Contestant:
@@ -27,7 +26,9 @@ class Contestant:
     def __init__(self, name: str, build: Build, *args):
         self.name, self.rates, self.peak, self.facts = name, [], 0, {}
         self.pipe, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_serve, args=(theirs, build, args), daemon=True)
+        self.process = _CONTEXT.Process(
+            target=_serve, args=(theirs, name, build, args), daemon=True
+        )
         self.process.start()
         theirs.close()
 
@@ -48,15 +49,16 @@ class Contestant:
     def _answer(self):
         try:
             answer = self.pipe.recv()
-        except EOFError:
-            raise SystemExit(f"{self.name} died; its error stands above") from None
-        if isinstance(answer, OutOfMemory):
-            self.end()
+        except (EOFError, ConnectionError):
+            raise Failed(f"{self.name} ended; its error stands above") from None
+        if isinstance(answer, Failed):
             raise answer
         return answer
 
     def end(self) -> None:
         self.pipe.close()
+        self.process.join(timeout=5)
+        self.process.kill()  # it may wait for others that are gone
         self.process.join()
 
     @property
@@ -70,18 +72,23 @@ class Contestant:
 
 
 def compete(contestants: list[Contestant], rounds: int, num_steps: int) -> None:
-    """Give each its turn, `rounds` times."""
+    """Give each its turn, `rounds` times; those that fail are printed and leave the list."""
     for _ in range(rounds):
-        for contestant in contestants:
+        for contestant in list(contestants):
             time.sleep(0.5)  # OpenMP's threads spin a while after their work
-            contestant.start_turn(num_steps)
-            contestant.end_turn()
+            try:
+                contestant.start_turn(num_steps)
+                contestant.end_turn()
+            except Failed as failure:
+                print(failure, flush=True)
+                contestants.remove(contestant)
+                contestant.end()
 
 
-def _serve(pipe, build: Build, args: tuple) -> None:
+def _serve(pipe, name: str, build: Build, args: tuple) -> None:
     use_cuda = torch.cuda.is_available()
     try:
-        before = _max_rss()
+        before = 0 if use_cuda else _memory("VmRSS")
         train, facts = build(*args)
         pipe.send(facts)
         while True:
@@ -89,23 +96,31 @@ def _serve(pipe, build: Build, args: tuple) -> None:
                 num_steps = pipe.recv()
             except EOFError:
                 return
+            if use_cuda:
+                torch.cuda.reset_peak_memory_stats()
             train(1)
+            if use_cuda:
+                torch.cuda.synchronize()
             started = time.perf_counter()
             train(num_steps)
             if use_cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - started
-            peak = torch.cuda.max_memory_allocated() if use_cuda else _max_rss() - before
+            peak = torch.cuda.max_memory_allocated() if use_cuda else _memory("VmHWM") - before
             pipe.send((seconds, peak))
             if use_cuda:
                 torch.cuda.empty_cache()  # the others need it
     except torch.OutOfMemoryError:
-        pipe.send(OutOfMemory())
+        pipe.send(Failed(f"{name}: out of memory"))
 
 
-def _max_rss() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _memory(kind: str) -> int:
+    """VmRSS, this process's memory, or VmHWM, the most it has been; in bytes, 0 if unknown."""
+    if not os.path.exists("/proc/self/status"):
+        return 0
+    with open("/proc/self/status") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields[kind].split()[0]) * 1024
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

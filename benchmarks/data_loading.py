@@ -51,14 +51,14 @@ def make_jpegs(folder: str, count: int) -> None:
         part.resize((500, 375), Image.BICUBIC).save(target / f"{i:04d}.jpg", quality=90)
 
 
-def ours(folder: str) -> Callable[[], torch.Tensor]:
-    paths = find_images(folder)
+def ours(folder: str, count: int) -> Callable[[], int]:
+    paths = find_images(folder)[:count]
     images = FileImages(folder, paths, np.zeros(len(paths)), ["photos"], 3)
     data = TransformedImages(images, CropAndFlip((224, 224), 0.2, True), seed=0)
     return lambda: batches(data, [(0, i) for i in range(len(data))])
 
 
-def pil_and_v1(folder: str) -> Callable[[], torch.Tensor]:
+def pil_and_v1(folder: str, count: int) -> Callable[[], int]:
     crop = transforms.RandomResizedCrop(
         224, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
     )
@@ -73,7 +73,7 @@ def pil_and_v1(folder: str) -> Callable[[], torch.Tensor]:
             ]
         ),
     )
-    return lambda: batches(data, range(len(data)))
+    return lambda: batches(data, range(min(count, len(data))))
 
 
 def batches(data, items) -> int:
@@ -88,7 +88,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data_path", help="a folder of class folders with images")
-    parser.add_argument("--images", type=number(int, BATCH_SIZE), default=256, help="to make")
+    parser.add_argument(
+        "--images", type=number(int, BATCH_SIZE), default=256, help="to make, or to read"
+    )
     parser.add_argument("--rounds", type=number(int, 1), default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -96,10 +98,10 @@ def main() -> None:
         if not args.data_path:
             make_jpegs(made, args.images)
         folder = args.data_path or made
-        plans = {"PIL + torchvision v1": (pil_and_v1(folder), jpeg_decoder)}
+        plans = {"PIL + torchvision v1": (pil_and_v1(folder, args.images), jpeg_decoder)}
         if jpeg_decoder() is not None:
-            plans["ours, torchcodec"] = (ours(folder), jpeg_decoder)
-        plans["ours, PIL"] = (ours(folder), lambda: None)
+            plans["ours, torchcodec"] = (ours(folder, args.images), jpeg_decoder)
+        plans["ours, PIL"] = (ours(folder, args.images), lambda: None)
         rates: dict[str, list[float]] = {name: [] for name in plans}
         for _ in range(args.rounds):
             for name, (read_all, decoder) in plans.items():

@@ -1,10 +1,10 @@
 """MI-MAE against MAE at equal cost: as many masked samples, steps and masked samples per step.
 
-python benchmarks/equal_samples.py --dataset fashion_mnist --epochs 25 --seeds 0 1 2
+python benchmarks/equal_samples.py --dataset fashion_mnist --epochs 24 --seeds 0 1 2
 
-A variant is `NAME` or `NAME: flags of main_pretrain.py`; one with N masks per image has epochs / N
-epochs and batch / N images a step. Each run's numbers stay in its folder, so a study that was
-interrupted goes on where it stopped, and one with more seeds or variants adds to it.
+A variant is `NAME: flags of main_pretrain.py`; one with N masks per image has epochs / N epochs and
+batch / N images a step. Each run's numbers stay in its folder, so a study that was interrupted goes
+on where it stopped, and one with more seeds or variants adds to it.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--dataset", default="fashion_mnist")
     add("--data_path", default="")
     add("--train_fraction", default="1", help="share of the images for pre-training")
-    add("--epochs", type=float, default=100, help="of a run with one mask per image")
+    add("--epochs", type=int, default=100, help="of a run with one mask per image")
     add("--batch_size", type=int, default=256, help="masked samples per step")
     add("--warmup_share", type=float, default=0.1, help="share of the epochs")
     add("--few", default="0.002", help="share of the labels of the second linear probe")
@@ -48,12 +48,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 def run(script: str, folder: str, *words: str) -> dict:
     """The results of a main, which is run unless they are there."""
     path = os.path.join(folder, "results.json")
+    command = ["python", script, "--output_dir", folder, *words]
     if not os.path.exists(path):
-        command = [sys.executable, script, "--output_dir", folder, *words]
-        print("$ python", *command[1:], file=sys.stderr, flush=True)
-        subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
+        print("$", *command, file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, stdout=sys.stderr)
     with open(path) as file:
-        return json.load(file)
+        results = json.load(file)
+    if results["command"] != " ".join(command):
+        sys.exit(f"error: {folder} is of another study: use another --output_dir")
+    return results
 
 
 def evaluate(args: argparse.Namespace, folder: str, *words: str) -> dict[str, float]:
@@ -75,14 +78,18 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> dict[str, floa
     """Pre-train a variant and evaluate it."""
     name, _, flags = variant.partition(":")
     words = ["--dataset", args.dataset, "--data_path", args.data_path, *shlex.split(flags)]
-    model = main_pretrain.build_model(main_pretrain.parse_args(words))
-    epochs = max(1, round(args.epochs / model.num_masks))
+    num_masks = main_pretrain.build_model(main_pretrain.parse_args(words)).num_masks
+    if args.epochs % num_masks or args.batch_size % num_masks:
+        sys.exit(
+            f"error: --epochs and --batch_size must be divisible by {name}'s {num_masks} masks"
+        )
+    epochs = args.epochs // num_masks
     folder = os.path.abspath(os.path.join(args.output_dir, name.replace(" ", "_"), str(seed)))
     results = run(
         "main_pretrain.py", f"{folder}/pretrain", *words, "--seed", str(seed),
         "--train_fraction", args.train_fraction, "--epochs", str(epochs),
         "--warmup_epochs", f"{args.warmup_share * epochs:g}",
-        "--batch_size", str(args.batch_size // model.num_masks), "--resume", "auto",
+        "--batch_size", str(args.batch_size // num_masks), "--resume", "auto",
     )  # fmt: skip
     checkpoint = ("--finetune", f"{folder}/pretrain/checkpoint-last.pth", "--seed", str(seed))
     losses = {"L_rec": results["train_rec"], "L_max": results["train_max_mi"]}
@@ -101,6 +108,9 @@ def show(name: str, rows: list[dict[str, float]]) -> None:
 
 def main() -> None:
     args = get_args_parser().parse_args()
+    names = [variant.partition(":")[0] for variant in args.variants]
+    if len(set(names)) < len(names):
+        sys.exit("error: two --variants have the same name: give each its own")
     rows: dict[str, list[dict[str, float]]] = {}
     if args.baselines:
         for name, words in {"untrained": (), "pixels": ("--model", "pixels")}.items():

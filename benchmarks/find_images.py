@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=number(int, 1000), default=100_000)
+    parser.add_argument("--images", type=number(int, file_index.MIN_IMAGES), default=100_000)
     parser.add_argument("--folder", help="where to make them; default: the temporary folder")
     args = parser.parse_args()
     file_index.SETTLED_NS = 0  # the folders are new

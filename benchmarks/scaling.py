@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.contest import Contestant, OutOfMemory
+from benchmarks.contest import Contestant, Failed
 from benchmarks.pretrain_step import MODELS, build_ours
 from util.args import number
 
@@ -62,15 +62,17 @@ def measure(args: argparse.Namespace) -> list[Contestant]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [Contestant(f"rank {r}", build_rank, args, r, port) for r in range(args.processes)]
-    for rank in ranks:
-        rank.await_ready()
-    for _ in range(args.rounds):
+    try:
         for rank in ranks:
-            rank.start_turn(args.steps)
+            rank.await_ready()
+        for _ in range(args.rounds):
+            for rank in ranks:
+                rank.start_turn(args.steps)
+            for rank in ranks:
+                rank.end_turn()
+    finally:
         for rank in ranks:
-            rank.end_turn()
-    for rank in ranks:
-        rank.end()
+            rank.end()
     return ranks
 
 
@@ -89,10 +91,16 @@ def main() -> None:
             setattr(case, axis, value)
             case.threads = max(1, torch.get_num_threads() // case.processes)
             row = "".join(f"{getattr(case, name):12d}" for name in AXES)
+            if torch.cuda.is_available() and case.processes > torch.cuda.device_count():
+                print(f"{row}  more processes than GPUs", flush=True)
+                continue
+            if case.images % case.processes:
+                print(f"{row}  the processes do not divide the images", flush=True)
+                continue
             try:
                 ranks = measure(case)
-            except OutOfMemory:
-                print(f"{row}  out of memory", flush=True)
+            except Failed as failure:
+                print(f"{row}  {failure}", flush=True)
                 continue
             rate = min(rank.rate for rank in ranks)
             peak = max(rank.peak for rank in ranks) / 2**30

@@ -11,11 +11,11 @@ CASES = {
     "data_loading": ("--images 64 --rounds 1", r"ours, PIL +\d+ images/s of one core +[\d.]+ x"),
     "pretrain_step": (
         "--models small --images 1 --input_size 32 --steps 1 --rounds 1 --without_mi --threads 1",
-        r"without MI terms, ViT-small, 1 x 4 +[\d.]+ +[\d.]+ +[\d.]+ % +[\d.]+ +[\d.]+ x",
+        r"without MI terms \w+, ViT-small, 1 x 4 +[\d.]+ +[\d.]+ +[\d.]+ % +[\d.]+ +[\d.]+ x",
     ),
     "scaling": (
         "--images 2 --input_size 32 --num_masks 4 --processes 1 2 --steps 1 --rounds 1",
-        r" 2 +32 +4 +1 +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+\n +2 +32 +4 +2 +[\d.]+",
+        r" 2 +32 +4 +1 +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+\n +2 +32 +4 +2 +([\d.]+|more)",
     ),
     "equal_samples": (
         "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "

@@ -20,13 +20,13 @@ def keep_all_lists(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def tree(tmp_path):
-    """a/0.png a/1.png b/c/2.png, an hour old."""
+def tree(tmp_path, monkeypatch):
+    """a/0.png a/1.png b/c/2.png, and a clock by which that was an hour ago."""
     for name in ("a/0.png", "a/1.png", "b/c/2.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for folder in ("a", "b/c", "b", "."):
-        os.utime(tmp_path / folder, ns=(0, time.time_ns() - 3600 * 10**9))
+    now = time.time_ns
+    monkeypatch.setattr(file_index.time, "time_ns", lambda: now() + 3600 * 10**9)
     return tmp_path
 
 
@@ -65,21 +65,49 @@ def test_changes_are_seen(tree, change):
     assert find_images(str(tree)) == expected
 
 
-def test_a_folder_that_has_just_changed_is_not_trusted(tree):
-    """Another change within the clock's resolution would not show."""
-    (tree / "a/2.png").touch()
+def test_a_change_is_seen_where_the_modification_time_was_put_back(tree):
+    """As rsync does."""
     find_images(str(tree))
-    kept = json.loads(Path(index_path(str(tree))).read_text())
-    assert "a" not in kept and "b/c" in kept
+    before = os.stat(tree / "a")
+    (tree / "a/2.png").touch()
+    os.utime(tree / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "a/2.png" in find_images(str(tree))
+
+
+def test_a_folder_that_has_just_changed_is_not_kept(tree, monkeypatch):
+    """Another change within the clock's tick would not show."""
+    settled = os.stat(tree / "a").st_ctime_ns + 1
+    while os.stat(tree / "b/c").st_ctime_ns <= settled:
+        (tree / "b/c/3.png").touch()
+        (tree / "b/c/3.png").unlink()
+    monkeypatch.setattr(file_index.time, "time_ns", lambda: settled + file_index.SETTLED_NS)
+    find_images(str(tree))
+    assert {"a", "b/c"} & read_index(tree).keys() == {"a"}
+
+
+def test_what_a_link_leads_to_may_come_and_go(tree, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "disk"
+    (tree / "b/link").symlink_to(elsewhere)
+    without = find_images(str(tree))
+    assert "b" not in read_index(tree)
+    elsewhere.mkdir()
+    (elsewhere / "5.png").touch()
+    assert find_images(str(tree)) == sorted([*without, "b/link/5.png"])
+    shutil.rmtree(elsewhere)
+    assert find_images(str(tree)) == without
+
+
+def read_index(root):
+    return json.loads(Path(index_path(str(root))).read_text())
 
 
 def test_a_damaged_list_is_made_anew(tree):
     first = find_images(str(tree))
     path = Path(index_path(str(tree)))
-    for text in ("", "{", "[]", '{"": 3}', '{"": [1, 2]}'):
+    for text in ("", "{", "[]", '{"": 3}', '{"": [1, 2]}', '{"": [1, 2, null, []]}'):
         path.write_text(text)
         assert find_images(str(tree)) == first
-        assert json.loads(path.read_text()).keys() == {"", "a", "b", "b/c"}
+        assert read_index(tree).keys() == {"", "a", "b", "b/c"}
 
 
 def test_where_no_list_can_be_kept_the_images_are_found_all_the_same(tree, monkeypatch, tmp_path):

@@ -133,13 +133,13 @@ def test_a_damaged_jpeg_is_for_both_decoders_the_same(tmp_path, monkeypatch):
     path = tmp_path / "damaged.jpg"
     Image.fromarray(np.kron(COLOUR, np.ones((32, 32, 1), np.uint8))).save(path, quality=90)
     whole = path.read_bytes()
-    outcomes = {"read": 0, "refused": 0}
+    outcomes, rng = {"read": 0, "refused": 0}, np.random.default_rng(1)
     for _ in range(60):
         data = bytearray(whole)
-        if RNG.random() < 0.5:
-            data[RNG.integers(len(data))] = RNG.integers(256)
+        if rng.random() < 0.5:
+            data[rng.integers(len(data))] = rng.integers(256)
         else:
-            del data[RNG.integers(len(data)) :]
+            del data[rng.integers(len(data)) :]
         path.write_bytes(data)
         found = [_pixels_or_none(path)]
         with monkeypatch.context() as patch:

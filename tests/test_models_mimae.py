@@ -112,6 +112,14 @@ def test_patches_are_row_column_channel(tiny):
     assert torch.equal(model.unpatchify(patches), imgs)
 
 
+def test_images_of_another_size_are_refused(tiny):
+    model = tiny()
+    height, width = model.patch_embed.img_size
+    for shape in ((2 * height, width), (2 * height, width // 2)):  # the second has as many pixels
+        with pytest.raises(ValueError, match="pixels for a model of"):
+            model(torch.randn(2, 1, *shape, dtype=model.pos_embed.dtype))
+
+
 def test_encode_is_the_encoder_on_all_patches(tiny):
     model, imgs = tiny(), images()
     tokens = model.encode(imgs)

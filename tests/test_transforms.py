@@ -73,6 +73,14 @@ def test_crops_have_the_pixels_of_pil(size):
         assert_within_rounding(found, to_tensor(expected))
 
 
+def test_each_channel_is_resized_by_itself():
+    """Of RGBA too, where PIL would weigh the colours with the opacity."""
+    image = torch.zeros(4, 8, 8, dtype=torch.uint8)
+    image[0], image[3, :, :4] = 255, 255  # red everywhere, opaque on the left
+    out = ResizeCenterCrop((4, 4), 1.0)(image)
+    assert (out[0] == 255).all() and (out[3, :, 0] == 255).all() and (out[3, :, 3] == 0).all()
+
+
 def test_arrays_of_five_channels_go_through_both_transforms():
     for image in (torch.rand(5, 20, 30), torch.randint(0, 256, (5, 20, 30), dtype=torch.uint8)):
         for transform in (ResizeCenterCrop((8, 12), 0.9), CropAndFlip((8, 12), 0.3, True)):

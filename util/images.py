@@ -1,6 +1,8 @@
 """One image file as a person sees it, whatever its mode, depth, palette or orientation."""
 
 import functools
+import importlib.util
+import logging
 import tokenize
 from collections.abc import Callable
 from typing import BinaryIO
@@ -9,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 def read_image(path: str, in_chans: int = 3) -> Tensor:
@@ -32,9 +36,13 @@ def read_image(path: str, in_chans: int = 3) -> Tensor:
 @functools.cache
 def jpeg_decoder() -> Callable[..., Tensor] | None:
     """torchcodec's, where it is installed: the same pixels as PIL's, sooner."""
+    if importlib.util.find_spec("torchcodec") is None:
+        return None
     try:
         from torchcodec.decoders import decode_jpeg
-    except (ImportError, OSError, RuntimeError):  # absent, too old, or for another torch
+    except Exception as error:  # whatever a library for another torch, or an old one, comes to
+        reason = str(error).strip().splitlines()
+        log.warning("torchcodec is installed but of no use (%s)", reason[0] if reason else error)
         return None
     return decode_jpeg
 

@@ -1,5 +1,6 @@
 """Running means of the losses, the check that they are finite, and what is written about them."""
 
+import contextlib
 import json
 import logging
 import math
@@ -7,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 
 import torch
 from torch import Tensor
@@ -186,7 +188,7 @@ def write_results(output_dir: str, numbers: Mapping[str, float | int | str], sec
         "seconds": round(seconds, 1),
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "versions": {"python": sys.version.split()[0]} | _versions(),
         "device": device,
         "processes": distributed.world_size(),
     }
@@ -194,6 +196,15 @@ def write_results(output_dir: str, numbers: Mapping[str, float | int | str], sec
     with open(path + ".tmp", "w") as file:
         json.dump(record, file, indent=2)
     os.replace(path + ".tmp", path)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what a run's numbers and pixels come from, as far as it is installed."""
+    found = {}
+    for name in ("torch", "torchvision", "timm", "numpy", "pillow", "torchcodec"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _finite(numbers: Mapping) -> dict:

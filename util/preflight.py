@@ -35,7 +35,7 @@ def report(
         getattr(args, "grad_checkpointing", False),
     )  # fmt: skip
     data = batches.dataset.images
-    decoder = "torchcodec" if jpeg_decoder() else "Pillow (pip install torchcodec: faster)"
+    decoder = "torchcodec" if jpeg_decoder() else "Pillow (faster with torchcodec 0.16 or newer)"
     rate = f"{args.lr:.4g}" + (f" (base {args.blr:g})" if args.blr is not None else "")
     lines = {
         "data": f"{args.dataset} {args.data_path} {len(data)} images, {len(data.classes)} classes",
