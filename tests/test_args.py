@@ -86,6 +86,8 @@ def test_means_for_other_channels(flags, mean):
 
 def test_bad_flags_are_one_line(fails):
     fails("--mean", 0.1, 0.2, names=("--mean", "--in_chans 1"))
+    colours = ("--dataset", "image_folder", "--in_chans", 1)
+    fails(*colours, "--std", 0.1, 0.2, 0.3, names=("--std", "--in_chans 1"))
     fails("--lr", 1, "--blr", 1, names=("--lr", "--blr"))
     fails("--lr", 1, "--lr=2", names=("--lr", "twice"))
     fails("--blr", 1, "--blr", 2, names=("--blr", "twice"))

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from util.datasets import DATASETS
+from util.datasets import DATASETS, DatasetInfo
 from util.errors import EXIT_USAGE, UsageError
 
 
@@ -207,7 +207,7 @@ def parse_args(
     if getattr(args, "lr_schedule", None) == "multistep" and not args.lr_milestones:
         parser.error("--lr_schedule multistep needs --lr_milestones: name the epochs")
     try:
-        _check_channels(args, info.in_chans)
+        _check_channels(args, info)
     except UsageError as error:
         parser.error(str(error))
     return args
@@ -219,11 +219,11 @@ def _refuse_second_lr(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             parser.error(f"{flag} is given twice: keep one")
 
 
-def _check_channels(args: argparse.Namespace, own_chans: int) -> None:
-    """Mean and std for other channels than the data set's own are the average of its own."""
+def _check_channels(args: argparse.Namespace, info: DatasetInfo) -> None:
+    """The data set's own mean and std, for other channels than its own, are averaged."""
     for name in ("mean", "std"):
         values = list(getattr(args, name))
-        if len(values) == own_chans != args.in_chans:
+        if values == list(getattr(info, name)) and len(values) != args.in_chans:
             values = [sum(values) / len(values)] * args.in_chans
         if len(values) not in (1, args.in_chans):
             raise UsageError(
