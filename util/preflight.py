@@ -35,16 +35,16 @@ def report(
         getattr(args, "grad_checkpointing", False),
     )  # fmt: skip
     data = batches.dataset.images
-    decoder = "torchcodec" if jpeg_decoder() else "Pillow (faster with torchcodec 0.16 or newer)"
+    from_files = args.dataset in ("image_folder", "flat")
     rate = f"{args.lr:.4g}" + (f" (base {args.blr:g})" if args.blr is not None else "")
     lines = {
         "data": f"{args.dataset} {args.data_path} {len(data)} images, {len(data.classes)} classes",
-        "JPEG decoder": decoder,
+        "JPEG decoder": _decoder_name() if from_files else "",
         "input": f"{args.in_chans} x {' x '.join(map(str, args.input_size))} pixels",
         "model": f"{args.model}, {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained",
         "global batch": f"{images} images ({args.batch_size} x {distributed.world_size()} "
         f"process(es) x {args.accum_iter} micro-batch(es))",
-        "masked samples": f"{images * masks} per step ({masks} masks per image)",
+        "masked samples": f"{images * masks} per step ({masks} masks per image)" * (masks > 1),
         "steps": f"{steps} per epoch, {steps * args.epochs} in {args.epochs} epochs",
         "learning rate": f"{rate}, {args.warmup_epochs:g} epochs of warm-up, to {args.min_lr:g}",
         "precision": f"{precision.name if precision.dtype else 'fp32'} on {_device_name(device)}",
@@ -52,11 +52,11 @@ def report(
         f"gradients and optimiser, {_gib(activations)} of activations (estimated)",
         "output": args.output_dir,
     }
-    if masks == 1:
-        del lines["masked samples"]
-    if args.dataset not in ("image_folder", "flat"):
-        del lines["JPEG decoder"]
-    log.info("\n".join(f"{name + ':':16s}{text}" for name, text in lines.items()))
+    log.info("\n".join(f"{name + ':':16s}{text}" for name, text in lines.items() if text))
+
+
+def _decoder_name() -> str:
+    return "torchcodec" if jpeg_decoder() else "Pillow (faster with torchcodec 0.16 or newer)"
 
 
 def estimate_memory(
