@@ -155,7 +155,8 @@ def main(args: argparse.Namespace) -> None:
                 (train_images, train, True), (val_images, val, False),
             )
         )  # fmt: skip
-        precision = optim.Precision(args.amp, run.device)
+        shapes = models_encoder.block_shapes(bare)
+        precision = optim.Precision(args.amp, run.device, max(dim for _, dim, _ in shapes))
         if args.eval:
             return run.finish(**evaluate(bare, val_batches, normalize, precision, run.device))
 
@@ -165,7 +166,6 @@ def main(args: argparse.Namespace) -> None:
             bare, args.weight_decay, models_encoder.layer_of(bare), args.layer_decay
         )
         optimizer = optim.adamw(groups)
-        shapes = models_encoder.block_shapes(bare)
         preflight.report(args, bare, batches, precision, 1, shapes, run.device)
         run.start(
             dict(model=bare, optimizer=optimizer, scaler=precision.scaler),

@@ -117,6 +117,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         "not known; ours is for pixels normalised per patch, whose mean has a loss of 1. Opened "
         "early, with a high learning rate, small runs lost their latents' variety",
     )
+    add(
+        "--pred_ratio",
+        type=float,
+        default=1.0,
+        help="share of the masked patches that are decoded, drawn anew for every mask: below 1 a "
+        "step is cheaper and its loss is no longer MAE's (not in the paper)",
+    )
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
     add("--betas", type=number(float, 0, 1), nargs=2, default=[0.9, 0.95], help="of AdamW")
     add(
@@ -161,13 +168,18 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     """The model that the flags describe, on the CPU."""
     if args.lambda_rec == 0 and args.mi_start_loss < math.inf:
         raise UsageError("--lambda_rec 0 never reaches --mi_start_loss: use --mi_start_loss inf")
+    decoder = dict(pred_ratio=args.pred_ratio)
+    if args.model in models_simmim.MODELS:
+        if args.pred_ratio != 1:
+            raise UsageError("--pred_ratio saves nothing on SimMIM, which has no decoder: leave it")
+        decoder = {}
     return MODELS[args.model](
         img_size=args.input_size, in_chans=args.in_chans, num_masks=args.num_masks,
         mask_ratio=args.mask_ratio, mask_type=args.mask_type, norm_pix_loss=args.norm_pix_loss,
         lambda_rec=args.lambda_rec, lambda_max=args.lambda_max, lambda_min=args.lambda_min,
         temperature=args.temperature, latent_pool=args.latent_pool, club_level=args.club_level,
         train_approximation=args.train_approximation, mi_start_loss=args.mi_start_loss,
-        grad_checkpointing=args.grad_checkpointing,
+        grad_checkpointing=args.grad_checkpointing, **decoder,
     )  # fmt: skip
 
 
@@ -187,12 +199,11 @@ def main(args: argparse.Namespace) -> None:
         per_step = args.accum_iter * batches.global_size * bare.num_masks
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         optimizer = optim.adamw(optim.decay_groups(bare, args.weight_decay), betas=args.betas)
-        precision = optim.Precision(args.amp, run.device)
+        shapes = bare.block_shapes()
+        precision = optim.Precision(args.amp, run.device, max(dim for _, dim, _ in shapes))
         monitor = _KNN(args, run, normalize) if args.knn_every else None
 
-        preflight.report(
-            args, bare, batches, precision, bare.num_masks, bare.block_shapes(), run.device
-        )
+        preflight.report(args, bare, batches, precision, bare.num_masks, shapes, run.device)
         if args.accum_iter > 1 and args.lambda_max > 0 and not args.exact_accum:
             log.info("InfoNCE's negatives come from one micro-batch of the %d", args.accum_iter)
         run.start(

@@ -388,6 +388,8 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
     Args:
         img_size: pixels, a number or (height, width), divisible by `patch_size`.
         norm_pix_loss: normalise the pixels of each target patch.
+        pred_ratio: share of the masked patches that are decoded in training, drawn anew for every
+            mask; 1 is MAE.
         grad_checkpointing: recompute the blocks in the backward pass, to save memory.
         mutual_information: the arguments of `MutualInformationModel`, `num_masks` and on.
     """
@@ -398,11 +400,15 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
         decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16,
         mlp_ratio: float = 4.0,
         norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
-        norm_pix_loss: bool = False, grad_checkpointing: bool = False, **mutual_information,
+        norm_pix_loss: bool = False, pred_ratio: float = 1.0, grad_checkpointing: bool = False,
+        **mutual_information,
     ):  # fmt: skip
         height, width = image_size(img_size, patch_size)
         grid = (height // patch_size, width // patch_size)
         super().__init__(grid, patch_size, norm_pix_loss, dim=embed_dim, **mutual_information)
+        if not 0 < pred_ratio <= 1:
+            raise UsageError(f"--pred_ratio {pred_ratio} is not above 0 and at most 1 (MAE's)")
+        self.num_predicted = max(1, round(pred_ratio * (self.num_patches - self.num_visible)))
         self.grad_checkpointing = grad_checkpointing
         block = partial(Block, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
 
@@ -444,6 +450,7 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
         """
         ids = self.permutations(imgs, noise)  # [B, N, L]
         z, x_visible = self.forward_encoder(imgs, ids)  # [B·N, 1 + K, D], [B·N, K, D]
+        ids = ids[:, :, : self.num_visible + self.num_predicted]
         rec = self.reconstruction_loss(imgs, self.forward_decoder(z, ids), ids)
         return self.total_loss(rec, x_visible, z[:, 1:], self.pool(z), cached)
 
@@ -495,16 +502,19 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
         return self.encode_tokens(x_visible), x_visible
 
     def forward_decoder(self, z: Tensor, ids: Tensor) -> Tensor:
-        """Predict the pixels of the masked patches: [B·N, L − K, P], in the order of `ids`.
+        """Predict the pixels of the masked patches among `ids`, in their order: [B·N, M, P].
 
         Differs from MAE: the tokens stay in the order of `ids` (attention does not see an order,
         positions are added), and the last MLP and the prediction head run on masked tokens only.
+
+        Args:
+            z: [B·N, 1 + K, D]. ids: [B, N, K + M], for each mask its visible patches, then M ≤
+                L − K masked ones.
         """
         position = take_rows(
             self.decoder_pos_embed[:, 1:].expand(len(ids), -1, -1), ids
-        )  # [B·N, L, ·]
+        )  # [B·N, K + M, ·]
         visible = self.decoder_embed(z)  # [B·N, 1 + K, ·]
-        num_masked = self.num_patches - self.num_visible
         x = torch.cat(
             [
                 visible[:, :1] + self.decoder_pos_embed[:, :1],
@@ -512,15 +522,17 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
                 self.mask_token + position[:, self.num_visible :],
             ],
             dim=1,
-        )  # [B·N, 1 + L, ·]
-        x = self.run_blocks(self.decoder_blocks, x, num_read=num_masked)
+        )  # [B·N, 1 + K + M, ·]
+        x = self.run_blocks(self.decoder_blocks, x, num_read=ids.shape[2] - self.num_visible)
         return self.decoder_pred(self.decoder_norm(x))
 
     def block_shapes(self) -> list[tuple[int, int, int]]:
         """(tokens per masked image, width, depth) of what the backward pass keeps, for memory."""
+        encoded = 1 + self.num_visible
+        decoded = encoded + self.num_predicted
         return [
-            (1 + self.num_visible, self.pos_embed.shape[2], len(self.blocks)),
-            (1 + self.num_patches, self.decoder_pos_embed.shape[2], len(self.decoder_blocks)),
+            (encoded, self.pos_embed.shape[2], len(self.blocks)),
+            (decoded, self.decoder_pos_embed.shape[2], len(self.decoder_blocks)),
         ]
 
     def encode(self, imgs: Tensor) -> Tensor:

@@ -28,17 +28,18 @@ class PixelPrediction(nn.Module):
         self.grid, self.patch_size, self.norm_pix_loss = grid, patch_size, norm_pix_loss
 
     def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
-        """Pixels of the masked patches: [B·N, L − K, P], in the order of `ids` [B, N, L]."""
+        """Pixels of the masked patches: [B·N, M, P], in the order of `ids` [B, N, K + M]."""
         raise NotImplementedError
 
     def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch order [B, N, L] -> visible patches [B, N, K], masked ones [B, N, L − K]."""
-        num_visible = ids.shape[2] * self.num_visible // self.num_patches  # exact: whole units
+        """Patch order [B, N, K + M] -> visible patches [B, N, K], masked ones [B, N, M]."""
+        patches_per_unit = self.grid[0] * self.grid[1] // self.num_patches
+        num_visible = self.num_visible * patches_per_unit
         return ids[:, :, :num_visible], ids[:, :, num_visible:]
 
     def reconstruction_loss(self, imgs: Tensor, pred: Tensor, ids: Tensor) -> Tensor:
         """L_rec: `pixel_loss` over masked patches, in target units [Eq. 1]."""
-        target = take_rows(self.targets(imgs), self.split(ids)[1])  # [B·N, L − K, P]
+        target = take_rows(self.targets(imgs), self.split(ids)[1])  # [B·N, M, P]
         return self.pixel_loss(full_precision(pred), target)
 
     def targets(self, imgs: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 # What a contestant's process builds: train(number of steps), and what it tells about a step.
-Build = Callable[..., tuple[Callable[[int], None], dict[str, int]]]
+Build = Callable[..., tuple[Callable[[int], None], dict]]
 _CONTEXT = torch.multiprocessing.get_context("spawn")
 
 
@@ -130,6 +130,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         a, b = torch.randn(2, side, side, device=device).to(dtype)
         for _ in range(3):
             a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         for _ in range(5):
             started = time.perf_counter()
             for _ in range(5):

@@ -41,9 +41,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--images", nargs="+", type=number(int, 1), default=[2], help="images per step")
     add("--num_masks", type=number(int, 2), default=4, help="masks per image")
     add("--input_size", type=number(int, 1), default=224)
-    add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto", help="ours")
+    add(
+        "--amp", choices=("auto", "bf16", "fp16", "none"), nargs="+", default=["auto"],
+        help="ours, one contestant each",
+    )  # fmt: skip
     add("--compile", action="store_true", help="ours")
     add("--grad_checkpointing", action="store_true", help="ours")
+    add("--pred_ratio", type=float, default=1.0, help="time ours with it, too")
     add("--without_mi", action="store_true", help="time ours without the MI terms, too")
     add("--against", metavar="PATH", help="a clone of MAE's official code")
     add("--steps", type=number(int, 1), default=5, help="per turn")
@@ -67,9 +71,16 @@ def _images(args: argparse.Namespace, images: int) -> torch.Tensor:
     return imgs.pin_memory() if torch.cuda.is_available() else imgs
 
 
-def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool):
-    """This repository's engine; the FLOPs of a step's forward and backward pass, and preflight's
-    estimate of its memory in bytes."""
+def precision_of(amp: str, device: torch.device) -> Precision:
+    return Precision(amp, device, width=384)  # all MODELS are at least so wide
+
+
+def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *flags: str):
+    """This repository's engine, with `flags` of main_pretrain.py.
+
+    It tells the FLOPs of a step's forward and backward pass, the type in which they are computed,
+    and preflight's estimate of the memory in bytes.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     import main_pretrain
@@ -80,14 +91,13 @@ def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool):
     device = use_device(args)
     words = ["--dataset", "flat", "--model", f"mimae_{MODELS[model]}", "--mi_start_loss", "inf"]
     words += ["--num_masks", str(args.num_masks), "--input_size", str(args.input_size)]
-    words += [] if mi else ["--lambda_max", "0", "--lambda_min", "0"]
     words += ["--grad_checkpointing"] if args.grad_checkpointing else []
-    flags = main_pretrain.parse_args(words)
-    bare = main_pretrain.build_model(flags).to(device)
-    normalize = Normalize(flags.mean, flags.std).to(device)
-    optimizer = optim.adamw(optim.decay_groups(bare, flags.weight_decay), betas=flags.betas)
+    own = main_pretrain.parse_args([*words, *flags])
+    bare = main_pretrain.build_model(own).to(device)
+    normalize = Normalize(own.mean, own.std).to(device)
+    optimizer = optim.adamw(optim.decay_groups(bare, own.weight_decay), betas=own.betas)
     optim.set_lr(optimizer, 1e-6)
-    precision = optim.Precision(args.amp, device)
+    precision = precision_of(amp, device)
     imgs = _images(args, images)
     targets = torch.zeros(images, dtype=torch.long)
 
@@ -102,7 +112,7 @@ def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool):
 
     def train(num_steps: int) -> None:
         run = SimpleNamespace(
-            args=flags, device=device, progress=SimpleNamespace(total_steps=0),
+            args=own, device=device, progress=SimpleNamespace(total_steps=0),
             batches=SimpleNamespace(global_size=images),
             steps=lambda _: ((1, iter([(imgs, targets)])) for _ in range(num_steps)),
             after_step=lambda losses, scalars: None, close_epoch=dict,
@@ -113,7 +123,8 @@ def build_ours(args: argparse.Namespace, model: str, images: int, mi: bool):
         bare, bare.block_shapes(), images * bare.num_masks, precision.dtype is not None,
         args.grad_checkpointing,
     )  # fmt: skip
-    return train, {"flops": counter.get_total_flops(), "memory": sum(memory)}
+    dtype = precision.dtype or torch.float32
+    return train, {"flops": counter.get_total_flops(), "memory": sum(memory), "dtype": dtype}
 
 
 def build_official(args: argparse.Namespace, model: str, images: int):
@@ -166,10 +177,16 @@ def build_official(args: argparse.Namespace, model: str, images: int):
 def contest(args: argparse.Namespace, model: str, images: int) -> list[Contestant]:
     """All implementations of one size, timed, but for those that fail."""
     device = use_device(args)
-    own = Precision(args.amp, device).name.replace("none", "fp32")
-    plans = [(f"MI-MAE {own}", build_ours, True)]
-    if args.without_mi:
-        plans.append((f"without MI terms {own}", build_ours, False))
+    plans = []
+    for amp in args.amp:
+        own = precision_of(amp, device).name.replace("none", "fp32")
+        plans.append((f"MI-MAE {own}", build_ours, amp))
+        if args.without_mi:
+            off = ("--lambda_max", "0", "--lambda_min", "0")
+            plans.append((f"without MI terms {own}", build_ours, amp, *off))
+        if args.pred_ratio < 1:
+            part = ("--pred_ratio", str(args.pred_ratio))
+            plans.append((f"pred_ratio {args.pred_ratio:g} {own}", build_ours, amp, *part))
     if args.against:
         theirs = "fp16" if device.type == "cuda" else "fp32"
         plans.append((f"official MAE {theirs}", build_official))
@@ -194,13 +211,12 @@ def main() -> None:
     if args.against and not (pathlib.Path(args.against) / "models_mae.py").is_file():
         sys.exit(f"error: --against {args.against} has no models_mae.py: name a clone of it")
     device = use_device(args)
-    dtype = Precision(args.amp, device).dtype or torch.float32
-    peak = matmul_peak(device, dtype)
+    dtypes = {precision_of(amp, device).dtype or torch.float32 for amp in args.amp}
+    peaks = {dtype: matmul_peak(device, dtype) for dtype in dtypes}
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    print(
-        f"{name}{threads}, torch {torch.__version__}, {dtype}: {peak / 1e12:.3g} TFLOP/s measured"
-    )
+    measured = ", ".join(f"{dtype} {peak / 1e12:.3g} TFLOP/s" for dtype, peak in peaks.items())
+    print(f"{name}{threads}, torch {torch.__version__}; measured: {measured}")
     if device.type == "cuda":
         torch.cuda.empty_cache()
     heads = f"{'masked/s':>10s}{'ms/step':>10s}{'of peak':>9s}{'GiB':>8s}{'the first is':>14s}"
@@ -210,7 +226,7 @@ def main() -> None:
             found = contest(args, model, images)
             for one in found:
                 flops = one.facts.get("flops")
-                share = f"{100 * flops * one.rate / peak:.1f} %" if flops else ""
+                share = f"{flops * one.rate / peaks[one.facts['dtype']]:.1%}" if flops else ""
                 ratio = f"{found[0].ratio(one):.2f} x" if one is not found[0] else ""
                 print(
                     f"{one.name:44s}{images * args.num_masks * one.rate:10.2f}"

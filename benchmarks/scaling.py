@@ -53,7 +53,7 @@ def build_rank(args: argparse.Namespace, rank: int, port: int):
         from util import distributed
 
         distributed.init_process_group("auto")
-    return build_ours(args, args.model, args.images // args.processes, mi=True)
+    return build_ours(args, args.model, args.images // args.processes, args.amp)
 
 
 def measure(args: argparse.Namespace) -> list[Contestant]:

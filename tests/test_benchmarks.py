@@ -10,8 +10,10 @@ CASES = {
     "find_images": ("--images 10000", r"ours, the second time +[\d.]+ s for 10000 images"),
     "data_loading": ("--images 64 --rounds 1", r"ours, PIL +\d+ images/s of one core +[\d.]+ x"),
     "pretrain_step": (
-        "--models small --images 1 --input_size 32 --steps 1 --rounds 1 --without_mi --threads 1",
-        r"without MI terms \w+, ViT-small, 1 x 4 +[\d.]+ +[\d.]+ +[\d.]+ % +[\d.]+ +[\d.]+ x",
+        "--models small --images 1 --input_size 32 --steps 1 --rounds 1 --without_mi --threads 1 "
+        "--pred_ratio 0.5 --amp none",
+        r"without MI terms fp32, ViT-small, 1 x 4 +[\d.]+ +[\d.]+ +[\d.]+% +[\d.]+ +[\d.]+ x\n"
+        r"pred_ratio 0.5 fp32, ViT-small",
     ),
     "scaling": (
         "--images 2 --input_size 32 --num_masks 4 --processes 1 2 --steps 1 --rounds 1",

@@ -216,6 +216,9 @@ def test_bad_flags_are_refused_in_one_line(refuses, tmp_path):
     refuses(main, "--batch_size", 5000, names=("--batch_size 5000", "1437"))
     refuses(main, "--batch_size", 512, "--accum_iter", 3, names=("--accum_iter 3",))
     refuses(main, "--lambda_rec", 0, names=("--lambda_rec", "--mi_start_loss"))
+    refuses(main, "--pred_ratio", 2, names=("--pred_ratio 2",))
+    refuses(main, "--model", "simmim_swin_mini_patch2", "--pred_ratio", 0.5,
+            names=("--pred_ratio", "SimMIM"))  # fmt: skip
     refuses(main, "--model", "mimae_vit_giant", names=("--model", "mimae_vit_giant"))
     refuses(main, "--dataset", "imagenet", names=("--dataset", "imagenet"))
     refuses(main, "--lr", 1e-3, "--blr", 1e-3, names=("--lr", "--blr"))

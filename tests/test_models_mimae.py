@@ -161,6 +161,35 @@ def test_reconstruct_with_the_visible_patches_statistics(tiny):
         torch.testing.assert_close(hidden, seen.expand_as(hidden))
 
 
+@pytest.mark.parametrize(("pred_ratio", "num_predicted"), [(1.0, 12), (0.5, 6), (0.01, 1)])
+def test_a_pred_ratio_predicts_and_decodes_only_so_many_masked_patches(
+    tiny, pred_ratio, num_predicted
+):
+    options = dict(num_masks=1, lambda_max=0.0, lambda_min=0.0, norm_pix_loss=False)
+    model, imgs, noise = tiny(pred_ratio=pred_ratio, **options), images(1), torch.rand(1, 16)
+    lengths = []
+    model.decoder_blocks[0].norm1.register_forward_hook(
+        lambda module, inputs, output: lengths.append(output.shape[1])
+    )
+    rec, ids = model(imgs, noise)["rec"], noise.argsort(1)[0]
+    assert lengths == [1 + 4 + num_predicted]
+    for position, patch in enumerate(ids[4:]):  # the loss looks at the next K, K + 1, … alone
+        changed = model.patchify(imgs.clone())
+        changed[:, patch] += 1
+        moved = not torch.equal(model(model.unpatchify(changed), noise)["rec"], rec)
+        assert moved == (position < num_predicted)
+
+
+def test_pictures_and_encodings_do_not_depend_on_the_pred_ratio(tiny):
+    whole, part = tiny(), tiny(pred_ratio=0.25)
+    imgs, noise = images(), torch.rand(3, 16)
+    for shown, expected in zip(
+        part.reconstruct(imgs, noise), whole.reconstruct(imgs, noise), strict=True
+    ):
+        assert torch.equal(shown, expected)
+    torch.testing.assert_close(part(imgs, noise)["max_mi"], whole(imgs, noise)["max_mi"])
+
+
 def test_one_batch_can_be_learnt_by_heart(tiny):
     model, imgs, noise = tiny(lambda_min=1.0).float(), images(4).float(), torch.rand(4, 16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -206,6 +235,8 @@ def test_every_named_model_can_be_built_and_has_maes_names():
         (dict(img_size=(8, 7)), "--input_size"),
         (dict(temperature=0.0), "--temperature"),
         (dict(temperature=math.nan), "--temperature"),
+        (dict(pred_ratio=0.0), "--pred_ratio"),
+        (dict(pred_ratio=1.5), "--pred_ratio"),
         (dict(mask_type="grid"), "--mask_type"),
         (dict(latent_pool="max"), "--latent_pool"),
         (dict(club_level="batch"), "--club_level"),

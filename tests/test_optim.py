@@ -136,6 +136,19 @@ def test_precision_on_a_cpu(amp, name, dtype):
     assert layer.weight.grad is None
 
 
+@pytest.mark.parametrize(("width", "gains", "name"), [(384, True, "bf16"), (384, False, "none"),
+                                                      (128, True, "none")])  # fmt: skip
+def test_auto_takes_bf16_for_wide_models_on_cpus_that_gain_by_it(monkeypatch, width, gains, name):
+    monkeypatch.setattr(optim, "_cpu_gains_by_bf16", lambda: gains)
+    assert optim.Precision("auto", CPU, width).name == name
+    assert optim.Precision("none", CPU, width).name == "none"
+
+
+def test_the_gain_by_bf16_is_measured_once():
+    assert optim._cpu_gains_by_bf16() is optim._cpu_gains_by_bf16()
+    assert optim._cpu_gains_by_bf16.cache_info().misses == 1
+
+
 def test_clipping_scales_the_step_and_reports_the_norm_before():
     parameter = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
