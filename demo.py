@@ -19,7 +19,7 @@ def run(*words: str) -> None:
         sys.exit(status)
 
 
-FEW = ("--train_fraction", "0.03", "--batch_size", "16")  # 43 labels, three to five a digit
+FEW = ("--train_fraction", "0.03", "--batch_size", "16")  # 40 labels, four a digit
 QUIET = ("--log_every", "1000000")
 
 
@@ -58,7 +58,7 @@ def main() -> None:
         "the same model, untrained": [*accuracies("untrained"), fine_tuned("untrained")],
         "raw pixels": accuracies("pixels", "--model", "pixels"),
     }
-    columns = ("linear probe", "with 43 labels", "20-NN", "fine-tuned")
+    columns = ("linear probe", "with 40 labels", "20-NN", "fine-tuned")
     print(f"\n{'digits, test accuracy (%)':28s}" + "".join(f"{c:>16s}" for c in columns))
     for name, numbers in rows.items():
         print(f"{name:28s}" + "".join(f"{number:16.2f}" for number in numbers))
