@@ -37,6 +37,19 @@ def test_an_argument_file_with_comments_and_quotes(tmp_path):
     assert args.keep_epochs == [2, 4]
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--data_path /data/run#3 # the third", ["--data_path", "/data/run#3"]),
+        ("--data_path '#1 # 2'#3", ["--data_path", "#1 # 2#3"]),
+        (r"--data_path a\ #b c#", ["--data_path", "a #b", "c#"]),
+        ("  # it's a comment", []),
+    ],
+)
+def test_a_comment_begins_at_a_word(line, words):
+    assert main_pretrain.get_args_parser().convert_arg_line_to_args(line) == words
+
+
 def test_argument_files_that_cannot_be_read(tmp_path, fails):
     fails("@" + str(tmp_path / "absent.args"), names=("absent.args",))
     file = tmp_path / "quote.args"

@@ -1,12 +1,16 @@
 """Command lines: plain argparse with `@file`, the flags that all mains share, and their checks."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from util.datasets import DATASETS, DatasetInfo
 from util.errors import EXIT_USAGE, UsageError
+
+# A word as the shell has it: characters, escapes and quoted parts.
+_WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*')+""")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -19,8 +23,11 @@ class ArgumentParser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        # shlex's own comments begin inside a word, too: a path with a # would lose its end.
+        words = _WORD.finditer(arg_line)
+        comment = next((word.start() for word in words if word[0].startswith("#")), None)
         try:
-            return shlex.split(arg_line, comments=True)
+            return shlex.split(arg_line[:comment])
         except ValueError as error:
             self.error(f"argument file: {error}: {arg_line.strip()}")
 
