@@ -77,12 +77,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="lambda 1, of InfoNCE; 0.1 on small images (data set). With --accum_iter its "
         "negatives come from one micro-batch only",
     )
-    add(
-        "--lambda_min",
-        type=number(float, 0),
-        default=10.0,
-        help="lambda 2, of CLUB; 1 on small images (data set)",
-    )
+    add("--lambda_min", type=number(float, 0), default=10.0,
+        help="lambda 2, of CLUB; 1 on small images (data set)")  # fmt: skip
     add(
         "--exact_accum",
         action="store_true",

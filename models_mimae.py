@@ -11,7 +11,6 @@ Losses are means over the *global* batch: averaged over the ranks, the values an
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -24,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from models_pixels import PixelPrediction, full_precision, take_rows
 from util import distributed
 from util.args import check_one_of, image_size
+from util.cached_mi import CachedMI
 from util.errors import UsageError
 from util.pos_embed import sincos_pos_embed
 
@@ -279,7 +279,7 @@ class MutualInformationModel(nn.Module):
         return orthogonal_permutations(noise, self.num_masks, self.num_visible)
 
     def total_loss(
-        self, rec: Tensor, x: Tensor, z: Tensor, latent: Tensor, cached: "CachedMI | None" = None
+        self, rec: Tensor, x: Tensor, z: Tensor, latent: Tensor, cached: CachedMI | None = None
     ) -> dict[str, Tensor]:
         """L = λ_rec·L_rec + λ1·L_max + λ2·L_min (+ L_apx), gated by Assumption 3 [Eq. 11].
 
@@ -335,7 +335,7 @@ class MutualInformationModel(nn.Module):
         apx = gaussian_nll(z.detach(), mean, logvar)
         return club_upper_bound(z, mean.detach(), logvar.detach()), apx
 
-    def cache_mi(self, latents: list[Tensor], rows: list[tuple[Tensor, Tensor]]) -> "CachedMI":
+    def cache_mi(self, latents: list[Tensor], rows: list[tuple[Tensor, Tensor]]) -> CachedMI:
         """The MI losses over all micro-batches of a step, and their gradients.
 
         Args:
@@ -355,28 +355,6 @@ class MutualInformationModel(nn.Module):
             grads = torch.autograd.grad(mi_loss, leaves)
         parts = [grad.chunk(len(latents)) for grad in grads]
         return CachedMI(max_mi.detach(), min_mi.detach(), accuracy, parts)
-
-
-@dataclass
-class CachedMI:
-    """The MI losses of a whole accumulated step, and their gradients for each micro-batch.
-
-    gradients: with respect to the latents and, where CLUB has its own, its rows; each in one part
-    per micro-batch. micro: the micro-batch whose turn it is.
-    """
-
-    max_mi: Tensor
-    min_mi: Tensor
-    accuracy: Tensor
-    gradients: list[tuple[Tensor, ...]]
-    micro: int = 0
-
-    def surrogate(self, latent: Tensor, z: Tensor) -> Tensor:
-        """Has the MI losses' gradient when the micro-batches' losses are averaged."""
-        leaves = (latent, z)[: len(self.gradients)]
-        parts = [grad[self.micro] for grad in self.gradients]
-        total = sum((leaf * part).sum() for leaf, part in zip(leaves, parts, strict=True))
-        return total * len(self.gradients[0])
 
 
 # ------------------------------------------------------------------------- the masked autoencoder

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import models_swin
-from models_mimae import CachedMI, MutualInformationModel
+from models_mimae import MutualInformationModel
 from models_pixels import PixelPrediction, take_rows
 from util.args import image_size
+from util.cached_mi import CachedMI
 from util.errors import UsageError
 from util.pos_embed import sincos_pos_embed
 
