@@ -21,7 +21,7 @@ CASES = {
     ),
     "equal_samples": (
         "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "
-        "--probe_epochs 1 --few 0.03",
+        "--probe_images 200 --few 4 --draws 2",
         r"MI-MAE +linear [\d.]+ +few [\d.]+ +knn [\d.]+",
     ),
 }
