@@ -22,7 +22,7 @@ from util.checkpoint import BufferState
 from util.datasets import DATASETS, TransformedImages, load_images
 from util.errors import UsageError
 from util.images import to_tensor
-from util.knn import extract_features, weighted_knn
+from util.knn import KNNMonitor
 from util.loader import Batches
 from util.metrics import NonFiniteLoss
 from util.run import Run, run_main
@@ -203,7 +203,7 @@ def main(args: argparse.Namespace) -> None:
         optimizer = optim.adamw(optim.decay_groups(bare, args.weight_decay), betas=args.betas)
         shapes = bare.block_shapes()
         precision = optim.Precision(args.amp, run.device, max(dim for _, dim, _ in shapes))
-        monitor = _KNN(args, run, normalize) if args.knn_every else None
+        monitor = KNNMonitor(args, normalize, run.device) if args.knn_every else None
 
         preflight.report(args, bare, batches, precision, bare.num_masks, shapes, run.device)
         if args.accum_iter > 1 and args.lambda_max > 0 and not args.exact_accum:
@@ -248,38 +248,6 @@ def describe(args: argparse.Namespace, model: nn.Module) -> dict:
         patch_size=model.patch_size, grid=list(model.grid), dataset=args.dataset,
         mean=list(args.mean), std=list(args.std),
     )  # fmt: skip
-
-
-class _KNN:
-    """k-NN accuracy (percent) of the class token, on the labelled training and the test split."""
-
-    def __init__(self, args: argparse.Namespace, run: Run, normalize: nn.Module):
-        view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
-        self.run, self.normalize = run, normalize
-        self.loaders = [
-            Batches(
-                TransformedImages(load_images(args, split), view, args.seed), args.batch_size,
-                training=False, num_workers=args.num_workers, max_bad_images=args.max_bad_images,
-            )
-            for split in ("train", "val")
-        ]  # fmt: skip
-
-    def __call__(self, model: nn.Module) -> float:
-        encoder = _ClassToken(model)
-        train, test = (
-            extract_features(encoder, loader, self.normalize, self.run.device)
-            for loader in self.loaders
-        )
-        return weighted_knn(train, test, device=self.run.device)
-
-
-class _ClassToken(nn.Module):
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, imgs: torch.Tensor) -> torch.Tensor:
-        return self.model.encode(imgs)[:, 0]
 
 
 def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) -> None:

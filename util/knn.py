@@ -1,12 +1,16 @@
 """Weighted k-nearest-neighbour classification of frozen features."""
 
+import argparse
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from util import distributed
+from util.datasets import DATASETS, TransformedImages, load_images
 from util.loader import Batches
+from util.transforms import ResizeCenterCrop
 
 
 @torch.no_grad()
@@ -63,3 +67,40 @@ def weighted_knn(
         votes.scatter_add_(1, targets[ids], weights)
         correct += int((votes.argmax(1).cpu() == test[1][start : start + chunk]).sum())
     return 100 * correct / len(test[0])
+
+
+class KNNMonitor:
+    """k-NN accuracy (percent) of a class token in training, from the labelled to the test split.
+
+    Args:
+        args: the flags of the data.
+    """
+
+    def __init__(self, args: argparse.Namespace, normalize: nn.Module, device: torch.device):
+        view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
+        self.normalize, self.device = normalize, device
+        self.loaders = [
+            Batches(
+                TransformedImages(load_images(args, split), view, args.seed), args.batch_size,
+                training=False, num_workers=args.num_workers, max_bad_images=args.max_bad_images,
+            )
+            for split in ("train", "val")
+        ]  # fmt: skip
+
+    def __call__(self, model: nn.Module) -> float:
+        """Of a model whose `encode` gives [B, 1 + L, D], the class token first."""
+        encoder = _ClassToken(model)
+        train, test = (
+            extract_features(encoder, loader, self.normalize, self.device)
+            for loader in self.loaders
+        )
+        return weighted_knn(train, test, device=self.device)
+
+
+class _ClassToken(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, imgs: Tensor) -> Tensor:
+        return self.model.encode(imgs)[:, 0]
