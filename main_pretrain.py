@@ -123,8 +123,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--pred_ratio",
         type=float,
         default=1.0,
-        help="share of the masked patches that are decoded, drawn anew for every mask: below 1 a "
-        "step is cheaper and its loss is no longer MAE's (not in the paper)",
+        help="share of each mask's masked patches that are decoded, a random draw: below 1 a step "
+        "is cheaper and its loss is no longer MAE's (not in the paper)",
     )
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
     add("--betas", type=number(float, 0, 1), nargs=2, default=[0.9, 0.95], help="of AdamW")

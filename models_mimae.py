@@ -366,8 +366,8 @@ class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
     Args:
         img_size: pixels, a number or (height, width), divisible by `patch_size`.
         norm_pix_loss: normalise the pixels of each target patch.
-        pred_ratio: share of the masked patches that are decoded in training, drawn anew for every
-            mask; 1 is MAE.
+        pred_ratio: share of the masked patches that are decoded in training, a mask's first in its
+            order, which is random; 1 is MAE.
         grad_checkpointing: recompute the blocks in the backward pass, to save memory.
         mutual_information: the arguments of `MutualInformationModel`, `num_masks` and on.
     """
