@@ -243,7 +243,7 @@ class DatasetInfo:
 
 
 # Adam's rate is for --blr's 256 masked samples; the MI losses wait until pixels are predicted well,
-# and weigh a tenth of the paper's: at its weights small models predicted worse and probed worse.
+# and weigh a tenth of the paper's, whose pixels are normalised: RESULTS.md has what both do.
 _SMALL_PRETRAIN = dict(
     min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45, lambda_max=0.1, lambda_min=1.0
 )
