@@ -48,8 +48,12 @@ class StopSignal:
             return self.received is not None
         flag = torch.tensor(int(self.received or 0))
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
-        self.received = self.received or (int(flag) or None)
-        return self.received is not None
+        # By what was sent alone: a signal that came meanwhile is known to this rank only, which
+        # would stop while the others go on. It counts from the next step on.
+        if not flag:
+            return False
+        self.received = self.received or int(flag)
+        return True
 
     def leave(self) -> None:
         """End the run, through the launcher's handler where it had one."""
