@@ -113,12 +113,12 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
 def probe(train: Labelled, test: Labelled, few: int, draws: int) -> dict[str, float]:
     """What `evaluate` measures, from (features [n, D], targets [n]) of both sets."""
     scale = StandardScaler().fit(train[0])
-    features, targets = scale.transform(train[0]), train[1].numpy()
-    test_features, test_targets = scale.transform(test[0]), test[1].numpy()
+    inputs, targets = scale.transform(train[0]), train[1].numpy()
+    test_inputs, test_targets = scale.transform(test[0]), test[1].numpy()
 
     def regression(ids: np.ndarray | slice) -> float:
-        model = LogisticRegression(C=0.1, max_iter=300).fit(features[ids], targets[ids])
-        return 100 * model.score(test_features, test_targets)
+        model = LogisticRegression(C=0.1, max_iter=300).fit(inputs[ids], targets[ids])
+        return 100 * model.score(test_inputs, test_targets)
 
     def few_of_each_class(seed: int) -> np.ndarray:
         draw = np.random.RandomState(100 + seed)
