@@ -24,6 +24,7 @@ from util.errors import EXIT_LOST_RANKS, RunError, UsageError
 log = logging.getLogger(__name__)
 
 STORE_LINGERS = 2.0  # seconds for which rank 0 still answers ranks that time out after it
+GLOO_LINGERS = 0.2  # seconds for which gloo's threads may still drop Python objects
 GRAD_HOOKS = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
 
 
@@ -220,8 +221,13 @@ def barrier() -> None:
 
 
 def shutdown() -> None:
-    if is_distributed():
-        dist.destroy_process_group()
+    """Leave the process group."""
+    if not is_distributed():
+        return
+    dist.destroy_process_group()
+    # Once DDP was used, gloo's threads live on (torch 2.14). One that waits for the GIL, to drop
+    # what a finished work refers to, when Python begins to end, aborts the process.
+    time.sleep(GLOO_LINGERS)
 
 
 def reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
