@@ -59,8 +59,10 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Top-1 and top-5 accuracy (percent) and loss over a whole set, for any number of ranks.
 
-    Each image counts once, whatever the world size.
+    Each image counts once, whatever the world size. All ranks take rank 0's buffers, which are
+    those that a checkpoint keeps: BatchNorm's statistics differ since the last step.
     """
+    distributed.share_buffers(model)
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct, in top 5, loss, images
     for inputs, targets in batches.epoch():

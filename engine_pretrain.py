@@ -52,31 +52,30 @@ def _accumulate(
     """Gradients of one step; returns its mean losses and the last micro-batch's latents."""
     bare = unwrap(model)
     batches = (imgs.to(run.device, non_blocking=True) for imgs, _ in micro_batches)
-    cached, means, noise = None, {}, None
-    if run.args.exact_accum and num_micro > 1:
+    cached, means, noise = [None] * num_micro, {}, None
+    is_exact = run.args.exact_accum and num_micro > 1
+    if is_exact:
         batches = list(batches)
         noise = _own_noise(bare, len(batches[0]), num_micro, run)
         cached = _cache_mi(bare, [normalize(imgs) for imgs in batches], noise, precision)
     for micro, imgs in enumerate(batches):
         if noise is None:
             noise = _own_noise(bare, len(imgs), num_micro, run)
-        if cached is not None:
-            cached.micro = micro
         with hold_gradients(model, micro < num_micro - 1):
             with precision.autocast():
-                losses = model(normalize(imgs), noise[micro], cached)
+                losses = model(normalize(imgs), noise[micro], cached[micro])
             precision.backward(losses["loss"] / num_micro)
         for name in LOSSES:
             share = losses[name].detach() / num_micro
             means[name] = means[name] + share if name in means else share
-    if cached is not None:
+    if is_exact:
         bare.gate.update(means["rec"])
     return means, losses["latent"]
 
 
 @torch.no_grad()
 def _cache_mi(bare: nn.Module, batches: list[Tensor], noise: Tensor, precision: Precision):
-    """The MI losses of a whole step, from a first forward pass without the decoder."""
+    """For each micro-batch, the MI losses of the whole step, from a pass without the decoder."""
     latents, rows = [], []
     for imgs, own_noise in zip(batches, noise, strict=True):
         with precision.autocast():

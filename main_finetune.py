@@ -82,8 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "finetune", argv)
     if args.lr is None and args.blr is None:
         args.blr = 5e-4
-    if args.eval and not args.resume:
-        raise UsageError("--eval needs --resume: name the fine-tuned checkpoint")
+    if args.eval and args.resume in ("", "auto"):
+        raise UsageError("--eval needs --resume FILE: name the fine-tuned checkpoint")
     if uses_mixup(args) and args.batch_size % 2:
         raise UsageError(
             f"--batch_size {args.batch_size} is odd, and mixup pairs images: use an even one, or "
@@ -156,7 +156,7 @@ def main(args: argparse.Namespace) -> None:
             )
         )  # fmt: skip
         shapes = models_encoder.block_shapes(bare)
-        precision = optim.Precision(args.amp, run.device, max(dim for _, dim, _ in shapes))
+        precision = run.precision(max(dim for _, dim, _ in shapes))
         if args.eval:
             return run.finish(**evaluate(bare, val_batches, normalize, precision, run.device))
 
@@ -175,8 +175,8 @@ def main(args: argparse.Namespace) -> None:
             ), batches,
         )  # fmt: skip
         if args.compile:
-            bare.compile()
-        model = distributed.wrap(bare, run.device, args.grad_compression)
+            distributed.compile_in_place(bare, args.grad_checkpointing)
+        model = distributed.wrap(bare, run.device, args.grad_compression, sync_buffers=False)
         prepare = BatchAugmentation(args, normalize, num_classes)
         smoothing = 0.0 if prepare.mix else args.smoothing  # mixup smooths its own targets
 

@@ -76,8 +76,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "linprobe", argv)
     if args.lr is None and args.blr is None:
         args.blr = 0.1
-    if args.eval and not args.resume:
-        raise UsageError("--eval needs --resume: name the probe's checkpoint")
+    if args.eval and args.resume in ("", "auto"):
+        raise UsageError("--eval needs --resume FILE: name the probe's checkpoint")
+    if args.knn and args.resume not in ("", "auto"):  # auto: a launcher gives it to every job
+        raise UsageError("--knn takes its encoder from --finetune: leave --resume away")
+    if args.batch_size == 1 and not (args.knn or args.eval):
+        raise UsageError("--batch_size 1 gives the head's BatchNorm no variance: use more")
+    if args.model == "pixels" and args.finetune:
+        raise UsageError("--model pixels has no weights: leave --finetune away")
     return args
 
 
@@ -95,7 +101,7 @@ def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
     )
     if pretrained:
         models_encoder.load_pretrained(pretrained, encoder)
-    elif not args.resume:
+    elif args.knn or not args.resume:
         log.warning("no --finetune: the encoder is random")
     return models_vit.Features(encoder), encoder.num_features
 
@@ -117,17 +123,19 @@ def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         encoder, dim = build_encoder(args)
         encoder.to(run.device)
+        if args.compile:
+            distributed.compile_in_place(encoder, False)
+        precision = run.precision(0 if args.model == "pixels" else dim)
         args.input_size = list(arguments.image_size(args.input_size, 1))
         normalize = Normalize(args.mean, args.std).to(run.device)
         train_transform = CropAndFlip(args.input_size, args.min_crop, args.flip, tf_style=True)
         view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
         train_images, val_images = (load_images(args, split) for split in ("train", "val"))
-        train, val = (
-            TransformedImages(train_images, view if args.knn else train_transform, args.seed),
-            TransformedImages(val_images, view, args.seed),
-        )
+        train_view = view if args.knn else train_transform
+        train = TransformedImages(train_images, train_view, args.seed)
+        val = TransformedImages(val_images, view, args.seed)
         if args.knn:
-            return knn(args, run, encoder, normalize, train, val)
+            return knn(args, run, encoder, normalize, precision, train, val)
 
         probe = models_vit.LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
         if args.eval:  # before features are computed with it
@@ -136,13 +144,12 @@ def main(args: argparse.Namespace) -> None:
         if not train_transform.is_random:  # the features never change: compute them once
             log.info("no augmentation: features of %d images, once", len(train) + len(val))
             train, val = (
-                FeatureSet(data, *features_of(args, encoder, normalize, data, run))
+                FeatureSet(data, *features_of(args, encoder, normalize, precision, data, run))
                 for data in (train, val)
             )
             trained, normalize = probe.head, nn.Identity()
         batches = loader(args, train, run, training=True)
         val_batches = loader(args, val, run, training=False)
-        precision = optim.Precision(args.amp, run.device)
         if args.eval:
             numbers = evaluate(trained, val_batches, normalize, precision, run.device)
             return run.finish(**numbers)
@@ -187,12 +194,12 @@ def loader(args: argparse.Namespace, data: Dataset, run: Run, training: bool) ->
     )  # fmt: skip
 
 
-def features_of(args, encoder, normalize, data: TransformedImages, run: Run):
-    return extract_features(encoder, loader(args, data, run, False), normalize, run.device)
+def features_of(args, encoder, normalize, precision, data: TransformedImages, run: Run):
+    return extract_features(encoder, loader(args, data, run, False), normalize, precision)
 
 
-def knn(args, run: Run, encoder, normalize, train: TransformedImages, val) -> None:
-    features = [features_of(args, encoder, normalize, data, run) for data in (train, val)]
+def knn(args, run: Run, encoder, normalize, precision, train: TransformedImages, val) -> None:
+    features = [features_of(args, encoder, normalize, precision, d, run) for d in (train, val)]
     accuracy = weighted_knn(*features, args.knn_k, args.knn_temperature, run.device)
     run.finish(knn_acc1=accuracy)
 

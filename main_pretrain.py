@@ -112,7 +112,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add(
         "--mi_start_loss",
-        type=float,
+        type=number(float, 0),
         default=0.7,
         help="epsilon of Assumption 3: the MI losses count once the running mean of the "
         "reconstruction loss has been below it; inf: from the first step. The paper's number is "
@@ -127,7 +127,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "is cheaper and its loss is no longer MAE's (not in the paper)",
     )
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
-    add("--betas", type=number(float, 0, 1), nargs=2, default=[0.9, 0.95], help="of AdamW")
+    add("--betas", type=number(float, 0, 0.999999), nargs=2, default=[0.9, 0.95], help="of AdamW")
     add(
         "--min_crop",
         type=number(float, 0.01, 1),
@@ -202,8 +202,8 @@ def main(args: argparse.Namespace) -> None:
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         optimizer = optim.adamw(optim.decay_groups(bare, args.weight_decay), betas=args.betas)
         shapes = bare.block_shapes()
-        precision = optim.Precision(args.amp, run.device, max(dim for _, dim, _ in shapes))
-        monitor = KNNMonitor(args, normalize, run.device) if args.knn_every else None
+        precision = run.precision(max(dim for _, dim, _ in shapes))
+        monitor = KNNMonitor(args, normalize, precision) if args.knn_every else None
 
         preflight.report(args, bare, batches, precision, bare.num_masks, shapes, run.device)
         if args.accum_iter > 1 and args.lambda_max > 0 and not args.exact_accum:
@@ -216,7 +216,7 @@ def main(args: argparse.Namespace) -> None:
             describe(args, bare), batches,
         )  # fmt: skip
         if args.compile:
-            bare.compile()  # in place: parameter names stay
+            distributed.compile_in_place(bare, args.grad_checkpointing)
         model = distributed.wrap(bare, run.device, args.grad_compression, sync_buffers=False)
 
         while not run.is_finished():

@@ -335,8 +335,8 @@ class MutualInformationModel(nn.Module):
         apx = gaussian_nll(z.detach(), mean, logvar)
         return club_upper_bound(z, mean.detach(), logvar.detach()), apx
 
-    def cache_mi(self, latents: list[Tensor], rows: list[tuple[Tensor, Tensor]]) -> CachedMI:
-        """The MI losses over all micro-batches of a step, and their gradients.
+    def cache_mi(self, latents: list[Tensor], rows: list[tuple[Tensor, Tensor]]) -> list[CachedMI]:
+        """The MI losses over all micro-batches of a step, and the gradients of each.
 
         Args:
             latents: g of each micro-batch. rows: what `club_rows` gave for each.
@@ -353,8 +353,9 @@ class MutualInformationModel(nn.Module):
             # A leaf that no loss reaches has the gradient 0.
             mi_loss = mi_loss + sum(0 * leaf.sum() for leaf in leaves)
             grads = torch.autograd.grad(mi_loss, leaves)
-        parts = [grad.chunk(len(latents)) for grad in grads]
-        return CachedMI(max_mi.detach(), min_mi.detach(), accuracy, parts)
+        losses = (max_mi.detach(), min_mi.detach(), accuracy)
+        parts = zip(*(grad.chunk(len(latents)) for grad in grads), strict=True)
+        return [CachedMI(*losses, part, len(latents)) for part in parts]
 
 
 # ------------------------------------------------------------------------- the masked autoencoder

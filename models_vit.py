@@ -83,7 +83,8 @@ class Pretrained:
     def __init__(self, path: str):
         state = read_checkpoint(path)
         self.path = path
-        self.config: dict = state.get("config") or {}
+        config = state.get("config")
+        self.config: dict = config if isinstance(config, dict) else {}
         weights = state.get("model", state)
         is_weights = isinstance(weights, dict) and all(
             isinstance(value, Tensor) for value in weights.values()
@@ -121,7 +122,8 @@ class Pretrained:
         if wrong:
             raise UsageError(
                 f"--finetune {self.path} is of another architecture, {len(wrong)} differences: "
-                f"{'; '.join(wrong[:3])}. Check --model, --in_chans and --input_size"
+                f"{'; '.join(wrong[:3])}. Check --model, --in_chans, --input_size "
+                "and --global_pool or --cls_token"
             )
         model.load_state_dict(weights, strict=False)
         log.info(

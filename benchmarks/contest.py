@@ -90,6 +90,8 @@ def _serve(pipe, name: str, build: Build, args: tuple) -> None:
     try:
         before = 0 if use_cuda else _memory("VmRSS")
         train, facts = build(*args)
+        if use_cuda:
+            torch.cuda.empty_cache()  # the others are yet to be built
         pipe.send(facts)
         while True:
             try:

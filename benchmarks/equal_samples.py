@@ -29,6 +29,7 @@ from util.args import image_size, number
 from util.datasets import DATASETS, Subset, TransformedImages, load_images
 from util.knn import extract_features, weighted_knn
 from util.loader import Batches
+from util.optim import Precision
 from util.transforms import Normalize, ResizeCenterCrop
 
 MAE = "MAE: --num_masks 1 --lambda_max 0 --lambda_min 0"
@@ -106,7 +107,7 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
     for images in (Subset(train, chosen), test):
         data = TransformedImages(images, view, own.seed)
         batches = Batches(data, 500, training=False, num_workers=own.num_workers)
-        found.append(extract_features(encoder, batches, normalize, device))
+        found.append(extract_features(encoder, batches, normalize, Precision("none", device)))
     return found[0], found[1]
 
 

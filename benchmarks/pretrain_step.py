@@ -151,9 +151,13 @@ def build_official(args: argparse.Namespace, model: str, images: int):
     import engine_pretrain
 
     torch.manual_seed(0)
-    mae = getattr(models_mae, f"mae_{MODELS[model]}")(
-        img_size=args.input_size, norm_pix_loss=True
-    ).to(device)
+    sizes = dict(img_size=args.input_size, norm_pix_loss=True)
+    if model == "small":  # theirs begin at base
+        small = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
+        mae = models_mae.MaskedAutoencoderViT(**small, **sizes)
+    else:
+        mae = getattr(models_mae, f"mae_{MODELS[model]}")(**sizes)
+    mae = mae.to(device)
     optimizer = torch.optim.AdamW(param_groups_weight_decay(mae, 0.05), 1e-6, betas=(0.9, 0.95))
     scaler = NativeScalerWithGradNormCount()
     imgs = _images(args, images).repeat_interleave(args.num_masks, 0).float() / 255

@@ -141,3 +141,20 @@ def test_number_and_check_one_of():
             number(float, 0, 1)(text)
     with pytest.raises(UsageError, match="--colour green is unknown: use red, blue"):
         check_one_of("--colour", "green", ("red", "blue"))
+
+
+def test_lr_replaces_the_data_sets_base():
+    assert main_pretrain.parse_args([]).blr is not None
+    for main in MAINS:
+        args = main.parse_args(["--lr", "1e-3"])
+        assert args.lr == 1e-3 and args.blr is None
+
+
+def test_values_and_files_that_lead_nowhere(fails, tmp_path):
+    fails("--mi_start_loss", "nan", names=("--mi_start_loss",))
+    fails("--betas", 0.9, 1, names=("--betas",))
+    fails("--clip_grad", 0, names=("--clip_grad",))
+    (tmp_path / "binary.args").write_bytes(bytes(range(128, 256)))
+    fails(f"@{tmp_path}/binary.args", names=("@file",))
+    (tmp_path / "ring.args").write_text(f"@{tmp_path}/ring.args")
+    fails(f"@{tmp_path}/ring.args", names=("@file",))

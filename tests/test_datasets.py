@@ -193,7 +193,7 @@ def test_a_published_list_names_files_or_class_and_file(tmp_path):
     bad = tmp_path / "bad.txt"
     for text, words in (
         ("n01440764_10026.JPEG\nn01440764_99.JPEG", "1 of 2.*n01440764_99"),
-        ("", "0 of 0"),
+        ("", "is empty"),
         ("10026.JPEG", "more than one"),
     ):
         bad.write_text(text)

@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from engine_pretrain import _accumulate
 from models_mimae import MaskedAutoencoderViT
@@ -20,7 +21,7 @@ class Stage:
         self.progress = argparse.Namespace(total_steps=5)
 
 
-def gradients(num_micro: int, exact: bool, **options) -> tuple[dict, dict]:
+def gradients(num_micro: int, exact: bool, compiled_by=None, **options) -> tuple[dict, dict]:
     """Losses and gradients (float64) of one step over the same 12 images."""
     torch.manual_seed(0)
     model = MaskedAutoencoderViT(
@@ -30,6 +31,8 @@ def gradients(num_micro: int, exact: bool, **options) -> tuple[dict, dict]:
     with torch.no_grad():  # away from the first step, where all latents are alike
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+    if compiled_by:
+        model.compile(backend=compiled_by)
     imgs = torch.randn(12, 1, 8, 8, dtype=torch.float64)
     micro_batches = ((part, None) for part in imgs.chunk(num_micro))
     losses, _ = _accumulate(
@@ -70,3 +73,9 @@ def test_exact_accumulation_with_one_mi_term(off):
     _, grads = gradients(2, True, **{off: 0.0})
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected[name], rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_exact_accumulation_compiles_once_for_all_micro_batches():
+    counter = CompileCounter()
+    gradients(6, True, compiled_by=counter)
+    assert counter.frame_count == 1

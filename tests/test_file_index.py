@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from util import file_index
+from util.errors import UsageError
 from util.file_index import find_images, index_path
 
 
@@ -120,3 +121,18 @@ def test_short_lists_are_not_kept(tree, monkeypatch):
     monkeypatch.setattr(file_index, "MIN_IMAGES", 4)
     find_images(str(tree))
     assert not os.path.exists(index_path(str(tree)))
+
+
+def test_a_link_to_a_folder_in_which_it_lies_is_passed_over(tree):
+    once = find_images(str(tree))
+    (tree / "loop").symlink_to(tree)
+    assert find_images(str(tree)) == once
+
+
+def test_a_folder_that_cannot_be_read_is_named(tree, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(file_index, "_list", refuse)
+    with pytest.raises(UsageError, match=f"{tree}.*Permission denied"):
+        find_images(str(tree))

@@ -80,6 +80,12 @@ def test_floating_point_tiff(tmp_path):
     assert np.array_equal(read(tmp_path / "float.tif", 1), GREY)
 
 
+def test_lab_becomes_grey_by_way_of_colours(tmp_path):
+    Image.new("LAB", (2, 2), (200, 128, 128)).save(tmp_path / "lab.tif")
+    colour, grey = (read(tmp_path / "lab.tif", channels) for channels in (3, 1))
+    assert abs(int(colour.min()) - int(grey.max())) <= 1 and grey.max() > 150
+
+
 def test_cmyk_jpeg(tmp_path):
     ink = np.zeros((16, 16, 4), dtype=np.uint8)
     ink[..., 0], ink[..., 3] = 200, 50
@@ -194,6 +200,7 @@ def test_arrays_of_any_number_of_channels(tmp_path):
     ("array", "expected"),
     [
         (np.full((2, 3), 65535, np.uint16), 1.0),
+        (np.full((2, 3), 65535, ">u2"), 1.0),
         (np.full((2, 3, 1), 0.25, np.float64), 0.25),
         (np.full((2, 3), 0.5, np.float16), 0.5),
     ],
@@ -209,7 +216,10 @@ def test_arrays_that_are_refused(tmp_path):
     np.save(tmp_path / "nan.npy", np.full((2, 2), np.nan))
     np.save(tmp_path / "line.npy", np.zeros(4))
     np.save(tmp_path / "object.npy", np.array([[{}]], dtype=object), allow_pickle=True)
-    for name in ("nan", "line", "object"):
+    np.save(tmp_path / "empty.npy", np.zeros((0, 0, 1), np.uint8))
+    np.save(tmp_path / "complex.npy", np.zeros((2, 2), complex))
+    np.save(tmp_path / "fields.npy", np.zeros((2, 2), [("r", np.uint8), ("g", np.uint8)]))
+    for name in ("nan", "line", "object", "empty", "complex", "fields"):
         with pytest.raises(ValueError):
             read_image(str(tmp_path / f"{name}.npy"), 1)
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from util.knn import extract_features, weighted_knn
 from util.loader import Batches
+from util.optim import Precision
 
 
 def knn_by_loops(train, test, k, temperature):
@@ -56,7 +57,8 @@ def test_features_come_in_the_order_of_the_set():
 
     encoder = nn.Flatten().train()
     batches = Batches(Numbers(), 4, training=False)
-    features, targets = extract_features(encoder, batches, nn.Identity(), torch.device("cpu"))
+    precision = Precision("none", torch.device("cpu"))
+    features, targets = extract_features(encoder, batches, nn.Identity(), precision)
     assert features.shape == (10, 4) and features.dtype == torch.float32
     assert features[:, 0].tolist() == list(range(10))
     assert targets.tolist() == [3 * i for i in range(10)]

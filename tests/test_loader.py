@@ -4,6 +4,7 @@ import itertools
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +12,9 @@ from util import distributed
 from util.datasets import DATASETS, FileImages, TransformedImages
 from util.errors import RunError, UsageError
 from util.file_index import find_images
-from util.loader import Batches
+from util.loader import Batches, num_cores
 from util.randomness import derive_seed, epoch_order, mask_noise
-from util.transforms import AutoAugment, CropAndFlip
+from util.transforms import AutoAugment, CropAndFlip, Normalize
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -182,3 +183,38 @@ def test_mask_noise_follows_from_seed_and_step():
     assert not torch.equal(noise, mask_noise((64, 16), 0, 6))
     assert not torch.equal(noise, mask_noise((64, 16), 1, 5))
     assert 0.4 < noise.mean() < 0.6 and noise.min() >= 0 and noise.max() < 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_of_several_types_share_a_batch(tmp_path, num_workers):
+    """The same picture in 8 and in 16 bits and as floats is the same image."""
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    np.save(tmp_path / "a.npy", pixels)
+    np.save(tmp_path / "b.npy", pixels.astype(np.uint16) * 257)
+    np.save(tmp_path / "c.npy", pixels / 255)
+    images = FileImages(str(tmp_path), ["a.npy", "b.npy", "c.npy"], np.zeros(3), ["0"], 1)
+    data = TransformedImages(images, lambda image: image, 0)
+    ((imgs, _),) = Batches(data, 3, False, num_workers=num_workers).epoch()
+    expected = torch.tensor(pixels / 255).float().expand(3, 1, 8, 8)
+    torch.testing.assert_close(Normalize([0.0], [1.0])(imgs), expected)
+
+
+def test_any_error_of_a_decoder_makes_a_bad_image():
+    class Images:
+        targets = (0, 0)
+
+        def __len__(self):
+            return 2
+
+        def read(self, index):
+            if index == 0:
+                raise SystemError("a damaged header")
+            return torch.zeros(1, 2, 2)
+
+    image, target, bad = TransformedImages(Images(), lambda image: image, 0)[0, 0]
+    assert image.shape == (1, 2, 2) and target == 0 and bad == 0
+
+
+def test_no_more_workers_than_cores(recwarn):
+    batches = Batches(Numbers(8), 4, True, num_workers=1000)
+    assert batches.loader.num_workers == num_cores() and not recwarn.list

@@ -112,3 +112,7 @@ def test_an_image_folder_end_to_end(run_main_here, image_tree):
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert 0 <= outcome.log()[0]["test_acc1"] <= 100 and outcome.log()[0]["steps"] == 3
+
+
+def test_eval_needs_a_file(refuses):
+    refuses("main_finetune", "--eval", "--resume", "auto", names=("--eval", "--resume"))

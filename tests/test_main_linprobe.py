@@ -1,8 +1,11 @@
 """Linear probing and k-NN end to end on digits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from conftest import run_in_process
 
 from util.datasets import DATASETS
 from util.knn import weighted_knn
@@ -94,3 +97,22 @@ def test_resume_with_another_encoder_is_refused(refuses, run_main_here, checkpoi
     refuses("main_linprobe", *more, names=("--resume", "--finetune"))
     again = run_main_here("main_linprobe", "--finetune", checkpoint, *more)
     assert again.status == 0, again.err
+
+
+def test_an_evaluation_sets_the_earlier_results_aside(run_main_here, checkpoint):
+    trained = run_main_here("main_linprobe", "--finetune", checkpoint, "--epochs", 1)
+    folder, results = trained.folder, trained.results()
+    knn = run_in_process("main_linprobe", "--knn", "--finetune", checkpoint, folder=folder)
+    assert knn.results()["knn_acc1"] > 0 and (folder / "checkpoint-last.pth").exists()
+    assert json.loads((folder / "previous-1" / "results.json").read_text()) == results
+    saved = folder / "checkpoint-last.pth"
+    assert run_in_process("main_linprobe", "--eval", "--resume", saved, folder=folder).status == 0
+    assert "knn_acc1" in json.loads((folder / "previous-2" / "results.json").read_text())
+
+
+def test_flags_that_mean_nothing_together_are_refused(refuses, checkpoint):
+    main = "main_linprobe"
+    refuses(main, "--knn", "--resume", checkpoint, names=("--knn", "--resume", "--finetune"))
+    refuses(main, "--eval", "--resume", "auto", names=("--eval", "--resume"))
+    refuses(main, "--batch_size", 1, names=("--batch_size 1",))
+    refuses(main, "--model", "pixels", "--finetune", checkpoint, names=("--finetune", "pixels"))

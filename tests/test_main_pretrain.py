@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import run_in_process
 from PIL import Image
 
 SHORT = ("--batch_size", 32, "--max_steps", 3, "--mi_start_loss", "inf")
@@ -267,3 +268,17 @@ def test_a_checkpoint_without_loss_scaling_goes_on_with_it(run_main_here, checkp
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert json.loads((outcome.folder / "log.txt").read_text())["steps"] == 24
+
+
+def test_resuming_a_run_from_elsewhere_sets_aside_what_was_here(run_main_here, checkpoint):
+    here = run_main_here("main_pretrain", *SHORT, "--visualize", 1)
+    log = (here.folder / "log.txt").read_text()
+    flags = ("--batch_size", 128, "--epochs", 3, "--resume", checkpoint)
+    assert run_in_process("main_pretrain", *flags, folder=here.folder).status == 0
+    aside = here.folder / "previous-1"
+    assert (aside / "log.txt").read_text() == log
+    assert (aside / "reconstructions.png").exists() and (aside / "checkpoint-last.pth").exists()
+    own = here.folder / "checkpoint-last.pth"
+    flags = ("--batch_size", 128, "--epochs", 4, "--resume", own)
+    assert run_in_process("main_pretrain", *flags, folder=here.folder).status == 0
+    assert not (here.folder / "previous-2").exists()

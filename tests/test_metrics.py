@@ -65,7 +65,8 @@ def test_a_resumed_log_forgets_what_will_be_done_again(tmp_path):
 
 
 def test_results_say_how_to_repeat_them(tmp_path):
-    write_results(str(tmp_path), {"acc1": 12.5, "loss": math.inf}, 3.21)
-    record = json.loads((tmp_path / "results.json").read_text())
+    path = tmp_path / "results.json"
+    write_results(str(path), {"acc1": 12.5, "loss": math.inf}, 3.21, torch.device("cpu"))
+    record = json.loads(path.read_text())
     assert record["acc1"] == 12.5 and record["loss"] is None and record["seconds"] == 3.2
     assert record.keys() >= {"command", "commit", "versions", "device", "processes"}

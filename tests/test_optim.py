@@ -169,6 +169,24 @@ def test_fp16_passes_over_an_overflow_and_lowers_its_scale():
     assert precision.scaler.get_scale() < scale
 
 
+def test_fp16_tells_of_gradients_that_no_scale_mends():
+    parameter = nn.Parameter(torch.zeros(2))
+    precision, optimizer = optim.Precision("fp16", CPU), torch.optim.SGD([parameter], lr=1.0)
+
+    def norms(factor: float, steps: int) -> list[float]:
+        found = []
+        for _ in range(steps):
+            precision.backward((parameter * factor).sum())
+            found.append(float(precision.step(optimizer, None)))
+        return found
+
+    assert norms(math.nan, optim.MAX_LEFT_OUT - 1) == [0.0] * (optim.MAX_LEFT_OUT - 1)
+    assert norms(1.0, 1) == [pytest.approx(math.sqrt(2))]
+    stuck = norms(math.nan, optim.MAX_LEFT_OUT)
+    assert stuck[:-1] == [0.0] * (optim.MAX_LEFT_OUT - 1) and math.isnan(stuck[-1])
+    assert precision.scaler.get_scale() > 0
+
+
 def test_without_scaling_a_bad_gradient_is_reported():
     parameter = nn.Parameter(torch.zeros(2))
     precision = optim.Precision("none", CPU)

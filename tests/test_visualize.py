@@ -29,3 +29,14 @@ def test_any_number_of_channels_becomes_rgb():
         assert image.mode == "RGB" and image.size == (6, 4)
     x = torch.rand(3, 4, 6)
     torch.testing.assert_close(to_tensor(to_image(x)) / 255, x, atol=0.003, rtol=0)
+
+
+def test_the_caption_fits_above_few_columns():
+    pictures = torch.zeros(1, 1, 1, 8, 8)
+    caption = "masked patches shown with true patch statistics, visible ones as they are " * 2
+    args = (pictures[0], torch.zeros(1, 1, 8, 8, dtype=torch.bool), pictures)
+    sheet = reconstruction_sheet(*args, caption)
+    wider = reconstruction_sheet(*args, caption + "…")
+    ink = np.asarray(sheet.convert("L"))[:18] < 128
+    assert not ink[:, -MARGIN:].any() and ink[:, -4 * MARGIN : -MARGIN].any()
+    assert wider.width > sheet.width > reconstruction_sheet(*args, "").width

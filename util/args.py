@@ -31,6 +31,12 @@ class ArgumentParser(argparse.ArgumentParser):
         except ValueError as error:
             self.error(f"argument file: {error}: {arg_line.strip()}")
 
+    def parse_known_args(self, args=None, namespace=None):
+        try:
+            return super().parse_known_args(args, namespace)
+        except (UnicodeDecodeError, RecursionError):
+            self.error("an @file is no text, or names itself: check what stands behind the @")
+
     def error(self, message: str):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
 
@@ -49,7 +55,7 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
 
     def parse(text: str):
         value = kind(text)
-        if not low <= value <= high:
+        if not low <= value <= high:  # nor is NaN
             bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
             raise argparse.ArgumentTypeError(f"{text} is not {bound}")
         return value
@@ -93,7 +99,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         default=100,
         help="unreadable images are logged and replaced; more of them than this end the run",
     )
-    add("--num_workers", type=number(int, 0), default=10, help="processes that load images")
+    add("--num_workers", type=number(int, 0), default=10,
+        help="processes that load images; more than there are cores are not started")  # fmt: skip
     add("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
         help="pinned memory, for faster copies to the GPU")  # fmt: skip
 
@@ -130,7 +137,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> 
         help="epochs at which multistep multiplies the rate by --lr_gamma")  # fmt: skip
     add("--lr_gamma", type=number(float, 0), default=0.1, help="see --lr_milestones")
     add("--weight_decay", type=number(float, 0), default=0.05, help="none on 1-D parameters")
-    add("--clip_grad", type=number(float, 0), help="clip the gradient to this norm")
+    add("--clip_grad", type=number(float, 1e-9), help="clip the gradient to this norm")
     add("--max_steps", type=number(int, 1), help="end after this many optimiser steps in all")
 
 
@@ -211,6 +218,8 @@ def parse_args(
     if model_defaults and args.model in model_defaults:
         parser.set_defaults(**model_defaults[args.model])
     args = parser.parse_args(argv, argparse.Namespace(dataset=args.dataset))
+    if getattr(args, "lr", None) is not None:
+        args.blr = None  # the data set's
     if getattr(args, "lr_schedule", None) == "multistep" and not args.lr_milestones:
         parser.error("--lr_schedule multistep needs --lr_milestones: name the epochs")
     try:

@@ -7,21 +7,20 @@ from torch import Tensor
 
 @dataclass
 class CachedMI:
-    """The MI losses of a whole accumulated step, and their gradients for each micro-batch.
+    """The MI losses of a whole accumulated step, and their gradients for one micro-batch of it.
 
-    gradients: with respect to the latents and, where CLUB has its own, its rows; each in one part
-    per micro-batch. micro: the micro-batch whose turn it is.
+    gradients: with respect to the latents and, where CLUB has its own, its rows.
+    num_micro: the micro-batches of the step.
     """
 
     max_mi: Tensor
     min_mi: Tensor
     accuracy: Tensor
-    gradients: list[tuple[Tensor, ...]]
-    micro: int = 0
+    gradients: tuple[Tensor, ...]
+    num_micro: int
 
     def surrogate(self, latent: Tensor, z: Tensor) -> Tensor:
         """Has the MI losses' gradient when the micro-batches' losses are averaged."""
         leaves = (latent, z)[: len(self.gradients)]
-        parts = [grad[self.micro] for grad in self.gradients]
-        total = sum((leaf * part).sum() for leaf, part in zip(leaves, parts, strict=True))
-        return total * len(self.gradients[0])
+        pairs = zip(leaves, self.gradients, strict=True)
+        return self.num_micro * sum((leaf * gradient).sum() for leaf, gradient in pairs)

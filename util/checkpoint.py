@@ -143,7 +143,10 @@ def load_weights(
             for what, keys in parts
             if keys
         )
-        raise UsageError(f"{path} is of another architecture: {found}. Check --model and its sizes")
+        raise UsageError(
+            f"{path} is of another architecture: {found}. Check --model, "
+            "--input_size and whether --lambda_min is 0"
+        )
     model.load_state_dict(state, strict=False)
 
 
@@ -290,6 +293,9 @@ class Checkpointer:
                 f"--resume {path} is a {saved.get('model')}, not a {self.config['model']}: "
                 "check --model"
             )
+        amp = state.get("args", {}).get("amp")
+        if amp not in (None, "auto", self.args.amp):
+            log.warning("--amp %s goes on with a run in %s: other roundings", self.args.amp, amp)
         if state["progress"]["step"] == 0:
             return
         for key, flags in (

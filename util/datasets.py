@@ -104,8 +104,11 @@ def _fashion_mnist(split: str, data_path: str, in_chans: int, download: bool) ->
     if download:
         import torchvision
 
-        torchvision.datasets.FashionMNIST(data_path or ".", download=True)
         folder = data_path or "."
+        try:
+            torchvision.datasets.FashionMNIST(folder, download=True)
+        except (RuntimeError, OSError) as error:
+            raise UsageError(f"--download: no Fashion-MNIST to be had ({error})") from None
     stem = "t10k" if split == "val" else "train"
     arrays = [
         _read_idx(folder, f"{stem}-images-idx3-ubyte"),
@@ -149,7 +152,7 @@ def _torchvision(name: str, classes: int) -> Callable[..., Images]:
             data = getattr(torchvision.datasets, name)(
                 data_path or ".", download=download, **splits
             )
-        except RuntimeError:
+        except (RuntimeError, OSError):  # incomplete; or downloading failed
             raise UsageError(
                 f"--data_path {data_path or '.'} has no whole {name}: name the folder in which "
                 "torchvision keeps it, or use --download"
@@ -338,8 +341,10 @@ def _listed_subset(images: Images, path: str) -> Images:
         raise UsageError(
             f"--subset_file {path}: more than one image is called {doubtful[0]}: write CLASS/NAME"
         )
+    if not wanted:
+        raise UsageError(f"--subset_file {path} is empty: it takes an image's name a line")
     absent = [name for name in wanted if name not in by_name]
-    if absent or not wanted:
+    if absent:
         raise UsageError(
             f"--subset_file {path} names {len(absent)} of {len(wanted)} images that the data set "
             f"lacks ({', '.join(absent[:3])}): use the list of this data set"
@@ -368,7 +373,7 @@ class TransformedImages(Dataset):
         for attempt in range(self.max_attempts):
             try:
                 image = self.images.read(index)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except Exception:  # whatever a decoder makes of a damaged file
                 bad = wanted if attempt == 0 else bad
                 replacement = derive_seed(self.seed, STREAM_SAMPLE, wanted, attempt)
                 index = replacement % len(self.images)

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 STORE_LINGERS = 2.0  # seconds for which rank 0 still answers ranks that time out after it
 GLOO_LINGERS = 0.2  # seconds for which gloo's threads may still drop Python objects
+_groups: dict[str, dist.ProcessGroup] = {}
 GRAD_HOOKS = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
 
 
@@ -140,7 +141,21 @@ def init_process_group(device_flag: str, timeout_minutes: float = 10.0) -> torch
         "nccl" if device.type == "cuda" else "gloo",
         store=store, rank=own_rank, world_size=world, timeout=timeout,
     )  # fmt: skip
+    if device.type == "cuda":
+        _groups["cpu"] = dist.new_group(backend="gloo", timeout=timeout)
     return device
+
+
+def cpu_group() -> dist.ProcessGroup | None:
+    """A group of all ranks whose messages do not pass the GPU; None stands for the default one."""
+    return _groups.get("cpu")
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """True for what torch raises where another rank is gone; gloo has no class of its own."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
 
 
 def _await_ranks(store: dist.Store, own_rank: int, world: int, timeout: datetime.timedelta) -> None:
@@ -204,6 +219,21 @@ def wrap(
     return wrapped
 
 
+def compile_in_place(model: nn.Module, grad_checkpointing: bool) -> None:
+    """torch.compile a model, before `wrap`; its parameters keep their names."""
+    if grad_checkpointing:
+        # Older torch cannot split a graph with checkpointed blocks where DDP's buckets end.
+        torch._dynamo.config.optimize_ddp = False
+    model.compile()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give rank 0's buffers to all ranks."""
+    if is_distributed():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
@@ -225,6 +255,7 @@ def shutdown() -> None:
     if not is_distributed():
         return
     dist.destroy_process_group()
+    _groups.clear()
     # Once DDP was used, gloo's threads live on (torch 2.14). One that waits for the GIL, to drop
     # what a finished work refers to, when Python begins to end, aborts the process.
     time.sleep(GLOO_LINGERS)

@@ -11,6 +11,8 @@ import logging
 import os
 import time
 
+from util.errors import UsageError
+
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".npy",
 )  # fmt: skip
@@ -30,20 +32,26 @@ def find_images(root: str) -> list[str]:
     index: Index = {}  # what may be kept
     images: list[str] = []
     settled = time.time_ns() - SETTLED_NS
-    pending = [""]
+    pending: list[tuple[str, frozenset]] = [("", frozenset())]
     while pending:
-        relative = pending.pop()
+        relative, parents = pending.pop()
         folder = os.path.join(root, relative)
-        status = os.stat(folder)
-        entry, may_be_kept = known.get(relative), True
-        if entry is None or entry[:2] != [status.st_ctime_ns, status.st_ino]:
-            folders, names, has_links = _list(folder)
-            entry = [status.st_ctime_ns, status.st_ino, folders, names]
-            may_be_kept = status.st_ctime_ns < settled and not has_links
+        try:
+            status = os.stat(folder)
+            entry, may_be_kept = known.get(relative), True
+            if entry is None or entry[:2] != [status.st_ctime_ns, status.st_ino]:
+                folders, names, has_links = _list(folder)
+                entry = [status.st_ctime_ns, status.st_ino, folders, names]
+                may_be_kept = status.st_ctime_ns < settled and not has_links
+        except OSError as error:
+            raise UsageError(f"--data_path: {folder} cannot be read ({error.strerror})") from None
+        identity = (status.st_dev, status.st_ino)
+        if identity in parents:
+            continue  # a link to a folder in which it lies
         if may_be_kept:
             index[relative] = entry
         prefix = f"{relative}{os.sep}" if relative else ""
-        pending += [prefix + name for name in entry[2]]
+        pending += [(prefix + name, parents | {identity}) for name in entry[2]]
         images += [prefix + name for name in entry[3]]
     if len(images) >= MIN_IMAGES and index != known:
         _write(path, index)

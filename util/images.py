@@ -70,6 +70,11 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
 
 
+def to_float(imgs: Tensor) -> Tensor:
+    """Images as uint8, or as floats in 0..1 -> float32 in 0..1."""
+    return imgs.float() / 255 if imgs.dtype == torch.uint8 else imgs.float()
+
+
 def convert(image: Image.Image, in_chans: int, name: str = "image") -> Image.Image:
     """Convert any PIL mode to grey, RGB or RGBA; transparency is laid on white."""
     if in_chans not in (1, 3, 4):
@@ -82,7 +87,8 @@ def convert(image: Image.Image, in_chans: int, name: str = "image") -> Image.Ima
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if in_chans == 1:
-        return image.convert("L") if image.mode != "CMYK" else image.convert("RGB").convert("L")
+        # PIL makes some modes grey by way of RGB only (LAB), or wrongly (CMYK).
+        return (image if image.mode in ("1", "L", "P") else image.convert("RGB")).convert("L")
     return image.convert("RGB")
 
 
@@ -106,7 +112,9 @@ def _read_array(path: str, in_chans: int) -> Tensor:
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] != in_chans:
         raise ValueError(f"{path}: an array of {array.shape}, not [height, width, {in_chans}]")
-    if array.dtype == np.uint16:
+    if array.size == 0 or array.dtype.kind not in "buif":
+        raise ValueError(f"{path}: an array of {array.shape} {array.dtype}, not of pixels")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
         array = array.astype(np.float32) / 65535
     elif array.dtype != np.uint8:
         array = array.astype(np.float32)

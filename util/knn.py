@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from util import distributed
 from util.datasets import DATASETS, TransformedImages, load_images
 from util.loader import Batches
+from util.optim import Precision
 from util.transforms import ResizeCenterCrop
 
 
 @torch.no_grad()
 def extract_features(
-    encoder: nn.Module, batches: Batches, normalize: nn.Module, device: torch.device
+    encoder: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision
 ) -> tuple[Tensor, Tensor]:
     """Features [n, D] (float32, CPU) and targets [n] of a whole set, in its order, on all ranks.
 
@@ -27,15 +28,17 @@ def extract_features(
     encoder.eval()
     features, targets = [], []
     for imgs, target in batches.epoch():
-        imgs = normalize(imgs.to(device, non_blocking=True))
-        features.append(encoder(imgs).float().cpu())
+        imgs = normalize(imgs.to(precision.device, non_blocking=True))
+        with precision.autocast():
+            found = encoder(imgs)
+        features.append(found.float().cpu())
         targets.append(target)
     encoder.train(was_training)
     if not distributed.is_distributed():
         return torch.cat(features), torch.cat(targets)
     own = (torch.cat(features), torch.cat(targets)) if features else None
     parts: list = [None] * distributed.world_size()
-    dist.all_gather_object(parts, own)
+    dist.all_gather_object(parts, own, distributed.cpu_group())  # gigabytes, with many images
     size = len(batches.dataset)
     dim = next(part[0].shape[1] for part in parts if part is not None)
     all_features, all_targets = torch.empty(size, dim), torch.empty(size, dtype=torch.long)
@@ -48,25 +51,29 @@ def extract_features(
 @torch.no_grad()
 def weighted_knn(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int = 20,
-    temperature: float = 0.07, device: torch.device | str = "cpu", chunk: int = 512,
+    temperature: float = 0.07, device: torch.device | str = "cpu", chunk: int | None = None,
 ) -> float:  # fmt: skip
     """Top-1 accuracy in percent; each of the k nearest votes with exp(cosine / temperature).
 
     Args:
-        train, test: features [n, D] and targets [n].
+        train, test: features [n, D] and targets [n], the same on all ranks, which share the work.
+        chunk: queries at a time; by default so many that their similarities take half a GiB.
     """
-    features, targets = F.normalize(train[0].to(device), dim=1), train[1].to(device)
+    features, targets = F.normalize(train[0], dim=1).to(device), train[1].to(device)
     num_classes = int(targets.max()) + 1
-    correct = 0
+    chunk = chunk or max(1, 2**27 // len(features))
+    num_tests = len(test[0])
+    test = tuple(part[distributed.rank() :: distributed.world_size()] for part in test)
+    correct = torch.zeros((), device=device)
     for start in range(0, len(test[0]), chunk):
-        queries = F.normalize(test[0][start : start + chunk].to(device), dim=1)
+        queries = F.normalize(test[0][start : start + chunk], dim=1).to(device)
         similarity, ids = (queries @ features.T).topk(min(k, len(features)), dim=1)
         votes = queries.new_zeros(len(queries), num_classes)
         # Relative to the nearest, whose vote is 1: a low temperature would overflow.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         votes.scatter_add_(1, targets[ids], weights)
-        correct += int((votes.argmax(1).cpu() == test[1][start : start + chunk]).sum())
-    return 100 * correct / len(test[0])
+        correct += (votes.argmax(1) == test[1][start : start + chunk].to(device)).sum()
+    return 100 * distributed.reduce_sum(correct).item() / num_tests
 
 
 class KNNMonitor:
@@ -76,9 +83,9 @@ class KNNMonitor:
         args: the flags of the data.
     """
 
-    def __init__(self, args: argparse.Namespace, normalize: nn.Module, device: torch.device):
+    def __init__(self, args: argparse.Namespace, normalize: nn.Module, precision: Precision):
         view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
-        self.normalize, self.device = normalize, device
+        self.normalize, self.precision = normalize, precision
         self.loaders = [
             Batches(
                 TransformedImages(load_images(args, split), view, args.seed), args.batch_size,
@@ -91,10 +98,10 @@ class KNNMonitor:
         """Of a model whose `encode` gives [B, 1 + L, D], the class token first."""
         encoder = _ClassToken(model)
         train, test = (
-            extract_features(encoder, loader, self.normalize, self.device)
+            extract_features(encoder, loader, self.normalize, self.precision)
             for loader in self.loaders
         )
-        return weighted_knn(train, test, device=self.device)
+        return weighted_knn(train, test, device=self.precision.device)
 
 
 class _ClassToken(nn.Module):

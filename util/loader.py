@@ -6,16 +6,18 @@ A global micro-batch holds W·`batch_size` images, of which rank r takes every W
 import atexit
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from util import distributed
 from util.datasets import TransformedImages
 from util.errors import EXIT_DATA, RunError, UsageError
+from util.images import to_float
 from util.randomness import epoch_order
 
 log = logging.getLogger(__name__)
@@ -47,10 +49,11 @@ class Batches:
                 f"than the data, {len(dataset)} images: lower it"
             )
         self.max_bad_images, self.bad_images = max_bad_images, set()
+        num_workers = min(num_workers, num_cores())
         self.plan = _Plan()
         self.loader_options = dict(
             batch_sampler=self.plan, num_workers=num_workers, pin_memory=pin_memory,
-            persistent_workers=num_workers > 0, worker_init_fn=_init_worker,
+            persistent_workers=num_workers > 0, worker_init_fn=_init_worker, collate_fn=_collate,
         )  # fmt: skip
         self.loader = DataLoader(dataset, **self.loader_options)
         self.workers: list[multiprocessing.Process] = []
@@ -160,6 +163,18 @@ class _Plan:
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _collate(items: list[tuple]) -> list[torch.Tensor]:
+    """torch's batch; where 8-bit images and arrays of other types meet, all are floats in 0..1."""
+    if len({image.dtype for image, *_ in items}) > 1:
+        items = [(to_float(image), *rest) for image, *rest in items]
+    return default_collate(items)
 
 
 def _init_worker(worker: int) -> None:

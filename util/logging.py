@@ -1,6 +1,7 @@
 """Messages: rank 0 says all, other ranks only what is wrong. And a progress line on a terminal."""
 
 import logging
+import shutil
 import sys
 import time
 
@@ -38,7 +39,10 @@ class ProgressLine:
         if now - self.drawn > 0.2 or step == self.total:
             filled = 24 * step // max(self.total, 1)
             bar = "█" * filled + "·" * (24 - filled)
-            sys.stdout.write(f"\r{self.label} {bar} {step}/{self.total}  {self.text}\033[K")
+            line = f"{self.label} {bar} {step}/{self.total}  {self.text}"
+            # A line that the terminal wraps could not be drawn over.
+            line = line[: shutil.get_terminal_size().columns - 1]
+            sys.stdout.write(f"\r{line}\033[K")
             sys.stdout.flush()
             self.drawn = now
 

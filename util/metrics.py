@@ -181,18 +181,18 @@ class Journal:
             self.tensorboard.close()
 
 
-def write_results(output_dir: str, numbers: Mapping[str, float | int | str], seconds: float):
-    """Write results.json: a run's final numbers with what is needed to repeat them."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def write_results(
+    path: str, numbers: Mapping[str, float | int | str], seconds: float, device: torch.device
+) -> None:
+    """Write a run's final numbers with what is needed to repeat them, as JSON."""
     record = _finite(numbers) | {
         "seconds": round(seconds, 1),
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
         "versions": {"python": sys.version.split()[0]} | _versions(),
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processes": distributed.world_size(),
     }
-    path = os.path.join(output_dir, "results.json")
     with open(path + ".tmp", "w") as file:
         json.dump(record, file, indent=2)
     os.replace(path + ".tmp", path)

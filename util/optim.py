@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from util import distributed
 from util.errors import UsageError
 
 # ------------------------------------------------------------------------------- learning rate
@@ -127,6 +128,9 @@ class LARS(torch.optim.Optimizer):
 # ----------------------------------------------------------------------------- mixed precision
 
 
+MAX_LEFT_OUT = 20  # loss scaling starts at 2^16 and halves with each
+
+
 class Precision:
     """Autocast, loss scaling, clipping and the optimiser's step, for one device.
 
@@ -141,11 +145,14 @@ class Precision:
             # A V100 emulates bf16; compute capability 8 is the first that computes in it.
             amp = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
         elif amp == "auto":
-            amp = "bf16" if width >= 384 and _cpu_gains_by_bf16() else "none"
+            gains = torch.tensor(float(width >= 384 and _cpu_gains_by_bf16()))
+            # All ranks take the same.
+            amp = "bf16" if distributed.reduce_mean(gains) == 1 else "none"
         self.name = amp
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[self.name]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        self.num_left_out = torch.zeros((), device=device)  # updates in a row
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.dtype is None:
@@ -160,7 +167,8 @@ class Precision:
 
         Returns:
             The gradient's norm before clipping. A norm that is not finite tells which batch did
-            it; with loss scaling it is expected, the update is left out and 0 is returned.
+            it. With loss scaling one now and then is expected: the update is left out and 0 is
+            returned; but NaN for each MAX_LEFT_OUT in a row, which no scale explains.
         """
         self.scaler.unscale_(optimizer)
         parameters = list(_parameters(optimizer))
@@ -171,7 +179,9 @@ class Precision:
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if self.scaler.is_enabled():
-            norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
+            self.num_left_out = torch.where(norm.isfinite(), 0, self.num_left_out + 1)
+            is_stuck = (self.num_left_out > 0) & (self.num_left_out % MAX_LEFT_OUT == 0)
+            norm = torch.where(norm.isfinite(), norm, torch.where(is_stuck, math.nan, 0.0))
         return norm
 
 

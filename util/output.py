@@ -5,11 +5,17 @@ import fcntl
 import glob
 import logging
 import os
+from collections.abc import Sequence
 
 from util import distributed
 from util.errors import UsageError
 
 log = logging.getLogger(__name__)
+
+RESULTS = "results.json"
+WRITTEN = (
+    "checkpoint-*.pth", "log.txt", RESULTS, "nonfinite.json", "events.*", "reconstructions.png",
+)  # fmt: skip
 
 
 class OutputFolder:
@@ -42,11 +48,13 @@ class OutputFolder:
         for leftover in glob.glob(os.path.join(glob.escape(path), "*.tmp")):
             os.unlink(leftover)
 
-    def set_aside(self) -> None:
+    def holds(self, file: str) -> bool:
+        return bool(file) and os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.path)
+
+    def set_aside(self, patterns: Sequence[str] = WRITTEN) -> None:
         """Move what an earlier run left into `previous-1` and so on: nothing is overwritten."""
         if not distributed.is_main():
             return
-        patterns = ("checkpoint-*.pth", "log.txt", "results.json", "nonfinite.json", "events.*")
         old = [f for p in patterns for f in glob.glob(os.path.join(glob.escape(self.path), p))]
         if not old:
             return
@@ -57,4 +65,5 @@ class OutputFolder:
         os.makedirs(folder)
         for file in old:
             os.replace(file, os.path.join(folder, os.path.basename(file)))
-        log.warning("a run was in %s; it lies in %s now (--resume auto goes on)", self.path, folder)
+        names = ", ".join(sorted(os.path.basename(file) for file in old))
+        log.warning("%s of an earlier run: now in %s (--resume auto goes on)", names, folder)

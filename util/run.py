@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from util import distributed
 from util.checkpoint import Checkpointer, Progress, Stateful, require_saved
-from util.errors import EXIT_MEMORY, RunError
+from util.errors import EXIT_LOST_RANKS, EXIT_MEMORY, RunError
 from util.loader import Batches
 from util.logging import ProgressLine, setup_logging
 from util.metrics import Journal, Meters, NonFiniteLoss, write_results
-from util.optim import scheduled_lr, set_lr, steps_per_epoch
-from util.output import OutputFolder
+from util.optim import Precision, scheduled_lr, set_lr, steps_per_epoch
+from util.output import RESULTS, OutputFolder
 from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.signals import StopSignal
 
@@ -56,6 +56,12 @@ class Run:
             self.journal.close()
         distributed.shutdown()
 
+    def precision(self, width: int) -> Precision:
+        """Mixed precision by --amp, which from then on says what `auto` took."""
+        precision = Precision(self.args.amp, self.device, width)
+        self.args.amp = precision.name
+        return precision
+
     def start(self, objects: dict[str, Stateful], config: dict, batches: Batches) -> None:
         """Resume, if that is asked for, and open the journal.
 
@@ -70,7 +76,7 @@ class Run:
         )
         self.batches = batches
         self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
-        if not args.resume:
+        if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
         self.checkpointer.resume(args.resume)
         self.journal = Journal(args.output_dir, self.progress)
@@ -214,9 +220,12 @@ class Run:
         """Write results.json: the last line of the log, if any, and what else is given."""
         if not distributed.is_main():
             return
+        if self.journal is None:  # an evaluation, perhaps in the folder of what it evaluates
+            self.folder.set_aside([RESULTS])
         numbers = (self.journal.last_line() if self.journal else {}) | numbers
         log.info("\n".join(f"{name}: {value}" for name, value in numbers.items()))
-        write_results(self.args.output_dir, numbers, time.monotonic() - self.started)
+        seconds = time.monotonic() - self.started
+        write_results(os.path.join(self.args.output_dir, RESULTS), numbers, seconds, self.device)
 
     # --------------------------------------------------------------------------- non-finite losses
 
@@ -272,6 +281,11 @@ def run_main(
             "--grad_checkpointing",
             EXIT_MEMORY,
         )
+    except RuntimeError as error:
+        if not distributed.is_lost_peer(error):
+            raise
+        reason = str(error).splitlines()[0]
+        _exit(f"error: other ranks are lost ({reason}); --resume auto goes on", EXIT_LOST_RANKS)
     except KeyboardInterrupt:
         _exit("error: interrupted at once, without saving", 130)
 

@@ -32,8 +32,6 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: int | None = None
         self.previous: dict[int, object] = {}
-        # Its own CPU group: agreeing on a flag must not wait for the GPU.
-        self.group = dist.new_group(backend="gloo") if distributed.is_distributed() else None
         if threading.current_thread() is threading.main_thread():
             self.previous = {n: signal.signal(n, self._remember) for n in self.numbers}
 
@@ -44,10 +42,11 @@ class StopSignal:
 
     def agreed(self) -> bool:
         """True on all ranks once any rank has received a signal."""
-        if self.group is None:
+        if not distributed.is_distributed():
             return self.received is not None
         flag = torch.tensor(int(self.received or 0))
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
+        # On the CPU: agreeing on a flag must not wait for the GPU.
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=distributed.cpu_group())
         # By what was sent alone: a signal that came meanwhile is known to this rank only, which
         # would stop while the others go on. It counts from the next step on.
         if not flag:

@@ -20,7 +20,6 @@ import types
 from pathlib import Path
 
 import submitit
-import torch.distributed as dist
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from util.errors import EXIT_INTERRUPTED, EXIT_LOST_RANKS
@@ -63,6 +62,8 @@ class Job:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # SLURM ends what it has requeued
             if end.code == EXIT_INTERRUPTED and env.global_rank != 0:
                 await_the_end()
+            if end.code == EXIT_LOST_RANKS:
+                time.sleep(GRACE_SECONDS)
             # -1: submitit has requeued the job.
             if end.code not in (None, 0, -1, EXIT_INTERRUPTED, EXIT_LOST_RANKS):
                 report_failure(env, f"exit status {end.code}")
@@ -72,12 +73,8 @@ class Job:
             print(f"error: {error} --resume auto goes on", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED)
         except Exception as error:
-            if not is_lost_peer(error):
-                report_failure(env, repr(error))
-                raise
-            log.error("[rank %d] the other ranks are lost: %s", env.global_rank, error)
-            time.sleep(GRACE_SECONDS)
-            sys.exit(EXIT_LOST_RANKS)
+            report_failure(env, repr(error))
+            raise
 
 
 def forget_last_attempt(env: submitit.JobEnvironment) -> None:
@@ -99,13 +96,6 @@ def failure_file(folder: str | Path, job_number: str) -> Path:
 def report_failure(env: submitit.JobEnvironment, reason: str) -> None:
     with open(failure_file(env.paths.folder, env.raw_job_id), "a") as file:
         file.write(f"rank {env.global_rank}: {reason}\n")
-
-
-def is_lost_peer(error: Exception) -> bool:
-    """True for what torch raises where another rank is gone; gloo has no class of its own."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error)
-    )
 
 
 def await_the_end() -> None:

@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as VF
 
 from util.errors import UsageError
-from util.images import to_tensor
+from util.images import to_float, to_tensor
 
 BICUBIC = InterpolationMode.BICUBIC
 
@@ -32,8 +32,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, imgs: Tensor) -> Tensor:
-        imgs = imgs.float() / 255 if imgs.dtype == torch.uint8 else imgs.float()
-        return (imgs - self.mean) / self.std
+        return (to_float(imgs) - self.mean) / self.std
 
     def inverse(self, imgs: Tensor) -> Tensor:
         """Back to values in 0..1 (not clipped)."""

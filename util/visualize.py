@@ -22,16 +22,11 @@ def reconstruction_sheet(
     scale = max(1, -(-min_cell // min(height, width)))
     cell_w, cell_h = width * scale, height * scale
     columns = 1 + 2 * num_masks
-    sheet = Image.new(
-        "RGB",
-        (
-            columns * (cell_w + MARGIN) + MARGIN,
-            2 * HEADER + num_images * (cell_h + MARGIN) + MARGIN,
-        ),
-        BACKGROUND,
-    )
-    draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
+    sheet_w = max(columns * (cell_w + MARGIN), int(font.getlength(caption)) + MARGIN) + MARGIN
+    sheet_h = 2 * HEADER + num_images * (cell_h + MARGIN) + MARGIN
+    sheet = Image.new("RGB", (sheet_w, sheet_h), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, 4), caption, INK, font)
     for column in range(columns):
         mask = (column + 1) // 2
