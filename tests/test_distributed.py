@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -106,6 +107,11 @@ def test_world_size_changes_nothing(single, tmp_path, world, options):
         )
 
 
+def torchrun() -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    return [*launcher, "--master_port", str(free_port())]
+
+
 def test_torchrun_gives_the_log_of_one_process(tmp_path):
     """The whole program: batches, augmentation, masks, losses, evaluation."""
     common = (
@@ -115,10 +121,7 @@ def test_torchrun_gives_the_log_of_one_process(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for world in (1, 2):
         output = ["--output_dir", str(tmp_path / str(world)), "--batch_size", str(32 // world)]
-        launcher = [sys.executable]
-        if world > 1:
-            launcher += ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-            launcher += ["--master_port", str(free_port())]
+        launcher = torchrun() if world > 1 else [sys.executable]
         command = [*launcher, "main_pretrain.py", *common, *output]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -131,3 +134,41 @@ def test_torchrun_gives_the_log_of_one_process(tmp_path):
         assert one.pop("knn_acc1") == pytest.approx(two["knn_acc1"], abs=4 / 3.6)
         for name, value in one.items():
             assert value == pytest.approx(two[name], rel=2e-3, abs=2e-5), name
+
+
+def test_ranks_evaluate_what_is_saved(tmp_path, run_main_here):
+    """A probe's BatchNorm statistics differ over the ranks; the checkpoint has rank 0's."""
+    words = ["main_linprobe.py", "--epochs", "1", "--batch_size", "8", "--train_fraction", "0.2"]
+    words += ["--device", "cpu", "--model", "pixels", "--output_dir", str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun(), *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    logged = json.loads((tmp_path / "two" / "log.txt").read_text())
+    saved = tmp_path / "two" / "checkpoint-last.pth"
+    found = run_main_here("main_linprobe", "--model", "pixels", "--eval", "--resume", saved)
+    assert logged["test_loss"] == pytest.approx(found.results()["loss"], rel=1e-5)
+    assert logged["test_acc1"] == pytest.approx(found.results()["acc1"])
+
+
+def test_a_rank_whose_peer_dies_ends_with_69(tmp_path):
+    words = ["main_pretrain.py", "--device", "cpu", "--max_steps", "100000", "--log_every", "1"]
+    words += ["--output_dir", str(tmp_path / "run"), "--batch_size", "32"]
+    environment = os.environ | {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *words], env=environment | {"RANK": str(rank), "LOCAL_RANK": "0"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for line in ranks[0].stdout:
+        if line.startswith("epoch 0 2/"):
+            break
+    ranks[1].send_signal(signal.SIGKILL)
+    ranks[1].communicate(timeout=60)
+    said = ranks[0].communicate(timeout=120)[1]
+    assert ranks[0].returncode == 69, said
+    assert said.splitlines()[-1].startswith("error: other ranks are lost (")
