@@ -243,7 +243,8 @@ _SIMMIM = dict(
 )  # fmt: skip
 # Our choice: ε is an L1 of 0.6 of the pixels' standard deviation; their mean gives about 0.8. It is
 # not settled: in runs of 330 steps on digits InfoNCE stayed near its value for equal latents, and
-# the linear probe differed from SimMIM's by -4 points at 0.75 (one seed), +1 and -6 at 0.6 (two).
+# the linear probe differed from SimMIM's by -4 points at 0.75 (one seed), +1 and -6 at 0.6 (two;
+# on the digits' earlier test set).
 _MISIMMIM = _SIMMIM | dict(num_masks=0, lambda_max=1.0, lambda_min=10.0, mi_start_loss=0.6)
 _RECIPE = dict(
     input_size=[192], min_crop=0.67, clip_grad=5.0, betas=[0.9, 0.999], blr=1e-4,

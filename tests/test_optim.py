@@ -1,5 +1,6 @@
 """Learning rates, parameter groups, LARS and mixed precision."""
 
+import argparse
 import math
 
 import numpy as np
@@ -19,19 +20,26 @@ def test_absolute_lr():
     assert optim.absolute_lr(3e-4, None, 4096) == 3e-4
 
 
+def lr_at(epoch: float, **schedule) -> float:
+    """A cosine schedule whose highest rate is 1."""
+    flags = dict(lr=1.0, warmup_lr=0.0, lr_schedule="cosine") | schedule
+    return optim.scheduled_lr(epoch, argparse.Namespace(**flags))
+
+
 @pytest.mark.parametrize(
     ("epoch", "expected"),
     [(0, 0.0), (5, 0.5), (9.99, 0.999), (10, 1.0), (55, 0.55), (100, 0.1), (130, 0.1)],
 )
 def test_cosine_values(epoch, expected):
-    assert optim.cosine_lr(epoch, 1.0, 0.1, 10, 100) == pytest.approx(expected)
+    assert lr_at(epoch, min_lr=0.1, warmup_epochs=10, epochs=100) == pytest.approx(expected)
 
 
 def test_cosine_is_half_a_cosine_and_needs_no_warmup():
     for epoch in range(0, 21):
         expected = 0.5 * (1 + math.cos(math.pi * epoch / 20))
-        assert optim.cosine_lr(epoch, 1.0, 0.0, 0, 20) == pytest.approx(expected)
-    assert optim.cosine_lr(3, 1.0, 0.0, 5, 5) == pytest.approx(0.6)  # nothing but warm-up
+        assert lr_at(epoch, min_lr=0.0, warmup_epochs=0, epochs=20) == pytest.approx(expected)
+    nothing_but_warmup = lr_at(3, min_lr=0.0, warmup_epochs=5, epochs=5)
+    assert nothing_but_warmup == pytest.approx(0.6)
 
 
 def test_layer_decay_scales_and_no_decay_on_1d():

@@ -136,7 +136,12 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> 
     add("--lr_milestones", type=number(float, 0), nargs="+", default=[],
         help="epochs at which multistep multiplies the rate by --lr_gamma")  # fmt: skip
     add("--lr_gamma", type=number(float, 0), default=0.1, help="see --lr_milestones")
-    add("--weight_decay", type=number(float, 0), default=0.05, help="none on 1-D parameters")
+    add(
+        "--weight_decay",
+        type=number(float, 0),
+        default=0.05,
+        help="none on 1-D parameters; in fine-tuning, nor on position embeddings and tokens",
+    )
     add("--clip_grad", type=number(float, 1e-9), help="clip the gradient to this norm")
     add("--max_steps", type=number(int, 1), help="end after this many optimiser steps in all")
 

@@ -30,15 +30,9 @@ def scheduled_lr(epoch: float, args: argparse.Namespace) -> float:
     if args.lr_schedule == "multistep":
         return args.lr * args.lr_gamma ** sum(epoch >= m for m in args.lr_milestones)
     start = args.warmup_epochs if args.lr_schedule == "cosine" else 0.0
-    return cosine_lr(epoch, args.lr, args.min_lr, start, args.epochs)
-
-
-def cosine_lr(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
-    """Linear warm-up from 0, then half a cosine down to `min_lr`; `epoch` may be fractional."""
-    if epoch < warmup_epochs:
-        return lr * epoch / warmup_epochs
-    share = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
-    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+    share = (epoch - start) / max(args.epochs - start, 1e-9)
+    height = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))  # half a cosine, from 1 down to 0
+    return args.min_lr + (args.lr - args.min_lr) * height
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
