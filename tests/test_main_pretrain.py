@@ -273,6 +273,9 @@ def test_a_checkpoint_without_loss_scaling_goes_on_with_it(run_main_here, checkp
 def test_resuming_a_run_from_elsewhere_sets_aside_what_was_here(run_main_here, checkpoint):
     here = run_main_here("main_pretrain", *SHORT, "--visualize", 1)
     log = (here.folder / "log.txt").read_text()
+    other = ("--model", "mimae_vit_tiny_patch4", "--resume", checkpoint)
+    assert run_in_process("main_pretrain", *other, folder=here.folder).status == 2
+    assert not (here.folder / "previous-1").exists()  # what is refused moves nothing
     flags = ("--batch_size", 128, "--epochs", 3, "--resume", checkpoint)
     assert run_in_process("main_pretrain", *flags, folder=here.folder).status == 0
     aside = here.folder / "previous-1"

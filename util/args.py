@@ -55,7 +55,7 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
 
     def parse(text: str):
         value = kind(text)
-        if not low <= value <= high:  # nor is NaN
+        if not low <= value <= high:  # NaN, too
             bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
             raise argparse.ArgumentTypeError(f"{text} is not {bound}")
         return value

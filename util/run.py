@@ -76,9 +76,9 @@ class Run:
         )
         self.batches = batches
         self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
+        self.checkpointer.resume(args.resume)
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
-        self.checkpointer.resume(args.resume)
         self.journal = Journal(args.output_dir, self.progress)
         self.meters = Meters(self.progress, self.device)
         if args.on_nonfinite == "rollback" and self.progress.total_steps == 0:
