@@ -68,13 +68,13 @@ def run_in_process(name: str, *argv, folder: Path | None = None) -> Outcome:
 
 @pytest.fixture
 def run_main_here(tmp_path):
-    """(main's name, flags …) -> Outcome, with an output folder of the test's own."""
+    """(main's name, flags …) -> Outcome, with an output folder of the test's own, or `folder`."""
     count = 0
 
-    def run(name: str, *argv) -> Outcome:
+    def run(name: str, *argv, folder: Path | None = None) -> Outcome:
         nonlocal count
         count += 1
-        return run_in_process(name, *argv, folder=tmp_path / f"out{count}")
+        return run_in_process(name, *argv, folder=folder or tmp_path / f"out{count}")
 
     return run
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import run_in_process
 
 from util.datasets import DATASETS
 from util.knn import weighted_knn
@@ -102,11 +101,11 @@ def test_resume_with_another_encoder_is_refused(refuses, run_main_here, checkpoi
 def test_an_evaluation_sets_the_earlier_results_aside(run_main_here, checkpoint):
     trained = run_main_here("main_linprobe", "--finetune", checkpoint, "--epochs", 1)
     folder, results = trained.folder, trained.results()
-    knn = run_in_process("main_linprobe", "--knn", "--finetune", checkpoint, folder=folder)
+    knn = run_main_here("main_linprobe", "--knn", "--finetune", checkpoint, folder=folder)
     assert knn.results()["knn_acc1"] > 0 and (folder / "checkpoint-last.pth").exists()
     assert json.loads((folder / "previous-1" / "results.json").read_text()) == results
     saved = folder / "checkpoint-last.pth"
-    assert run_in_process("main_linprobe", "--eval", "--resume", saved, folder=folder).status == 0
+    assert run_main_here("main_linprobe", "--eval", "--resume", saved, folder=folder).status == 0
     assert "knn_acc1" in json.loads((folder / "previous-2" / "results.json").read_text())
 
 

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import run_in_process
 from PIL import Image
 
 SHORT = ("--batch_size", 32, "--max_steps", 3, "--mi_start_loss", "inf")
@@ -274,14 +273,14 @@ def test_resuming_a_run_from_elsewhere_sets_aside_what_was_here(run_main_here, c
     here = run_main_here("main_pretrain", *SHORT, "--visualize", 1)
     log = (here.folder / "log.txt").read_text()
     other = ("--model", "mimae_vit_tiny_patch4", "--resume", checkpoint)
-    assert run_in_process("main_pretrain", *other, folder=here.folder).status == 2
+    assert run_main_here("main_pretrain", *other, folder=here.folder).status == 2
     assert not (here.folder / "previous-1").exists()  # what is refused moves nothing
     flags = ("--batch_size", 128, "--epochs", 3, "--resume", checkpoint)
-    assert run_in_process("main_pretrain", *flags, folder=here.folder).status == 0
+    assert run_main_here("main_pretrain", *flags, folder=here.folder).status == 0
     aside = here.folder / "previous-1"
     assert (aside / "log.txt").read_text() == log
     assert (aside / "reconstructions.png").exists() and (aside / "checkpoint-last.pth").exists()
     own = here.folder / "checkpoint-last.pth"
     flags = ("--batch_size", 128, "--epochs", 4, "--resume", own)
-    assert run_in_process("main_pretrain", *flags, folder=here.folder).status == 0
+    assert run_main_here("main_pretrain", *flags, folder=here.folder).status == 0
     assert not (here.folder / "previous-2").exists()
