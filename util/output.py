@@ -66,4 +66,4 @@ class OutputFolder:
         for file in old:
             os.replace(file, os.path.join(folder, os.path.basename(file)))
         names = ", ".join(sorted(os.path.basename(file) for file in old))
-        log.warning("%s of an earlier run: now in %s (--resume auto goes on)", names, folder)
+        log.warning("set aside into %s: %s (with --resume auto a run goes on)", folder, names)
