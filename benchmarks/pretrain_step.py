@@ -107,7 +107,7 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
         losses["loss"].backward()
     bare.zero_grad(set_to_none=True)
     if args.compile:
-        bare.compile()
+        distributed.compile_in_place(bare, args.grad_checkpointing)
     wrapped = distributed.wrap(bare, device, sync_buffers=False)
 
     def train(num_steps: int) -> None:

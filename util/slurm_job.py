@@ -25,8 +25,6 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from util.errors import EXIT_INTERRUPTED, EXIT_LOST_RANKS
 from util.run import run_main
 
-log = logging.getLogger(__name__)
-
 GRACE_SECONDS = 5.0  # in which a peer that failed writes down why
 WAIT_SECONDS = 600.0  # for rank 0 to requeue the job, which ends this task
 
