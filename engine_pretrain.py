@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from util import distributed
 from util.distributed import hold_gradients, unwrap
+from util.exact_accumulation import StepMI, share_step
 from util.metrics import effective_rank
 from util.optim import Precision
 from util.randomness import mask_noise
@@ -35,6 +36,7 @@ def train_one_epoch(
     clock = _Clock()
     for num_micro, micro_batches in run.steps(optimizer):
         losses, latent = _accumulate(model, micro_batches, num_micro, normalize, precision, run)
+        unwrap(model).gate.update(losses["rec"])
         losses["grad_norm"] = precision.step(optimizer, run.args.clip_grad)
         clock.count(num_micro * run.batches.global_size)
 
@@ -52,37 +54,34 @@ def _accumulate(
     """Gradients of one step; returns its mean losses and the last micro-batch's latents."""
     bare = unwrap(model)
     batches = (imgs.to(run.device, non_blocking=True) for imgs, _ in micro_batches)
-    cached, means, noise = [None] * num_micro, {}, None
-    is_exact = run.args.exact_accum and num_micro > 1
-    if is_exact:
+    step_mi, means, noise = [None] * num_micro, {}, None
+    if run.args.exact_accum and num_micro > 1:
         batches = list(batches)
         noise = _own_noise(bare, len(batches[0]), num_micro, run)
-        cached = _cache_mi(bare, [normalize(imgs) for imgs in batches], noise, precision)
+        step_mi = _share_step(bare, [normalize(imgs) for imgs in batches], noise, precision)
     for micro, imgs in enumerate(batches):
         if noise is None:
             noise = _own_noise(bare, len(imgs), num_micro, run)
         with hold_gradients(model, micro < num_micro - 1):
             with precision.autocast():
-                losses = model(normalize(imgs), noise[micro], cached[micro])
+                losses = model(normalize(imgs), noise[micro], step_mi[micro])
             precision.backward(losses["loss"] / num_micro)
         for name in LOSSES:
             share = losses[name].detach() / num_micro
             means[name] = means[name] + share if name in means else share
-    if is_exact:
-        bare.gate.update(means["rec"])
     return means, losses["latent"]
 
 
 @torch.no_grad()
-def _cache_mi(bare: nn.Module, batches: list[Tensor], noise: Tensor, precision: Precision):
+def _share_step(
+    bare: nn.Module, batches: list[Tensor], noise: Tensor, precision: Precision
+) -> list[StepMI]:
     """For each micro-batch, the MI losses of the whole step, from a pass without the decoder."""
-    latents, rows = [], []
+    parts = []
     for imgs, own_noise in zip(batches, noise, strict=True):
         with precision.autocast():
-            x, z, latent = bare.mi_inputs(imgs, own_noise)
-        latents.append(latent)
-        rows.append(bare.club_rows(x, z, latent))
-    return bare.cache_mi(latents, rows)
+            parts.append(bare.mi_inputs(imgs, own_noise))
+    return share_step(bare.mi_losses, parts)
 
 
 def _own_noise(model: nn.Module, batch_size: int, num_micro: int, run: Run) -> Tensor:

@@ -41,7 +41,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     arguments.add_run_flags(parser, "output_dir/pretrain")
     arguments.add_checkpoint_flags(parser)
     parser.set_defaults(weight_decay=0.05, warmup_epochs=10, epochs=200)
+    _add_method_flags(parser)
+    _add_monitoring_flags(parser)
+    return parser
 
+
+def _add_method_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model and method").add_argument
     add(
         "--model",
@@ -85,7 +90,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="with --accum_iter, InfoNCE and CLUB see the whole step all the same, from a first "
         "pass of the encoder over all micro-batches; costs about a fifth more time",
     )
-    add("--temperature", type=float, default=0.1, help="of InfoNCE (our choice)")
+    add("--temperature", type=float, default=0.07, help="of InfoNCE")
     add(
         "--latent_pool",
         choices=("cls", "mean"),
@@ -93,10 +98,23 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="the latent: class token, or mean of the visible patch tokens (our choice)",
     )
     add(
+        "--mi_head",
+        choices=("none", "mlp"),
+        default="none",
+        help="InfoNCE compares the latents, or a projection of them that is dropped afterwards "
+        "(our choice: the paper names none)",
+    )
+    add(
         "--club_level",
         choices=("image", "token"),
         default="image",
         help="CLUB on one row per masked image, or per visible token (our choice)",
+    )
+    add(
+        "--club_negatives",
+        choices=("image", "batch"),
+        default="image",
+        help="the second term of Eq. 10 is over the masks of the same image, or of the batch",
     )
     add(
         "--train_approximation",
@@ -136,6 +154,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
 
+
+def _add_monitoring_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("monitoring").add_argument
     add(
         "--knn_every",
@@ -155,7 +175,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--visualize_stats", choices=("true", "visible"), default="true",
         help="de-normalise predicted patches with their own or the visible patches' mean and "
         "variance")  # fmt: skip
-    return parser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -179,7 +198,8 @@ def build_model(args: argparse.Namespace) -> nn.Module:
         img_size=args.input_size, in_chans=args.in_chans, num_masks=args.num_masks,
         mask_ratio=args.mask_ratio, mask_type=args.mask_type, norm_pix_loss=args.norm_pix_loss,
         lambda_rec=args.lambda_rec, lambda_max=args.lambda_max, lambda_min=args.lambda_min,
-        temperature=args.temperature, latent_pool=args.latent_pool, club_level=args.club_level,
+        temperature=args.temperature, latent_pool=args.latent_pool, mi_head=args.mi_head,
+        club_level=args.club_level, club_negatives=args.club_negatives,
         train_approximation=args.train_approximation, mi_start_loss=args.mi_start_loss,
         grad_checkpointing=args.grad_checkpointing, **decoder,
     )  # fmt: skip

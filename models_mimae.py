@@ -1,4 +1,4 @@
-"""MI-MAE in one file: orthogonal masks, InfoNCE, CLUB, the approximation network and the MAE.
+"""MI-MAE in one file, from Eq. 1 to Eq. 11: masks, reconstruction, InfoNCE, CLUB, and their sum.
 
 *Learning Mask Invariant Mutual Information for Masked Image Modeling*, ICLR 2025. With one mask
 and `lambda_max = lambda_min = 0` the model is MAE: same parameters, initialisation and loss.
@@ -10,28 +10,26 @@ Losses are means over the *global* batch: averaged over the ranks, the values an
 """
 
 import math
-from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
+from timm.layers import Mlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from models_pixels import PixelPrediction, full_precision, take_rows
+from models_mae import SIZES, MAEViT, draw_weights
+from models_pixels import full_precision
 from util import distributed
-from util.args import check_one_of, image_size
-from util.cached_mi import CachedMI
+from util.args import check_one_of
 from util.errors import UsageError
-from util.pos_embed import sincos_pos_embed
+from util.exact_accumulation import StepMI
 
-# ------------------------------------------------------------------------------- orthogonal masks
+# ---------------------------------------------------------------- orthogonal masks [Section 4.2]
 
 
 def orthogonal_permutations(noise: Tensor, num_masks: int, num_visible: int) -> Tensor:
-    """Patch order for each mask, from one random permutation per image (Section 4.2).
+    """Patch order for each mask, from one random permutation per image.
 
     Mask k sees the permutation's positions k·K … k·K + K − 1, modulo L. So the visible sets are
     disjoint where N·K ≤ L and overlap as evenly as possible elsewhere.
@@ -47,15 +45,8 @@ def orthogonal_permutations(noise: Tensor, num_masks: int, num_visible: int) -> 
     return torch.stack([permutation.roll(-k * num_visible, 1) for k in range(num_masks)], dim=1)
 
 
-def independent_permutations(noise: Tensor) -> Tensor:
-    """A new permutation for each mask (Table 3c): noise [B, N, L] -> [B, N, L]."""
-    return noise.argsort(dim=2)
-
-
-def resolve_masking(
-    num_patches: int, num_masks: int, mask_ratio: float, lambda_max: float
-) -> tuple[int, int]:
-    """(N, K) for a grid of L patches; `num_masks = 0` is complete masking (Fig. 2).
+def resolve_masking(num_patches: int, num_masks: int, mask_ratio: float) -> tuple[int, int]:
+    """(N, K) for a grid of L patches; `num_masks = 0` is complete masking [Fig. 2].
 
     Raises:
         UsageError: where a ratio or a number of masks cannot be used; the line names the flag.
@@ -70,20 +61,22 @@ def resolve_masking(
         )
     if num_masks < 0:
         raise UsageError(f"--num_masks {num_masks} is negative: use 0 (complete masking) or more")
-    num_masks = num_masks or max(2, round(1 / (1 - mask_ratio)))
-    if num_masks == 1 and lambda_max > 0:
-        raise UsageError(
-            f"--num_masks 1 has no other mask for --lambda_max {lambda_max} to compare with: "
-            "use --lambda_max 0 or more masks"
-        )
-    return num_masks, num_visible
+    return num_masks or max(2, round(1 / (1 - mask_ratio))), num_visible
 
 
-# ----------------------------------------------------------------------- MI maximisation [Eq. 7, 8]
+# ------------------------------------------------------------------------- reconstruction [Eq. 1]
+
+
+def reconstruction_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """L_rec: mean squared error of the masked patches' pixels, [B·N, M, P] each [Eq. 1]."""
+    return F.mse_loss(full_precision(pred), target)
+
+
+# ---------------------------------------------------------------------- MI maximisation [Eq. 7, 8]
 
 
 def latent_similarities(latents: Tensor, temperature: float) -> Tensor:
-    """Cosine similarities / τ of this rank's latents to those of all ranks; a row's own is −inf.
+    """s_ij: cosine similarities / τ to the latents of all ranks; a row's own (j = i) is −inf.
 
     latents [B·N, D] -> [B·N, W·B·N]; columns are rank by rank.
     """
@@ -94,12 +87,11 @@ def latent_similarities(latents: Tensor, temperature: float) -> Tensor:
     return similarities
 
 
-def ids_positives(num_rows: int, num_masks: int, device: torch.device) -> Tensor:
-    """Columns of the other masks of each row's image in `latent_similarities`: [B·N, N − 1]."""
-    row = torch.arange(num_rows, device=device)[:, None]
-    shift = torch.arange(1, num_masks, device=device)
-    local = row - row % num_masks + (row + shift) % num_masks
-    return local + distributed.rank() * num_rows
+def ids_positives(similarities: Tensor, num_masks: int) -> Tensor:
+    """Columns of the other masks of each row's image: [B·N, N − 1]."""
+    row = torch.arange(len(similarities), device=similarities.device)[:, None]
+    shift = torch.arange(1, num_masks, device=similarities.device)
+    return row - row % num_masks + (row + shift) % num_masks + distributed.rank() * len(row)
 
 
 def info_nce(latents: Tensor, num_masks: int, temperature: float) -> Tensor:
@@ -110,35 +102,30 @@ def info_nce(latents: Tensor, num_masks: int, temperature: float) -> Tensor:
     it is SimCLR's NT-Xent.
 
     Args:
-        latents: [B·N, D], rows of one image adjacent.
-        num_masks: N ≥ 2. temperature: τ.
-
-    Returns:
-        The mean over this rank's rows, a scalar.
+        latents: [B·N, D], rows of one image adjacent. num_masks: N ≥ 2. temperature: τ.
     """
     return _info_nce(latent_similarities(latents, temperature), num_masks)
 
 
 def _info_nce(similarities: Tensor, num_masks: int) -> Tensor:
-    positives = ids_positives(len(similarities), num_masks, similarities.device)
-    return (similarities.logsumexp(1) - similarities.gather(1, positives).mean(1)).mean()
+    positive = similarities.gather(1, ids_positives(similarities, num_masks)).mean(1)
+    return (similarities.logsumexp(1) - positive).mean()
 
 
 def info_nce_accuracy(similarities: Tensor, num_masks: int) -> Tensor:
     """Share of rows whose nearest other latent is another mask of the same image."""
-    positives = ids_positives(len(similarities), num_masks, similarities.device)
-    return (similarities.argmax(1, keepdim=True) == positives).any(1).float().mean()
+    is_nearest = similarities.argmax(1, keepdim=True) == ids_positives(similarities, num_masks)
+    return is_nearest.any(1).float().mean()
 
 
-# ----------------------------------------------------------------- MI minimisation [Eq. 9, 10]
+# --------------------------------------------------------------------- MI minimisation [Eq. 9, 10]
 
 
 class ApproximationNetwork(nn.Module):
-    """q_φ(z | x·m), a diagonal Gaussian (Section 5.4): x [rows, D] -> mean, logvar [rows, D].
+    """q_φ(z | x·m), a diagonal Gaussian [Section 5.4]: x [rows, D] -> mean, logvar [rows, D].
 
-    Where the embedded patches are narrower than the latents (Swin), x is [rows, input_dim].
-
-    Our choice: the ReLU output is the log-variance, so σ² ≥ 1 and the precision is bounded. Read
+    Where the embedded patches are narrower than the latents (Swin), x is [rows, input_dim]. Our
+    choice: the ReLU output is the log-variance, so σ² ≥ 1 and the precision is bounded. Read
     as a variance with a small floor, λ2 = 10 made a small run collapse.
     """
 
@@ -162,35 +149,49 @@ def gaussian_nll(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (squared + logvar + math.log(2 * math.pi)).mean()
 
 
-def club_upper_bound(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+def club_upper_bound(z: Tensor, mean: Tensor, logvar: Tensor, group: int | None) -> Tensor:
     """L_min, the CLUB bound of the mutual information, in nats per dimension [Eq. 10].
 
-    mean_i [ log q(z_i | x_i) − mean_j log q(z_j | x_i) ], j over all rows of the global batch.
-    For a diagonal Gaussian the inner mean needs two moments only,
-    mean_j (z_j − μ_i)² = Var z + (E z − μ_i)², so the exact bound costs O(rows · D) and the
-    ranks exchange 2·D numbers. The log-variances cancel.
+    mean_j [ log q(z_j | x_j) − mean_k log q(z_k | x_j) ], k over the rows of j's group. Among the
+    masks of one image it takes out of a latent what is peculiar to its mask, and leaves what
+    tells images apart. For a diagonal Gaussian the inner mean needs two moments only,
+    mean_k (z_k − μ_j)² = Var z + (E z − μ_j)², so the exact bound costs O(rows · D). The
+    log-variances cancel.
 
     Args:
-        z, mean, logvar: [rows, D]; mean and logvar of q(· | x_i) in row i.
-
-    Returns:
-        The mean over this rank's rows and over the D dimensions, a scalar.
+        z, mean, logvar: [rows, D]; mean and logvar of q(· | x_j) in row j.
+        group: so many adjacent rows are each other's negatives, an image's; None: all rows of the
+            global batch are, for which the ranks exchange 2·D numbers.
     """
-    z_mean = distributed.reduce_mean_with_grad(z.mean(0))  # [D]
-    z_var = distributed.reduce_mean_with_grad(((z - z_mean) ** 2).mean(0))  # [D]
-    positive = (z - mean) ** 2  # [rows, D]
-    negative = z_var + (z_mean - mean) ** 2  # [rows, D]
+    if group is None:
+        z_mean = distributed.reduce_mean_with_grad(z.mean(0))  # [D]
+        z_var = distributed.reduce_mean_with_grad(((z - z_mean) ** 2).mean(0))  # [D]
+    else:
+        z, mean, logvar = (t.unflatten(0, (-1, group)) for t in (z, mean, logvar))
+        z_mean = z.mean(1, keepdim=True)  # [rows / group, 1, D]
+        z_var = ((z - z_mean) ** 2).mean(1, keepdim=True)
+    positive = (z - mean) ** 2
+    negative = z_var + (z_mean - mean) ** 2
     return 0.5 * ((negative - positive) * (-logvar).exp()).mean()
 
 
-# -------------------------------------------------------------------------------- Assumption 3
+def follow_above_zero(bound: Tensor) -> Tensor:
+    """`bound`, without its gradient where its mean over the global batch is below zero.
+
+    Our choice. Mutual information is not negative: there φ lags behind the encoder and Eq. 10 is
+    no bound [Appendix A.4]. Followed on, L_min alone turned an image's latents from each other.
+    """
+    return torch.where(distributed.reduce_mean(bound) > 0, bound, bound.detach())
+
+
+# ------------------------------------------------------------------------- Assumption 3 [Eq. 5]
 
 
 class ReconstructionGate(nn.Module):
     """Assumption 3: the MI losses count only once L_rec has fallen below ε.
 
     Our choice: a running mean of L_rec over all ranks is tested, and once met it stays met. The
-    state is not in the model's state dict, whose names are MAE's; checkpoints save it beside.
+    engine updates it, once per optimiser step; its state is saved beside the model's.
     """
 
     decay = 0.95
@@ -198,13 +199,13 @@ class ReconstructionGate(nn.Module):
     def __init__(self, threshold: float):
         super().__init__()
         self.threshold = threshold
-        is_open = torch.tensor(1.0 if threshold == math.inf else 0.0)
-        self.register_buffer("is_open", is_open, persistent=False)
-        self.register_buffer("rec_mean", torch.tensor(0.0), persistent=False)
-        self.register_buffer("num_updates", torch.tensor(0.0), persistent=False)
+        self.register_buffer("is_open", torch.tensor(float(threshold == math.inf)), False)
+        self.register_buffer("rec_mean", torch.tensor(0.0), False)
+        self.register_buffer("num_updates", torch.tensor(0.0), False)
 
     @torch.no_grad()
     def update(self, rec: Tensor) -> None:
+        """Count a step's mean L_rec on this rank."""
         if self.threshold == math.inf:
             return
         rec = distributed.reduce_mean(rec).to(self.rec_mean.dtype)
@@ -214,344 +215,186 @@ class ReconstructionGate(nn.Module):
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
 
-# ------------------------------------------------------------------------------ the losses together
+# ----------------------------------------------------------------------- the losses' sum [Eq. 11]
+
+
+class Losses(TypedDict):
+    """What `forward` returns: scalars, zero where they are not computed, and the latents."""
+
+    loss: Tensor  # the sum
+    rec: Tensor  # L_rec
+    max_mi: Tensor  # L_max
+    min_mi: Tensor  # L_min
+    apx: Tensor  # L_apx
+    info_nce_accuracy: Tensor  # for the log
+    latent: Tensor  # g [B·N, ·], detached, for the log
 
 
 class MutualInformationModel(nn.Module):
-    """A masked image model whose loss is that of MI-MAE [Eq. 11]; MAE and SimMIM build on it.
+    """A masked image model with the loss of MI-MAE [Eq. 11]; MAE and SimMIM build on it.
 
     Args:
         num_patches: L, what a mask can hide (patches; mask units for SimMIM).
-        dim: D, width of the latents and of the approximation network.
         num_masks: N, masks per image; 0 is complete masking. mask_ratio: masked share of L.
         mask_type: `orthogonal` or `independent`.
         lambda_rec, lambda_max, lambda_min: weights of L_rec, L_max and L_min.
         temperature: τ of InfoNCE.
         latent_pool: the latent g is the class token (`cls`) or the mean patch token (`mean`) of z.
-        club_level: one row of CLUB per masked `image`, or one per visible `token`.
-        input_dim: width of the embedded patches, where it is not D.
-        train_approximation: add L_apx; without it φ keeps its random weights (Table 3a, d).
+        mi_head: InfoNCE compares g (`none`), or a projection of it (`mlp`), dropped afterwards.
+        club_level: a row of CLUB is a masked `image` or a visible `token`; club_negatives: it is
+            compared with the rows of its `image` or of the `batch`.
+        train_approximation: add L_apx; without it φ keeps its random weights [Table 3a, d].
         mi_start_loss: ε of Assumption 3; infinite: the MI losses count from the first step.
 
     Raises:
         UsageError: for ratios and names that cannot be used; the line names the flag.
     """
 
+    separate = ("approximation.",)  # moved by L_apx alone, so no part of the gradient's norm
+
     def __init__(
-        self, num_patches: int, dim: int, num_masks: int = 4, mask_ratio: float = 0.75,
+        self, num_patches: int, num_masks: int = 4, mask_ratio: float = 0.75,
         mask_type: str = "orthogonal", lambda_rec: float = 1.0, lambda_max: float = 1.0,
-        lambda_min: float = 10.0, temperature: float = 0.1, latent_pool: str = "cls",
-        club_level: str = "image", train_approximation: bool = True,
-        mi_start_loss: float = math.inf, input_dim: int | None = None,
+        lambda_min: float = 10.0, temperature: float = 0.07, latent_pool: str = "cls",
+        mi_head: str = "none", club_level: str = "image", club_negatives: str = "image",
+        train_approximation: bool = True, mi_start_loss: float = math.inf,
     ):  # fmt: skip
         super().__init__()
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
         check_one_of("--latent_pool", latent_pool, ("cls", "mean"))
+        check_one_of("--mi_head", mi_head, ("none", "mlp"))
         check_one_of("--club_level", club_level, ("image", "token"))
+        check_one_of("--club_negatives", club_negatives, ("image", "batch"))
         if not temperature > 0:  # nor NaN
-            raise UsageError(f"--temperature {temperature} is not positive: the default is 0.1")
-        self.num_patches = num_patches
-        self.num_masks, self.num_visible = resolve_masking(
-            num_patches, num_masks, mask_ratio, lambda_max
-        )
-        self.mask_type, self.temperature = mask_type, temperature
+            raise UsageError(f"--temperature {temperature} is not positive: the paper has 0.07")
+        self.num_patches, self.mask_type, self.temperature = num_patches, mask_type, temperature
+        self.num_masks, self.num_visible = resolve_masking(num_patches, num_masks, mask_ratio)
+        needs_others = lambda_max or (lambda_min and club_level == club_negatives == "image")
+        if self.num_masks == 1 and needs_others:
+            raise UsageError(
+                "--num_masks 1 has no other mask for --lambda_max and --lambda_min to compare "
+                "with: set both to 0, or use more masks"
+            )
         self.latent_pool, self.club_level = latent_pool, club_level
+        self.club_negatives, self.mi_head_type = club_negatives, mi_head
         self.lambda_rec, self.lambda_max, self.lambda_min = lambda_rec, lambda_max, lambda_min
-        self.gate = ReconstructionGate(mi_start_loss)
-        # Only L_min needs φ; without it the parameters are exactly MAE's.
-        self.approximation = ApproximationNetwork(dim, input_dim) if lambda_min > 0 else None
-        self.train_approximation = train_approximation
+        self.train_approximation, self.gate = train_approximation, ReconstructionGate(mi_start_loss)
+
+    def add_mi_networks(self, dim: int, input_dim: int | None = None) -> None:
+        """φ and the projection, where they are used; without them the parameters are MAE's.
+
+        Built last and drawn apart, so all models of one seed start from the same encoder.
+        """
+        self.approximation = ApproximationNetwork(dim, input_dim) if self.lambda_min > 0 else None
         if self.approximation is not None:
-            self.approximation.requires_grad_(train_approximation)
+            self.approximation.requires_grad_(self.train_approximation)
+        has_head = self.mi_head_type == "mlp" and self.lambda_max > 0
+        self.mi_head = Mlp(dim, 2 * dim, 256) if has_head else None
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        for network in filter(None, (self.approximation, self.mi_head)):
+            draw_weights(network, generator)
 
     def noise_shape(self, batch_size: int) -> tuple[int, ...]:
         """Shape of the noise that `forward` needs: [B, L], or [B, N, L] for independent masks."""
-        if self.mask_type == "orthogonal":
-            return (batch_size, self.num_patches)
-        return (batch_size, self.num_masks, self.num_patches)
+        masks = () if self.mask_type == "orthogonal" else (self.num_masks,)
+        return (batch_size, *masks, self.num_patches)
 
     def permutations(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
         """Patch order for each mask, [B, N, L]: the first K of a row are visible."""
         if noise is None:
             noise = torch.rand(self.noise_shape(len(imgs)), device=imgs.device)
-        if self.mask_type == "independent":
-            return independent_permutations(noise)
+        if self.mask_type == "independent":  # [Table 3c]
+            return noise.argsort(dim=2)
         return orthogonal_permutations(noise, self.num_masks, self.num_visible)
 
+    def mi_rows(self, x: Tensor, z: Tensor, cls_token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What InfoNCE compares, g [B·N, ·], and the rows x and z [·, D] of q(z | x).
+
+        Args:
+            x, z: visible embedded patches x·m and their outputs, [B·N, K, D]. cls_token: [B·N, D].
+        """
+        latent = full_precision(cls_token if self.latent_pool == "cls" else z.mean(1))
+        g = self.mi_head(latent) if self.mi_head else latent
+        if self.club_level == "image":
+            return g, full_precision(x.mean(1)), latent
+        return g, full_precision(x.flatten(0, 1)), full_precision(z.flatten(0, 1))
+
+    def mi_losses(self, g: Tensor, x: Tensor, z: Tensor) -> dict[str, Tensor]:
+        """L_max, which moves the encoder, L_min, which moves it through z alone, and L_apx, which
+        moves φ alone, of what `mi_rows` gives; a term of weight 0 is for the log only."""
+        names = ("max_mi", "min_mi", "apx", "info_nce_accuracy")
+        losses = dict.fromkeys(names, z.new_zeros(()))
+        with torch.autocast(x.device.type, enabled=False):  # in full precision
+            if self.num_masks > 1:
+                with torch.set_grad_enabled(self.lambda_max > 0 and torch.is_grad_enabled()):
+                    similarities = latent_similarities(g, self.temperature)
+                    losses["max_mi"] = _info_nce(similarities, self.num_masks)
+                losses["info_nce_accuracy"] = info_nce_accuracy(similarities, self.num_masks)
+            if self.approximation is not None:
+                mean, logvar = self.approximation(x.detach())
+                losses["apx"] = gaussian_nll(z.detach(), mean, logvar)
+                rows = self.num_masks * len(z) // len(g)  # of an image
+                group = rows if self.club_negatives == "image" else None
+                bound = club_upper_bound(z, mean.detach(), logvar.detach(), group)
+                losses["min_mi"] = follow_above_zero(bound)
+        return losses
+
     def total_loss(
-        self, rec: Tensor, x: Tensor, z: Tensor, latent: Tensor, cached: CachedMI | None = None
-    ) -> dict[str, Tensor]:
+        self, rec: Tensor, g: Tensor, x: Tensor, z: Tensor, step_mi: StepMI | None = None
+    ) -> Losses:
         """L = λ_rec·L_rec + λ1·L_max + λ2·L_min (+ L_apx), gated by Assumption 3 [Eq. 11].
 
         Args:
-            rec: L_rec. latent: g, [B·N, D].
-            x, z: visible embedded patches x·m and their outputs, [B·N, K, D] each.
-            cached: the MI losses of the whole step, where this batch is a part of it.
-
-        Returns:
-            `loss` and its parts `rec`, `max_mi`, `min_mi`, `apx` (zero where not computed); for
-            the log `info_nce_accuracy` and `latent`, detached.
+            rec: L_rec. g, x, z: see `mi_rows`.
+            step_mi: the MI losses of the whole step, where this batch is a part of it.
         """
-        x, z = self.club_rows(x, z, latent)
-        with torch.autocast(x.device.type, enabled=False):  # MI losses in full precision
-            min_mi, apx = self.mi_minimisation(x, z)
-            if cached is None:
-                max_mi, accuracy = self.mi_maximisation(latent)
-            else:
-                max_mi, min_mi, accuracy = cached.max_mi, cached.min_mi, cached.accuracy
-        mi_loss = self.lambda_max * max_mi + self.lambda_min * min_mi
-        if cached is not None:  # their value with the gradient of this batch's part in them
-            surrogate = cached.surrogate(latent, z)
-            mi_loss = mi_loss + surrogate - surrogate.detach()
+        mi = self.mi_losses(g, x, z)
+        if step_mi is not None:
+            mi = step_mi.put_into(mi, g, z)
+        mi_loss = self.lambda_max * mi["max_mi"] + self.lambda_min * mi["min_mi"]
         loss = self.lambda_rec * rec + self.gate.is_open.clone() * mi_loss
-        loss = loss + apx if self.train_approximation else loss
-        if self.training and cached is None:
-            self.gate.update(rec)
-        return {
-            "loss": loss, "rec": rec, "max_mi": max_mi, "min_mi": min_mi, "apx": apx,
-            "info_nce_accuracy": accuracy, "latent": latent.detach(),
-        }  # fmt: skip
-
-    def club_rows(self, x: Tensor, z: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """The pairs (x, z) of q(z | x), a row per masked image or per visible token."""
-        if self.club_level == "image":
-            return full_precision(x.mean(1)), full_precision(latent)  # [B·N, D]
-        return full_precision(x.flatten(0, 1)), full_precision(z.flatten(0, 1))  # [B·N·K, D]
-
-    def mi_maximisation(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """L_max and the InfoNCE accuracy of latents [B·N, D]; for the log only where λ1 = 0."""
-        if self.num_masks == 1:
-            return latent.new_zeros(()), latent.new_zeros(())
-        with torch.set_grad_enabled(self.lambda_max > 0 and torch.is_grad_enabled()):
-            similarities = latent_similarities(latent, self.temperature)
-            max_mi = _info_nce(similarities, self.num_masks)
-        return max_mi, info_nce_accuracy(similarities.detach(), self.num_masks)
-
-    def mi_minimisation(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """L_min, which moves the encoder through z alone, and L_apx, which moves φ alone."""
-        if self.approximation is None:
-            return z.new_zeros(()), z.new_zeros(())
-        mean, logvar = self.approximation(x.detach())
-        apx = gaussian_nll(z.detach(), mean, logvar)
-        return club_upper_bound(z, mean.detach(), logvar.detach()), apx
-
-    def cache_mi(self, latents: list[Tensor], rows: list[tuple[Tensor, Tensor]]) -> list[CachedMI]:
-        """The MI losses over all micro-batches of a step, and the gradients of each.
-
-        Args:
-            latents: g of each micro-batch. rows: what `club_rows` gave for each.
-        """
-        latent = torch.cat(latents).detach().requires_grad_()
-        x = torch.cat([x for x, _ in rows]).detach()
-        z = latent if self.club_level == "image" else torch.cat([z for _, z in rows]).detach()
-        z.requires_grad_()
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            max_mi, accuracy = self.mi_maximisation(latent)
-            min_mi, _ = self.mi_minimisation(x, full_precision(z))
-            mi_loss = self.lambda_max * max_mi + self.lambda_min * min_mi
-            leaves = [latent] if z is latent else [latent, z]
-            # A leaf that no loss reaches has the gradient 0.
-            mi_loss = mi_loss + sum(0 * leaf.sum() for leaf in leaves)
-            grads = torch.autograd.grad(mi_loss, leaves)
-        losses = (max_mi.detach(), min_mi.detach(), accuracy)
-        parts = zip(*(grad.chunk(len(latents)) for grad in grads), strict=True)
-        return [CachedMI(*losses, part, len(latents)) for part in parts]
+        loss = loss + mi["apx"] if self.train_approximation else loss
+        return Losses(loss=loss, rec=rec, latent=g.detach(), **mi)
 
 
-# ------------------------------------------------------------------------- the masked autoencoder
-
-
-class MaskedAutoencoderViT(PixelPrediction, MutualInformationModel):
+class MaskedAutoencoderViT(MAEViT, MutualInformationModel):
     """Masked autoencoder with a ViT encoder and the losses of MI-MAE.
 
     Args:
-        img_size: pixels, a number or (height, width), divisible by `patch_size`.
-        norm_pix_loss: normalise the pixels of each target patch.
-        pred_ratio: share of the masked patches that are decoded in training, a mask's first in its
-            order, which is random; 1 is MAE.
-        grad_checkpointing: recompute the blocks in the backward pass, to save memory.
-        mutual_information: the arguments of `MutualInformationModel`, `num_masks` and on.
+        sizes, options: the arguments of `MAEViT` and, by name, of `MutualInformationModel`.
     """
 
-    def __init__(
-        self, img_size: int | Sequence[int] = 224, patch_size: int = 16, in_chans: int = 3,
-        embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
-        decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
-        norm_pix_loss: bool = False, pred_ratio: float = 1.0, grad_checkpointing: bool = False,
-        **mutual_information,
-    ):  # fmt: skip
-        height, width = image_size(img_size, patch_size)
-        grid = (height // patch_size, width // patch_size)
-        super().__init__(grid, patch_size, norm_pix_loss, dim=embed_dim, **mutual_information)
-        if not 0 < pred_ratio <= 1:
-            raise UsageError(f"--pred_ratio {pred_ratio} is not above 0 and at most 1 (MAE's)")
-        self.num_predicted = max(1, round(pred_ratio * (self.num_patches - self.num_visible)))
-        self.grad_checkpointing = grad_checkpointing
-        block = partial(Block, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
-
-        self.patch_embed = PatchEmbed((height, width), patch_size, in_chans, embed_dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = _fixed(sincos_pos_embed(embed_dim, grid))
-        self.blocks = nn.ModuleList([block(embed_dim, num_heads) for _ in range(depth)])
-        self.norm = norm_layer(embed_dim)
-
-        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        self.decoder_pos_embed = _fixed(sincos_pos_embed(decoder_embed_dim, grid))
-        self.decoder_blocks = nn.ModuleList(
-            [block(decoder_embed_dim, decoder_num_heads) for _ in range(decoder_depth)]
-        )
-        self.decoder_norm = norm_layer(decoder_embed_dim)
-        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
-        self._initialize_weights()
-
-    def _initialize_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        # The patch embedding is a linear layer that happens to be written as a convolution.
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
-        nn.init.normal_(self.cls_token, std=0.02)
-        nn.init.normal_(self.mask_token, std=0.02)
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.add_mi_networks(self.pos_embed.shape[2])
 
     def forward(
-        self, imgs: Tensor, noise: Tensor | None = None, cached: CachedMI | None = None
-    ) -> dict[str, Tensor]:
-        """The losses of a batch, as `total_loss` returns them.
+        self, imgs: Tensor, noise: Tensor | None = None, step_mi: StepMI | None = None
+    ) -> Losses:
+        """The losses of a batch.
 
         Args:
             imgs: [B, C, H, W], normalised.
             noise: uniform noise of `noise_shape(B)` from which the masks follow; None draws it.
-            cached: see `total_loss`.
+            step_mi: see `total_loss`.
         """
         ids = self.permutations(imgs, noise)  # [B, N, L]
         z, x_visible = self.forward_encoder(imgs, ids)  # [B·N, 1 + K, D], [B·N, K, D]
         ids = ids[:, :, : self.num_visible + self.num_predicted]
-        rec = self.reconstruction_loss(imgs, self.forward_decoder(z, ids), ids)
-        return self.total_loss(rec, x_visible, z[:, 1:], self.pool(z), cached)
-
-    def pool(self, z: Tensor) -> Tensor:
-        """The latent g of z [B·N, 1 + K, D]: [B·N, D]."""
-        return z[:, 0] if self.latent_pool == "cls" else z[:, 1:].mean(1)
+        rec = reconstruction_loss(self.forward_decoder(z, ids), self.masked_targets(imgs, ids))
+        return self.total_loss(rec, *self.mi_rows(x_visible, z[:, 1:], z[:, 0]), step_mi)
 
     def mi_inputs(self, imgs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `total_loss` needs for the MI losses, without decoding: x, z and g."""
+        """`mi_rows` of a batch, without decoding."""
         z, x_visible = self.forward_encoder(imgs, self.permutations(imgs, noise))
-        return x_visible, z[:, 1:], self.pool(z)
-
-    def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
-        return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
-
-    def embed_patches(self, imgs: Tensor) -> Tensor:
-        """Patch and position embedding, without the class token: [B, L, D].
-
-        A matrix product: what the convolution of `patch_embed` computes, at less cost.
-        """
-        proj = self.patch_embed.proj
-        weight = proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P], pixels as in patchify
-        return F.linear(self.patchify(imgs), weight, proj.bias) + self.pos_embed[:, 1:]
-
-    def run_blocks(self, blocks: nn.ModuleList, x: Tensor, num_read: int = 0) -> Tensor:
-        """x [rows, T, ·] -> [rows, T, ·]; its `num_read` last tokens where only they are read."""
-        for block in blocks:
-            if num_read and block is blocks[-1]:
-                block = partial(_last_tokens, block, num_read)
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
-
-    def encode_tokens(self, x: Tensor) -> Tensor:
-        """Class token, blocks and final norm: embedded patches [rows, K, D] -> [rows, 1+K, D]."""
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
-        return self.norm(self.run_blocks(self.blocks, torch.cat([cls_token, x], dim=1)))
-
-    def forward_encoder(self, imgs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed the patches once and encode all N masks in one batch.
-
-        Returns:
-            z [B·N, 1 + K, D] and the visible embedded patches x·m [B·N, K, D].
-        """
-        x = self.embed_patches(imgs)  # [B, L, D]
-        x_visible = take_rows(x, ids[:, :, : self.num_visible])  # [B·N, K, D]
-        return self.encode_tokens(x_visible), x_visible
-
-    def forward_decoder(self, z: Tensor, ids: Tensor) -> Tensor:
-        """Predict the pixels of the masked patches among `ids`, in their order: [B·N, M, P].
-
-        Differs from MAE: the tokens stay in the order of `ids` (attention does not see an order,
-        positions are added), and the last MLP and the prediction head run on masked tokens only.
-
-        Args:
-            z: [B·N, 1 + K, D]. ids: [B, N, K + M], for each mask its visible patches, then M ≤
-                L − K masked ones.
-        """
-        position = take_rows(
-            self.decoder_pos_embed[:, 1:].expand(len(ids), -1, -1), ids
-        )  # [B·N, K + M, ·]
-        visible = self.decoder_embed(z)  # [B·N, 1 + K, ·]
-        x = torch.cat(
-            [
-                visible[:, :1] + self.decoder_pos_embed[:, :1],
-                visible[:, 1:] + position[:, : self.num_visible],
-                self.mask_token + position[:, self.num_visible :],
-            ],
-            dim=1,
-        )  # [B·N, 1 + K + M, ·]
-        x = self.run_blocks(self.decoder_blocks, x, num_read=ids.shape[2] - self.num_visible)
-        return self.decoder_pred(self.decoder_norm(x))
-
-    def block_shapes(self) -> list[tuple[int, int, int]]:
-        """(tokens per masked image, width, depth) of what the backward pass keeps, for memory."""
-        encoded = 1 + self.num_visible
-        decoded = encoded + self.num_predicted
-        return [
-            (encoded, self.pos_embed.shape[2], len(self.blocks)),
-            (decoded, self.decoder_pos_embed.shape[2], len(self.decoder_blocks)),
-        ]
-
-    def encode(self, imgs: Tensor) -> Tensor:
-        """Encoder output of the whole, unmasked image: [B, 1 + L, D], class token first."""
-        return self.encode_tokens(self.embed_patches(imgs))
+        return self.mi_rows(x_visible, z[:, 1:], z[:, 0])
 
 
-def _last_tokens(block: nn.Module, count: int, x: Tensor) -> Tensor:
-    """A block's last `count` tokens, which attend to all: x [rows, T, ·] -> [rows, count, ·].
-
-    The decoder's blocks have neither layer scale nor drop path.
-    """
-    x = (x + block.attn(block.norm1(x)))[:, -count:]
-    return x + block.mlp(block.norm2(x))
-
-
-def _fixed(x: Tensor) -> nn.Parameter:
-    return nn.Parameter(x, requires_grad=False)
-
-
-# ----------------------------------------------------------------------------------------- sizes
-
-# Our choice: for images of 8 to 32 pixels, on a CPU too.
-_TINY = dict(
-    embed_dim=128, depth=6, num_heads=4,
-    decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4,
-)  # fmt: skip
-_vit = partial(partial, MaskedAutoencoderViT)
-mimae_vit_tiny_patch2 = _vit(patch_size=2, **_TINY)
-mimae_vit_tiny_patch4 = _vit(patch_size=4, **_TINY)
-mimae_vit_small_patch16 = _vit(patch_size=16, embed_dim=384, depth=12, num_heads=6)
-mimae_vit_base_patch16 = _vit(patch_size=16, embed_dim=768, depth=12, num_heads=12)
-mimae_vit_large_patch16 = _vit(patch_size=16, embed_dim=1024, depth=24, num_heads=16)
-mimae_vit_huge_patch14 = _vit(patch_size=14, embed_dim=1280, depth=32, num_heads=16)
-
-MODELS = {
-    "mimae_vit_tiny_patch2": mimae_vit_tiny_patch2,
-    "mimae_vit_tiny_patch4": mimae_vit_tiny_patch4,
-    "mimae_vit_small_patch16": mimae_vit_small_patch16,
-    "mimae_vit_base_patch16": mimae_vit_base_patch16,
-    "mimae_vit_large_patch16": mimae_vit_large_patch16,
-    "mimae_vit_huge_patch14": mimae_vit_huge_patch14,
-}
+MODELS = {f"mimae_{name}": partial(MaskedAutoencoderViT, **size) for name, size in SIZES.items()}
+mimae_vit_tiny_patch2 = MODELS["mimae_vit_tiny_patch2"]
+mimae_vit_tiny_patch4 = MODELS["mimae_vit_tiny_patch4"]
+mimae_vit_tiny_patch7 = MODELS["mimae_vit_tiny_patch7"]
+mimae_vit_small_patch16 = MODELS["mimae_vit_small_patch16"]
+mimae_vit_base_patch16 = MODELS["mimae_vit_base_patch16"]
+mimae_vit_large_patch16 = MODELS["mimae_vit_large_patch16"]
+mimae_vit_huge_patch14 = MODELS["mimae_vit_huge_patch14"]

@@ -4,7 +4,6 @@ Shapes as in `models_mimae`; P = p·p·C pixels of a patch.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -15,10 +14,8 @@ class PixelPrediction(nn.Module):
         grid: patches in (height, width), all of them the same size.
         patch_size: p. norm_pix_loss: normalise the pixels of each target patch.
         num_units: what a mask hides at once is a unit, of one patch or more; the number of units.
-        mutual_information: the arguments of `MutualInformationModel`, `dim` and on.
+        mutual_information: the arguments of `MutualInformationModel`, `num_masks` and on.
     """
-
-    pixel_loss = staticmethod(F.mse_loss)
 
     def __init__(
         self, grid: tuple[int, int], patch_size: int, norm_pix_loss: bool,
@@ -37,10 +34,9 @@ class PixelPrediction(nn.Module):
         num_visible = self.num_visible * patches_per_unit
         return ids[:, :, :num_visible], ids[:, :, num_visible:]
 
-    def reconstruction_loss(self, imgs: Tensor, pred: Tensor, ids: Tensor) -> Tensor:
-        """L_rec: `pixel_loss` over masked patches, in target units [Eq. 1]."""
-        target = take_rows(self.targets(imgs), self.split(ids)[1])  # [B·N, M, P]
-        return self.pixel_loss(full_precision(pred), target)
+    def masked_targets(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        """What is to be predicted of the masked patches among `ids`: [B·N, M, P]."""
+        return take_rows(self.targets(imgs), self.split(ids)[1])
 
     def targets(self, imgs: Tensor) -> Tensor:
         """What is predicted: pixels per patch, normalised with `norm_pix_loss`; [B, L, P]."""

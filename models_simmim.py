@@ -13,18 +13,16 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import models_swin
-from models_mimae import MutualInformationModel
-from models_pixels import PixelPrediction, take_rows
+from models_mae import ViTEncoder
+from models_mimae import Losses, MutualInformationModel
+from models_pixels import PixelPrediction, full_precision, take_rows
+from models_vit import SIZES
 from util.args import image_size
-from util.cached_mi import CachedMI
 from util.errors import UsageError
-from util.pos_embed import sincos_pos_embed
+from util.exact_accumulation import StepMI
 
 
 class SimMIM(PixelPrediction, MutualInformationModel):
@@ -43,7 +41,6 @@ class SimMIM(PixelPrediction, MutualInformationModel):
         UsageError: sizes that are no multiples of the mask unit; the line names the flag.
     """
 
-    pixel_loss = staticmethod(F.l1_loss)
     num_prefix = 0  # tokens of the encoder's output that stand before the cells
 
     def __init__(
@@ -53,8 +50,7 @@ class SimMIM(PixelPrediction, MutualInformationModel):
         height, width = image_size(img_size, mask_unit, "the mask unit of the model")
         num_units = (height // mask_unit) * (width // mask_unit)
         super().__init__(
-            (height // cell, width // cell), cell, norm_pix_loss, num_units, dim=dim,
-            input_dim=embed_dim, **mutual_information,
+            (height // cell, width // cell), cell, norm_pix_loss, num_units, **mutual_information
         )  # fmt: skip
         if self.latent_pool == "cls" and not self.num_prefix:
             raise UsageError("--latent_pool cls: a Swin has no class token, use --latent_pool mean")
@@ -77,32 +73,25 @@ class SimMIM(PixelPrediction, MutualInformationModel):
         return {"mask_token"}
 
     def forward(
-        self, imgs: Tensor, noise: Tensor | None = None, cached: CachedMI | None = None
-    ) -> dict[str, Tensor]:
-        """The losses of a batch, as `total_loss` returns them.
-
-        Args:
-            imgs: [B, C, H, W], normalised.
-            noise: uniform noise of `noise_shape(B)` from which the masks follow; None draws it.
-            cached: see `total_loss`.
-        """
+        self, imgs: Tensor, noise: Tensor | None = None, step_mi: StepMI | None = None
+    ) -> Losses:
+        """As `models_mimae.MaskedAutoencoderViT.forward`, with an L1 for Eq. 1."""
         ids = self.permutations(imgs, noise)  # [B, N, L]
         z, x = self.forward_encoder(imgs, ids)  # [B·N, num_prefix + L, D], [B, L, d]
-        rec = self.reconstruction_loss(imgs, self.forward_decoder(z, ids), ids)
-        return self.total_loss(rec, *self.visible(z, x, ids), cached)
+        pred = self.forward_decoder(z, ids)  # [B·N, L − K, P]
+        rec = F.l1_loss(full_precision(pred), self.masked_targets(imgs, ids))
+        return self.total_loss(rec, *self.visible_rows(z, x, ids), step_mi)
 
-    def visible(self, z: Tensor, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x·m [B·N, K, d] and z [B·N, K, D] of the visible cells, and the latent g [B·N, D]."""
+    def visible_rows(self, z: Tensor, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`mi_rows` of the visible cells: our choice, mask tokens' cells are left out."""
         ids_visible, _ = self.split(ids)
-        z_visible = _rows(z[:, self.num_prefix :], ids_visible)
-        # Our choice: g is the mean over the visible cells; mask tokens' cells are left out.
-        latent = z[:, 0] if self.latent_pool == "cls" else z_visible.mean(1)
-        return take_rows(x, ids_visible), z_visible, latent
+        z_visible = _rows(z[:, self.num_prefix :], ids_visible)  # [B·N, K, D]
+        return self.mi_rows(take_rows(x, ids_visible), z_visible, z[:, 0])
 
     def mi_inputs(self, imgs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `total_loss` needs for the MI losses, without predicting pixels: x, z and g."""
+        """`mi_rows` of a batch, without predicting pixels."""
         ids = self.permutations(imgs, noise)
-        return self.visible(*self.forward_encoder(imgs, ids), ids)
+        return self.visible_rows(*self.forward_encoder(imgs, ids), ids)
 
     def permutations(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
         """Cell order for each mask, [B, N, L], in whole units: those of the first are visible."""
@@ -162,6 +151,7 @@ class SimMIMSwin(SimMIM):
             img_size, in_chans, cell, cell, swin.num_features, swin.embed_dim, **simmim
         )
         self.patch_embed, self.layers, self.norm = swin.patch_embed, swin.layers, swin.norm
+        self.add_mi_networks(swin.num_features, swin.embed_dim)
 
     def embed(self, imgs: Tensor) -> Tensor:
         return self.patch_embed(imgs)
@@ -174,7 +164,7 @@ class SimMIMSwin(SimMIM):
         return models_swin.block_shapes(self.patch_embed, self.layers)
 
 
-class SimMIMViT(SimMIM):
+class SimMIMViT(ViTEncoder, SimMIM):
     """SimMIM with a ViT as `models_vit` has it; a cell is a patch, a unit 32 pixels.
 
     Differs from SimMIM, whose ViT has relative positions and layer scale: its own checkpoints do
@@ -190,37 +180,21 @@ class SimMIMViT(SimMIM):
     ):  # fmt: skip
         super().__init__(img_size, in_chans, mask_unit, patch_size, embed_dim, embed_dim, **simmim)
         self.grad_checkpointing = grad_checkpointing
-        norm = partial(nn.LayerNorm, eps=1e-6)
-        self.patch_embed = PatchEmbed(
-            self.img_size, patch_size, in_chans, embed_dim, output_fmt="NHWC", flatten=False
-        )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        position = sincos_pos_embed(embed_dim, self.grid)
-        self.pos_embed = nn.Parameter(position, requires_grad=False)
-        self.blocks = nn.ModuleList(
-            [Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
-        )
-        self.norm = norm(embed_dim)
+        self.add_encoder(self.grid, patch_size, in_chans, embed_dim, depth, num_heads)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.add_mi_networks(embed_dim)
 
     def embed(self, imgs: Tensor) -> Tensor:
-        return self.patch_embed(imgs)
+        return self.patch_embed(imgs).unflatten(1, self.grid)
 
     def encode_tokens(self, x: Tensor) -> Tensor:
         """Positions are added after masking, so that a mask token knows its place."""
-        cls_token = self.cls_token.expand(len(x), -1, -1)
-        x = torch.cat([cls_token, x.flatten(1, 2)], dim=1) + self.pos_embed  # [rows, 1 + L, D]
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return self.norm(x)
+        return self.encode_patches(x.flatten(1, 2) + self.pos_embed[:, 1:])
 
     def no_weight_decay(self) -> set[str]:
         return {"mask_token", "cls_token"}
@@ -259,7 +233,10 @@ _ENCODERS = {
     "swin_tiny": (partial(SimMIMSwin, "swin_tiny"), _RECIPE),
     "swin_small": (partial(SimMIMSwin, "swin_small"), _RECIPE),
     "swin_base": (partial(SimMIMSwin, "swin_base"), _RECIPE),
-    "vit_base_patch16": (SimMIMViT, _RECIPE | dict(input_size=[224])),
+    "vit_base_patch16": (
+        partial(SimMIMViT, **SIZES["vit_base_patch16"]),
+        _RECIPE | dict(input_size=[224]),
+    ),
 }
 
 MODELS = {

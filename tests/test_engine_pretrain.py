@@ -43,10 +43,11 @@ def gradients(num_micro: int, exact: bool, compiled_by=None, **options) -> tuple
     return losses, grads
 
 
+@pytest.mark.parametrize("club_negatives", ["image", "batch"])
 @pytest.mark.parametrize("club_level", ["image", "token"])
 @pytest.mark.parametrize("latent_pool", ["cls", "mean"])
-def test_exact_accumulation_is_the_unaccumulated_step(club_level, latent_pool):
-    options = dict(club_level=club_level, latent_pool=latent_pool)
+def test_exact_accumulation_is_the_unaccumulated_step(club_negatives, club_level, latent_pool):
+    options = dict(club_level=club_level, club_negatives=club_negatives, latent_pool=latent_pool)
     whole, expected = gradients(1, False, **options)
     losses, grads = gradients(3, True, **options)
     assert grads.keys() == expected.keys()
@@ -65,6 +66,19 @@ def test_plain_accumulation_is_exact_for_reconstruction_only():
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected[name])
     assert (gradients(4, False)[0]["max_mi"] - gradients(1, False)[0]["max_mi"]).abs() > 0.1
+
+
+def test_within_an_image_min_mi_does_not_depend_on_accumulation():
+    expected, _ = gradients(1, False)
+    losses, _ = gradients(4, False)
+    torch.testing.assert_close(losses["min_mi"], expected["min_mi"], rtol=1e-10, atol=1e-12)
+
+
+def test_exact_accumulation_goes_through_the_projection_of_a_head():
+    _, expected = gradients(1, False, lambda_min=0.0, mi_head="mlp")
+    _, grads = gradients(2, True, lambda_min=0.0, mi_head="mlp")
+    for name, grad in expected.items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-9, atol=1e-11, msg=name)
 
 
 @pytest.mark.parametrize("off", ["lambda_max", "lambda_min"])

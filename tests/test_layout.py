@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("util/*.py"), *ROOT.glob("benchmarks/*.py")])
-MAX_LINES = {"models_mimae.py": 570}  # the paper in one file
-MAX_FUNCTION = {"main": 65, "get_args_parser": 125}  # a list of steps, a list of flags
+MAX_LINES = {"models_mimae.py": 400}  # the paper in one file
+MAX_FUNCTION = {"main": 65, "get_args_parser": 65, "_add_method_flags": 125}  # lists
 
 
 def level(path: Path) -> int:

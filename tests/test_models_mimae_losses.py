@@ -99,7 +99,7 @@ def test_club_with_the_true_conditional_has_its_known_value(rho):
     """With q = p, CLUB is E[(z' − ρx)²]/(2σ²) − 1/2 = ρ²/(1 − ρ²), above the true MI."""
     x, z = correlated(rho, 100_000, 8, seed=10)
     logvar = torch.full_like(z, math.log(1 - rho**2))
-    bound = float(club_upper_bound(z, rho * x, logvar))
+    bound = float(club_upper_bound(z, rho * x, logvar, None))
     assert bound == pytest.approx(rho**2 / (1 - rho**2), rel=0.02, abs=2e-3)
     assert bound >= -0.5 * math.log(1 - rho**2) - 2e-3
 
@@ -118,39 +118,77 @@ def test_info_nce_estimates_grow_with_the_mi_and_stay_below_the_log_of_the_batch
 # ------------------------------------------------------------------------------- CLUB and its net
 
 
-def club_by_loops(z, mean, logvar):
-    """Eq. 10, every pair of rows, in nats per dimension."""
+def club_by_loops(z, mean, logvar, group):
+    """Eq. 10, every pair of rows of a group, in nats per dimension."""
 
     def log_q(i, j):
         squared = (z[j] - mean[i]) ** 2 / logvar[i].exp()
         return -0.5 * (squared + logvar[i] + math.log(2 * math.pi)).mean()
 
-    rows = range(len(z))
-    return sum(log_q(i, i) - sum(log_q(i, j) for j in rows) / len(z) for i in rows) / len(z)
+    size = group or len(z)
+    terms = []
+    for j in range(len(z)):
+        others = range(j // size * size, j // size * size + size)
+        terms.append(log_q(j, j) - sum(log_q(j, k) for k in others) / size)
+    return sum(terms) / len(z)
 
 
-def test_club_by_moments_is_the_quadratic_sum():
+@pytest.mark.parametrize("group", [None, 1, 2, 4, 8, 40])
+def test_club_by_moments_is_the_quadratic_sum(group):
     z, mean, logvar = normal(40, 6), normal(40, 6, seed=1), normal(40, 6, seed=2)
-    expected = club_by_loops(z, mean, logvar)
-    assert float(club_upper_bound(z, mean, logvar)) == pytest.approx(float(expected), abs=1e-10)
+    expected = float(club_by_loops(z, mean, logvar, group))
+    assert float(club_upper_bound(z, mean, logvar, group)) == pytest.approx(expected, abs=1e-10)
 
 
-def test_club_by_moments_has_the_quadratic_sums_gradient():
-    z, mean, logvar = normal(7, 3, grad=True), normal(7, 3, seed=1), normal(7, 3, seed=2)
-    (expected,) = torch.autograd.grad(club_by_loops(z, mean, logvar), z)
-    (found,) = torch.autograd.grad(club_upper_bound(z, mean, logvar), z)
+@pytest.mark.parametrize("group", [None, 4])
+def test_club_by_moments_has_the_quadratic_sums_gradient(group):
+    z, mean, logvar = normal(8, 3, grad=True), normal(8, 3, seed=1), normal(8, 3, seed=2)
+    (expected,) = torch.autograd.grad(club_by_loops(z, mean, logvar, group), z)
+    (found,) = torch.autograd.grad(club_upper_bound(z, mean, logvar, group), z)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    assert gradcheck(lambda z: club_upper_bound(z, mean, logvar), (z,))
+    assert gradcheck(lambda z: club_upper_bound(z, mean, logvar, group), (z,))
 
 
-def test_club_is_zero_where_q_knows_nothing_and_does_not_depend_on_a_shift():
+@pytest.mark.parametrize("group", [None, 5])
+def test_club_is_zero_where_q_knows_nothing_and_does_not_depend_on_a_shift(group):
     z = normal(50, 4)
     constant = torch.full_like(z, 0.3)
-    assert float(club_upper_bound(z, constant, constant)) == pytest.approx(0, abs=1e-12)
+    assert float(club_upper_bound(z, constant, constant, group)) == pytest.approx(0, abs=1e-12)
     mean, logvar = normal(50, 4, seed=1), normal(50, 4, seed=2).relu()
-    bound = club_upper_bound(z, mean, logvar)
+    bound = club_upper_bound(z, mean, logvar, group)
     # The variance form keeps its digits where E[z²] − 2μE[z] + μ² would lose them.
-    torch.testing.assert_close(club_upper_bound(z + 1e4, mean + 1e4, logvar), bound)
+    torch.testing.assert_close(club_upper_bound(z + 1e4, mean + 1e4, logvar, group), bound)
+
+
+def test_within_an_image_club_is_zero_for_mask_invariant_latents_whatever_q_says():
+    z = normal(6, 5).repeat_interleave(4, 0)  # one latent for the four masks of an image
+    mean, logvar = normal(24, 5, seed=1), normal(24, 5, seed=2)
+    assert float(club_upper_bound(z, mean, logvar, 4)) == pytest.approx(0, abs=1e-12)
+    assert abs(float(club_upper_bound(z, mean, logvar, None))) > 0.05
+
+
+def test_within_an_image_and_with_one_precision_the_images_mean_latent_is_not_moved():
+    """What tells images apart stays; over the batch it is pulled to the batch's mean."""
+    z, mean, logvar = normal(24, 5, grad=True), normal(24, 5, seed=1), torch.full((24, 5), 0.7)
+    moved = []
+    for group in (4, None):
+        (grad,) = torch.autograd.grad(club_upper_bound(z, mean, logvar, group), z)
+        assert grad.abs().max() > 1e-3
+        moved.append(grad.unflatten(0, (6, 4)).sum(1).abs().max())
+    assert moved[0] < 1e-15 and moved[1] > 1e-3
+
+
+@pytest.mark.parametrize("club_level", ["image", "token"])
+@pytest.mark.parametrize("club_negatives", ["image", "batch"])
+def test_the_model_asks_for_the_rows_of_an_image_or_of_the_batch(tiny, club_level, club_negatives):
+    model = tiny(club_level=club_level, club_negatives=club_negatives)
+    imgs, noise = normal(3, 1, 8, 8), torch.rand(3, 16)
+    _, x, z = model.mi_inputs(imgs, noise)
+    per_image = 4 if club_level == "image" else 4 * 4
+    expected = club_by_loops(
+        z, *model.approximation(x), per_image if club_negatives == "image" else None
+    )
+    torch.testing.assert_close(model(imgs, noise)["min_mi"], expected, rtol=1e-10, atol=0)
 
 
 def test_gaussian_nll_is_minus_the_log_density():
@@ -190,5 +228,5 @@ def test_a_trained_network_finds_the_known_bound():
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        learnt = float(club_upper_bound(z, *network(x)))
+        learnt = float(club_upper_bound(z, *network(x), None))
     assert learnt == pytest.approx(0.64 / 0.36, rel=0.1)

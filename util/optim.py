@@ -5,7 +5,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -56,21 +56,24 @@ def layer_decay_groups(
 
     Args:
         model: parameters that its `no_weight_decay()` names, where it has one, do not decay
-            either.
+            either; groups of those that begin as its `separate` says have `clip` False.
         layer_of: a parameter's layer, from its name.
     """
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    separate = tuple(getattr(model, "separate", ()))
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     last = max((layer_of(name) for name, _ in named), default=0)
-    groups: dict[tuple[int, bool], dict] = {}
+    groups: dict[tuple[int, bool, bool], dict] = {}
     for name, parameter in named:
-        key = (layer_of(name), parameter.ndim > 1 and name not in exempt)
+        decays = parameter.ndim > 1 and name not in exempt
+        key = (layer_of(name), decays, not name.startswith(separate))
         group = groups.setdefault(
             key,
             dict(
                 params=[],
                 lr_scale=layer_decay ** (last - key[0]),
-                weight_decay=weight_decay if key[1] else 0.0,
+                weight_decay=weight_decay if decays else 0.0,
+                clip=key[2],
             ),
         )
         group["params"].append(parameter)
@@ -160,13 +163,17 @@ class Precision:
         """Unscale, clip, update and zero the gradients.
 
         Returns:
-            The gradient's norm before clipping. A norm that is not finite tells which batch did
+            The gradient's norm before clipping, without that of groups whose `clip` is False.
+            A norm that is not finite tells which batch did
             it. With loss scaling one now and then is expected: the update is left out and 0 is
             returned; but NaN for each MAX_LEFT_OUT in a row, which no scale explains.
         """
         self.scaler.unscale_(optimizer)
-        parameters = list(_parameters(optimizer))
+        parameters, others = _parameters(optimizer, True), _parameters(optimizer, False)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if others:  # theirs counts only where it is not finite
+            others_norm = torch.nn.utils.get_total_norm([p.grad for p in others])
+            norm = torch.where(others_norm.isfinite(), norm, others_norm)
         if clip_grad is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
         self.scaler.step(optimizer)
@@ -196,9 +203,10 @@ def _cpu_gains_by_bf16() -> bool:
     return 1.5 * seconds[torch.bfloat16] < seconds[torch.float32]
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
-    for group in optimizer.param_groups:
-        yield from (p for p in group["params"] if p.grad is not None)
+def _parameters(optimizer: torch.optim.Optimizer, clip: bool) -> list[nn.Parameter]:
+    """Those with a gradient, of the groups that are clipped or of the others."""
+    groups = [group for group in optimizer.param_groups if group.get("clip", True) == clip]
+    return [p for group in groups for p in group["params"] if p.grad is not None]
 
 
 def steps_per_epoch(num_micro_batches: int, accum_iter: int) -> int:

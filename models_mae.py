@@ -1,0 +1,194 @@
+"""MAE's ViT encoder and decoder, under MAE's names; the encoder is shared with SimMIM.
+
+Shapes as in `models_mimae`; M masked patches that are decoded.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models_pixels import PixelPrediction, take_rows
+from models_vit import NORM
+from models_vit import SIZES as ENCODER_SIZES
+from util.args import image_size
+from util.errors import UsageError
+from util.pos_embed import sincos_pos_embed
+
+# Our choice: a small decoder for the `tiny` encoders.
+_TINY_DECODER = dict(decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4)
+SIZES = {
+    name: size | (_TINY_DECODER if name.startswith("vit_tiny") else {})
+    for name, size in ENCODER_SIZES.items()
+}
+
+
+def new_blocks(dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0,
+               norm_layer: Callable[[int], nn.Module] = NORM) -> nn.ModuleList:  # fmt: skip
+    """`depth` transformer blocks of width `dim`, as MAE has them."""
+    options = dict(mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
+    return nn.ModuleList([Block(dim, num_heads, **options) for _ in range(depth)])
+
+
+def draw_weights(network: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draw the weights of its linear layers as MAE does."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+
+
+class ViTEncoder(nn.Module):
+    """A ViT that is pre-trained, as a base: MAE's names for its parts, and the loop over blocks."""
+
+    grad_checkpointing = False
+
+    def add_encoder(
+        self, grid: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, depth: int,
+        num_heads: int, mlp_ratio: float = 4.0, norm_layer: Callable[[int], nn.Module] = NORM,
+    ) -> None:  # fmt: skip
+        """Patch embedding, class token, fixed position embedding, blocks and final norm."""
+        img_size = (grid[0] * patch_size, grid[1] * patch_size)
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        position = sincos_pos_embed(embed_dim, grid)  # [1, 1 + L, D]
+        self.pos_embed = nn.Parameter(position, requires_grad=False)
+        self.blocks = new_blocks(embed_dim, depth, num_heads, mlp_ratio, norm_layer)
+        self.norm = norm_layer(embed_dim)
+
+    def encode_patches(self, x: Tensor) -> Tensor:
+        """Class token, blocks and final norm: embedded patches with their positions
+        [rows, K, D] -> [rows, 1 + K, D]."""
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        return self.norm(self.run_blocks(self.blocks, torch.cat([cls_token, x], dim=1)))
+
+    def run_blocks(self, blocks: nn.ModuleList, x: Tensor, num_read: int = 0) -> Tensor:
+        """x [rows, T, ·] -> [rows, T, ·]; its `num_read` last tokens where only they are read."""
+        for block in blocks:
+            if num_read and block is blocks[-1]:
+                block = partial(_last_tokens, block, num_read)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+def _last_tokens(block: nn.Module, count: int, x: Tensor) -> Tensor:
+    """A block's last `count` tokens, which attend to all: x [rows, T, ·] -> [rows, count, ·].
+
+    The decoder's blocks have neither layer scale nor drop path.
+    """
+    x = (x + block.attn(block.norm1(x)))[:, -count:]
+    return x + block.mlp(block.norm2(x))
+
+
+class MAEViT(ViTEncoder, PixelPrediction):
+    """MAE's encoder and decoder, beside the masks and losses of `MutualInformationModel`.
+
+    Args:
+        img_size: pixels, a number or (height, width), divisible by `patch_size`.
+        norm_pix_loss: normalise the pixels of each target patch.
+        pred_ratio: share of the masked patches that are decoded in training, a mask's first in its
+            order, which is random; 1 is MAE.
+        grad_checkpointing: recompute the blocks in the backward pass, to save memory.
+        mutual_information: the arguments of `MutualInformationModel`, `num_masks` and on.
+    """
+
+    def __init__(
+        self, img_size: int | Sequence[int] = 224, patch_size: int = 16, in_chans: int = 3,
+        embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
+        decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        norm_layer: Callable[[int], nn.Module] = NORM,
+        norm_pix_loss: bool = False, pred_ratio: float = 1.0, grad_checkpointing: bool = False,
+        **mutual_information,
+    ):  # fmt: skip
+        height, width = image_size(img_size, patch_size)
+        grid = (height // patch_size, width // patch_size)
+        super().__init__(grid, patch_size, norm_pix_loss, **mutual_information)
+        if not 0 < pred_ratio <= 1:
+            raise UsageError(f"--pred_ratio {pred_ratio} is not above 0 and at most 1 (MAE's)")
+        self.num_predicted = max(1, round(pred_ratio * (self.num_patches - self.num_visible)))
+        self.grad_checkpointing = grad_checkpointing
+        kind = dict(mlp_ratio=mlp_ratio, norm_layer=norm_layer)
+        self.add_encoder(grid, patch_size, in_chans, embed_dim, depth, num_heads, **kind)
+
+        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
+        position = sincos_pos_embed(decoder_embed_dim, grid)
+        self.decoder_pos_embed = nn.Parameter(position, requires_grad=False)
+        self.decoder_blocks = new_blocks(
+            decoder_embed_dim, decoder_depth, decoder_num_heads, **kind
+        )
+        self.decoder_norm = norm_layer(decoder_embed_dim)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
+        draw_weights(self)
+        # The patch embedding is a linear layer that happens to be written as a convolution.
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
+
+    def embed_patches(self, imgs: Tensor) -> Tensor:
+        """Patch and position embedding, without the class token: [B, L, D].
+
+        A matrix product: what the convolution of `patch_embed` computes, at less cost.
+        """
+        proj = self.patch_embed.proj
+        weight = proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P], pixels as in patchify
+        return F.linear(self.patchify(imgs), weight, proj.bias) + self.pos_embed[:, 1:]
+
+    def forward_encoder(self, imgs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed the patches once and encode all N masks in one batch.
+
+        Returns:
+            z [B·N, 1 + K, D] and the visible embedded patches x·m [B·N, K, D].
+        """
+        x = self.embed_patches(imgs)  # [B, L, D]
+        x_visible = take_rows(x, ids[:, :, : self.num_visible])  # [B·N, K, D]
+        return self.encode_patches(x_visible), x_visible
+
+    def forward_decoder(self, z: Tensor, ids: Tensor) -> Tensor:
+        """Predict the pixels of the masked patches among `ids`, in their order: [B·N, M, P].
+
+        Differs from MAE: the tokens stay in the order of `ids` (attention does not see an order,
+        positions are added), and the last MLP and the prediction head run on masked tokens only.
+
+        Args:
+            z: [B·N, 1 + K, D]. ids: [B, N, K + M], for each mask its visible patches, then M ≤
+                L − K masked ones.
+        """
+        every = self.decoder_pos_embed[:, 1:].expand(len(ids), -1, -1)  # [B, L, ·]
+        position = take_rows(every, ids)  # [B·N, K + M, ·]
+        visible = self.decoder_embed(z)  # [B·N, 1 + K, ·]
+        x = torch.cat(
+            [
+                visible[:, :1] + self.decoder_pos_embed[:, :1],
+                visible[:, 1:] + position[:, : self.num_visible],
+                self.mask_token + position[:, self.num_visible :],
+            ],
+            dim=1,
+        )  # [B·N, 1 + K + M, ·]
+        x = self.run_blocks(self.decoder_blocks, x, num_read=ids.shape[2] - self.num_visible)
+        return self.decoder_pred(self.decoder_norm(x))
+
+    def block_shapes(self) -> list[tuple[int, int, int]]:
+        """(tokens per masked image, width, depth) of what the backward pass keeps, for memory."""
+        encoded = 1 + self.num_visible
+        decoded = encoded + self.num_predicted
+        return [
+            (encoded, self.pos_embed.shape[2], len(self.blocks)),
+            (decoded, self.decoder_pos_embed.shape[2], len(self.decoder_blocks)),
+        ]
+
+    def encode(self, imgs: Tensor) -> Tensor:
+        """Encoder output of the whole, unmasked image: [B, 1 + L, D], class token first."""
+        return self.encode_patches(self.embed_patches(imgs))

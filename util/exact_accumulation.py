@@ -1,0 +1,66 @@
+"""Exact accumulation: the MI losses of a step that is computed in parts.
+
+A first pass of the encoder gives every micro-batch's latents, from which L_max and L_min of the
+whole step and their gradients follow; in the second pass each micro-batch takes its share.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Rows = tuple[Tensor, Tensor, Tensor]  # g, x and z, the arguments of a model's `mi_losses`
+
+
+@dataclass
+class StepMI:
+    """L_max and L_min of a whole step, and their gradients for one of its micro-batches.
+
+    g_grad: of L_max, with respect to g. z_grad: of L_min, with respect to z. Both are scaled for
+    a mean over the micro-batches.
+    """
+
+    max_mi: Tensor
+    min_mi: Tensor
+    accuracy: Tensor
+    g_grad: Tensor
+    z_grad: Tensor
+
+    def put_into(self, mi: dict[str, Tensor], g: Tensor, z: Tensor) -> dict[str, Tensor]:
+        """A micro-batch's MI losses, with L_max and L_min those of the step."""
+        max_mi = _with_gradient(self.max_mi, g, self.g_grad)
+        min_mi = _with_gradient(self.min_mi, z, self.z_grad)
+        return mi | {"max_mi": max_mi, "min_mi": min_mi, "info_nce_accuracy": self.accuracy}
+
+
+def _with_gradient(value: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+    product = (leaf * grad).sum()
+    return value + product - product.detach()
+
+
+def share_step(mi_losses: Callable[..., dict[str, Tensor]], parts: list[Rows]) -> list[StepMI]:
+    """The MI losses over all micro-batches of a step, as each of them takes part in it.
+
+    Args:
+        mi_losses: of a model, (g, x, z) -> losses.
+        parts: each micro-batch's g, x and z.
+    """
+    g, x, z = (torch.cat(rows).detach() for rows in zip(*parts, strict=True))
+    g.requires_grad_()
+    z.requires_grad_()
+    with torch.enable_grad():
+        mi = mi_losses(g, x, z)
+        g_grad = _gradient(mi["max_mi"], g)
+        z_grad = _gradient(mi["min_mi"], z)
+    losses = [mi[name].detach() for name in ("max_mi", "min_mi", "info_nce_accuracy")]
+    count = len(parts)
+    grads = zip((g_grad * count).chunk(count), (z_grad * count).chunk(count), strict=True)
+    return [StepMI(*losses, *own) for own in grads]
+
+
+def _gradient(loss: Tensor, leaf: Tensor) -> Tensor:
+    """The gradient, which is 0 where a term is switched off."""
+    if not loss.requires_grad:
+        return torch.zeros_like(leaf)
+    return torch.autograd.grad(loss, leaf, retain_graph=True)[0]
