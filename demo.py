@@ -1,68 +1,82 @@
-"""The whole method in minutes, on a CPU: pre-train MI-MAE on digits, probe it, compare.
+"""The whole method in minutes, on a CPU: MI-MAE and MAE on digits, at equal masked samples.
 
-Runs the mains as a user would and prints what each of them wrote to its results.json.
+Runs the mains as a user would, one on each core, and prints what they wrote to results.json. What
+they print themselves goes to demo_output/NAME.log.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 OUTPUT = "demo_output"
+CORES = 2
+# Four masks of an image a step are four of MAE's images: as many steps, and as many samples.
+PRETRAIN = {
+    "MI-MAE": "--epochs 60 --warmup_epochs 5 --batch_size 32 --num_masks 4 --visualize",
+    "MAE": "--epochs 240 --warmup_epochs 20 --batch_size 128 --num_masks 1 --lambda_max 0 "
+    "--lambda_min 0",
+}
+PROBES = {
+    "linear probe": "main_linprobe.py",
+    "with 40 labels": "main_linprobe.py --train_fraction 0.03 --batch_size 16",  # four a digit
+    "20-NN": "main_linprobe.py --knn",
+    "fine-tuned": "main_finetune.py --epochs 4 --batch_size 32 --lr 1e-3 --warmup_epochs 0.5 "
+    "--layer_decay 1 --mixup 0 --cutmix 0 --aa none --reprob 0 --min_crop 1 --drop_path 0",
+}
 
 
-def run(*words: str) -> None:
-    """Run a main; its output goes through."""
-    print("\n$ python", *words, flush=True)
-    status = subprocess.run([sys.executable, *words]).returncode
-    if status:
-        sys.exit(status)
-
-
-FEW = ("--train_fraction", "0.03", "--batch_size", "16")  # 40 labels, four a digit
-QUIET = ("--log_every", "1000000")
-
-
-def accuracies(name: str, *flags: str) -> list[float]:
-    """Top-1 accuracies (percent): linear probes on all and on few labels, and k-NN."""
-    runs = {"linear": QUIET, "few": (*FEW, *QUIET), "knn": ("--knn",)}
-    found = []
-    for kind, more in runs.items():
-        folder = f"{OUTPUT}/{name}_{kind}"
-        run("main_linprobe.py", *flags, *more, "--output_dir", folder)
-        with open(f"{folder}/results.json") as file:
-            results = json.load(file)
-        found.append(results.get("test_acc1", results.get("knn_acc1")))
-    return found
-
-
-def fine_tuned(name: str, *flags: str) -> float:
-    """Top-1 accuracy (percent) after four epochs of training all layers."""
-    folder = f"{OUTPUT}/{name}_finetune"
-    recipe = "--epochs 4 --batch_size 32 --lr 1e-3 --warmup_epochs 0.5 --layer_decay 1".split()
-    recipe += "--mixup 0 --cutmix 0 --aa none --reprob 0 --min_crop 1 --drop_path 0".split()
-    run("main_finetune.py", *flags, *recipe, *QUIET, "--output_dir", folder)
+def run(name: str, words: str) -> dict:
+    """The results of a main, which prints into a file."""
+    folder = f"{OUTPUT}/{name.replace(' ', '_')}"
+    os.makedirs(OUTPUT, exist_ok=True)
+    command = [sys.executable, *words.split(), "--output_dir", folder, "--log_every", "1000000"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    with open(f"{folder}.log", "w") as file:
+        done = subprocess.run(command, stdout=file, stderr=file, env=environment)
+    if done.returncode:
+        with open(f"{folder}.log") as file:
+            print(f"$ {' '.join(['python', *command[1:]])}\n{file.read()}", file=sys.stderr)
+        sys.exit(done.returncode)
+    print(f"{time.monotonic() - started:5.0f} s  {name}", flush=True)
     with open(f"{folder}/results.json") as file:
-        return json.load(file)["test_acc1"]
+        return json.load(file)
 
 
 def main() -> None:
     started = time.monotonic()
-    run("main_pretrain.py", "--visualize", "--output_dir", f"{OUTPUT}/pretrain")
-    pretrained = ("--finetune", f"{OUTPUT}/pretrain/checkpoint-last.pth")
-    rows = {
-        "MI-MAE, pre-trained": [
-            *accuracies("mimae", *pretrained),
-            fine_tuned("mimae", *pretrained),
-        ],
-        "the same model, untrained": [*accuracies("untrained"), fine_tuned("untrained")],
-        "raw pixels": accuracies("pixels", "--model", "pixels"),
+    encoders = {
+        "MI-MAE": f"--finetune {OUTPUT}/MI-MAE/checkpoint-last.pth",
+        "MAE": f"--finetune {OUTPUT}/MAE/checkpoint-last.pth",
+        "untrained": "",
+        "raw pixels": "--model pixels",
     }
-    columns = ("linear probe", "with 40 labels", "20-NN", "fine-tuned")
-    print(f"\n{'digits, test accuracy (%)':28s}" + "".join(f"{c:>16s}" for c in columns))
-    for name, numbers in rows.items():
-        print(f"{name:28s}" + "".join(f"{number:16.2f}" for number in numbers))
-    print(f"\npicture: {OUTPUT}/pretrain/reconstructions.png")
+    with ThreadPoolExecutor(CORES) as pool:
+        training = [
+            pool.submit(run, name, f"main_pretrain.py {words}") for name, words in PRETRAIN.items()
+        ]
+        for job in training:
+            job.result()
+        jobs = {
+            (encoder, probe): pool.submit(run, f"{encoder}, {probe}", f"{words} {flags}")
+            for encoder, flags in encoders.items()
+            for probe, words in PROBES.items()
+            if (encoder, probe) != ("raw pixels", "fine-tuned")
+        }
+        results = {key: job.result() for key, job in jobs.items()}
+    print(f"\n{'digits, test accuracy (%)':28s}" + "".join(f"{probe:>16s}" for probe in PROBES))
+    for encoder in encoders:
+        cells = []
+        for probe in PROBES:
+            found = results.get((encoder, probe), {})
+            accuracy = found.get("test_acc1", found.get("knn_acc1"))
+            cells.append(f"{'–' if accuracy is None else f'{accuracy:.2f}':>16s}")
+        print(f"{encoder:28s}" + "".join(cells))
+    print("\none of the 382 test images, by unseen writers, is 0.26 points: below 2 it is noise")
+    print(f"picture: {OUTPUT}/MI-MAE/reconstructions.png")
     print(f"{time.monotonic() - started:.0f} seconds")
 
 

@@ -1,20 +1,22 @@
 """MI-MAE against MAE at equal cost: as many masked samples, steps and masked samples per step.
 
-python benchmarks/equal_samples.py --dataset fashion_mnist --epochs 24 --seeds 0 1 2
+python benchmarks/equal_samples.py --study benchmarks/studies/mine.jsonl --seeds 0 1 2 --jobs 2
 
 A variant is `NAME: flags of main_pretrain.py`; one with N masks per image has epochs / N epochs and
-batch / N images a step. Each run's numbers stay in its folder, so a study that was interrupted goes
-on where it stopped, and one with more seeds or variants adds to it.
+batch / N images a step. Each run becomes a line of --study, with which test images it got right; a
+run that is there is not done again, so a study that was interrupted goes on where it stopped, and
+one with more seeds or variants adds to it. --report alone tells what a file of lines says.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import pathlib
 import shlex
-import statistics
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import numpy as np
 import torch
@@ -25,16 +27,23 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import main_linprobe
 import main_pretrain
+from benchmarks import study
 from util.args import image_size, number
 from util.datasets import DATASETS, Subset, TransformedImages, load_images
-from util.knn import extract_features, weighted_knn
+from util.knn import extract_features, predict_knn
 from util.loader import Batches
+from util.metrics import commit
 from util.optim import Precision
 from util.transforms import Normalize, ResizeCenterCrop
 
 MAE = "MAE: --num_masks 1 --lambda_max 0 --lambda_min 0"
 ROOT = sys.path[0]
+LOSSES = ("rec", "max_mi", "min_mi", "info_nce_accuracy")
 Labelled = tuple[torch.Tensor, torch.Tensor]
+
+
+class Failed(Exception):
+    """A run that has no result; the others go on."""
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -42,8 +51,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--study", default="output_dir/equal_samples.jsonl", help="the runs' file")
     add("--variants", nargs="+", default=[MAE, "MI-MAE:"], metavar="'NAME: FLAGS'")
+    add("--common", default="", help="flags of main_pretrain.py that all variants have")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--jobs", type=number(int, 1), default=1, help="runs at a time, which share the cores")
     add("--dataset", default="fashion_mnist")
     add("--data_path", default="")
     add("--train_fraction", default="1", help="share of the images for pre-training")
@@ -54,43 +66,30 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--few", type=number(int, 1), default=12, help="labels of each class, of the second probe")
     add("--draws", type=number(int, 1), default=8, help="of those labels; the mean is told")
     add("--baselines", action="store_true", help="the untrained encoder and raw pixels, too")
-    add("--output_dir", default="output_dir/equal_samples")
+    add("--reference", default="MAE", help="the variant that the others are compared with")
+    add("--report", action="store_true", help="run nothing: tell what is in --study")
+    add("--runs", default="output_dir/equal_samples", help="folder of the checkpoints")
     return parser
 
 
-def run(script: str, folder: str, *words: str) -> dict:
-    """The results of a main, which is run unless they are there."""
-    path = os.path.join(folder, "results.json")
-    command = ["python", script, "--output_dir", folder, *words]
-    if not os.path.exists(path):
-        print("$", *command, file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, stdout=sys.stderr)
-    with open(path) as file:
-        results = json.load(file)
-    if results["command"] != " ".join(command):
-        sys.exit(f"error: {folder} is of another study: use another --output_dir")
-    return results
+def setting(args: argparse.Namespace) -> dict:
+    """What all runs of a comparison share."""
+    names = ("dataset", "common", "train_fraction", "epochs", "batch_size", "warmup_share")
+    return {name: getattr(args, name) for name in (*names, "probe_images", "few", "draws")}
 
 
-def evaluate(args: argparse.Namespace, folder: str, *words: str) -> dict[str, float]:
+def evaluate(args: argparse.Namespace, *words: str) -> dict:
     """Top-1 accuracies (percent) on the test images of an encoder that main_linprobe's flags name.
 
     linear: logistic regression on standardised features; few: the same on a few labels of each
     class, the mean over several draws; knn: weighted 20-NN. All on features computed once.
     """
-    settings = [args.dataset, args.probe_images, args.few, args.draws, *words]
-    path = os.path.join(folder, "probes.json")
-    if os.path.exists(path):
-        with open(path) as file:
-            kept = json.load(file)
-        if kept["settings"] == settings:
-            return kept["scores"]
     train, test = features(args, *words)
-    scores = probe(train, test, args.few, args.draws)
-    os.makedirs(folder, exist_ok=True)
-    with open(path, "w") as file:
-        json.dump({"settings": settings, "scores": scores}, file)
-    return scores
+    correct = probe(train, test, args.few, args.draws)
+    return {
+        "scores": {k: 100 * float(v.mean()) / n for k, (v, n) in correct.items()},
+        "correct": {name: [study.pack(counts), n] for name, (counts, n) in correct.items()},
+    }
 
 
 def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]:
@@ -111,58 +110,102 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
     return found[0], found[1]
 
 
-def probe(train: Labelled, test: Labelled, few: int, draws: int) -> dict[str, float]:
-    """What `evaluate` measures, from (features [n, D], targets [n]) of both sets."""
+def probe(
+    train: Labelled, test: Labelled, few: int, draws: int
+) -> dict[str, tuple[np.ndarray, int]]:
+    """How often each test image is right [n], of how many times, by what `evaluate` measures.
+
+    Args:
+        train, test: features [n, D] and targets [n].
+    """
     scale = StandardScaler().fit(train[0])
     inputs, targets = scale.transform(train[0]), train[1].numpy()
     test_inputs, test_targets = scale.transform(test[0]), test[1].numpy()
 
-    def regression(ids: np.ndarray | slice) -> float:
+    def regression(ids: np.ndarray | slice) -> np.ndarray:
         model = LogisticRegression(C=0.1, max_iter=300).fit(inputs[ids], targets[ids])
-        return 100 * model.score(test_inputs, test_targets)
+        return model.predict(test_inputs) == test_targets
 
     def few_of_each_class(seed: int) -> np.ndarray:
         draw = np.random.RandomState(100 + seed)
         of_class = [np.flatnonzero(targets == label) for label in np.unique(targets)]
         return np.concatenate([draw.permutation(ids)[:few] for ids in of_class])
 
-    few_scores = [regression(few_of_each_class(seed)) for seed in range(draws)]
+    few_correct = sum(regression(few_of_each_class(seed)).astype(int) for seed in range(draws))
+    nearest = predict_knn(train, test[0]).cpu().numpy() == test_targets
     return {
-        "linear": regression(slice(None)), "few": statistics.mean(few_scores),
-        "knn": weighted_knn(train, test),
-    }  # fmt: skip
+        "linear": (regression(slice(None)), 1),
+        "few": (few_correct, draws),
+        "knn": (nearest, 1),
+    }
 
 
-def measure(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]:
-    """Pre-train a variant and evaluate it."""
+def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
+    """Pre-train a variant, one thread for each core that a job has, and evaluate it."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
     name, _, flags = variant.partition(":")
-    words = ["--dataset", args.dataset, "--data_path", args.data_path, *shlex.split(flags)]
+    record = dict(variant=name, flags=flags.strip(), seed=seed, setting=setting(args))
+    if variant in BASELINES:
+        return record | {"losses": {}, "commit": commit()} | evaluate(args, *BASELINES[variant])
+    words = ["--dataset", args.dataset, "--data_path", args.data_path]
+    words += [*shlex.split(args.common), *shlex.split(flags)]
     num_masks = main_pretrain.build_model(main_pretrain.parse_args(words)).num_masks
     if args.epochs % num_masks or args.batch_size % num_masks:
-        sys.exit(
-            f"error: --epochs and --batch_size must be divisible by {name}'s {num_masks} masks"
-        )
+        raise Failed(f"--epochs and --batch_size must be divisible by {name}'s {num_masks} masks")
     epochs = args.epochs // num_masks
-    folder = os.path.abspath(os.path.join(args.output_dir, name.replace(" ", "_"), str(seed)))
-    results = run(
-        "main_pretrain.py", f"{folder}/pretrain", *words, "--seed", str(seed),
-        "--train_fraction", args.train_fraction, "--epochs", str(epochs),
-        "--warmup_epochs", f"{args.warmup_share * epochs:g}",
+    place = f"{name.replace(' ', '_').replace('/', '_')}-{args.epochs}-{seed}"
+    folder = os.path.abspath(os.path.join(args.runs, place))
+    words += [
+        "--seed", str(seed), "--train_fraction", args.train_fraction, "--epochs", str(epochs),
+        "--warmup_epochs", f"{args.warmup_share * epochs:g}", "--output_dir", folder,
         "--batch_size", str(args.batch_size // num_masks), "--resume", "auto",
-    )  # fmt: skip
-    checkpoint = ("--finetune", f"{folder}/pretrain/checkpoint-last.pth", "--seed", str(seed))
-    losses = {"L_rec": results["train_rec"], "L_max": results["train_max_mi"]}
-    return evaluate(args, folder, *checkpoint) | losses
+    ]  # fmt: skip
+    with open(folder + ".log", "a") as output:
+        environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        command = [sys.executable, "main_pretrain.py", *words]
+        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
+    if done.returncode:
+        raise Failed(f"{name}, seed {seed} ended with status {done.returncode}: see {folder}.log")
+    with open(os.path.join(folder, "results.json")) as file:
+        results = json.load(file)
+    record["losses"] = {name: results[f"train_{name}"] for name in LOSSES}
+    record |= {"commit": results["commit"], "seconds": results["seconds"]}
+    return record | evaluate(args, "--finetune", f"{folder}/checkpoint-last.pth")
 
 
-def show(name: str, rows: list[dict[str, float]]) -> None:
-    """Print the means over the seeds, and the standard deviations where there are several."""
-    cells = []
-    for column in rows[0]:
-        values = [row[column] for row in rows if row[column] is not None]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        cells.append(f"{column} {statistics.mean(values):.2f}{spread}" if values else "")
-    print(f"{name:24s}", "   ".join(cells), flush=True)
+BASELINES = {"untrained": (), "pixels": ("--model", "pixels")}
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Every run that --study lacks, --jobs at a time; each is written down as soon as it ends."""
+    os.makedirs(args.runs, exist_ok=True)
+    own = setting(args)
+    done = {
+        (row["variant"], row["flags"], row["seed"])
+        for row in study.read(args.study)
+        if row["setting"] == own
+    }
+    todo = [(variant, seed) for seed in args.seeds for variant in args.variants]
+    todo += [(name, 0) for name in BASELINES] if args.baselines else []
+    failed = False
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        jobs = []
+        for variant, seed in todo:
+            name, _, flags = variant.partition(":")
+            if (name, flags.strip(), seed) not in done:
+                jobs.append(pool.submit(measure, args, variant, seed))
+        for job in as_completed(jobs):
+            try:
+                record = job.result()
+            except Failed as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                failed = True
+                continue
+            study.append(args.study, record)
+            shown = "   ".join(f"{k} {v:.2f}" for k, v in record["scores"].items())
+            print(f"{record['variant']:24s} seed {record['seed']}   {shown}", flush=True)
+    if failed:
+        sys.exit(1)
 
 
 def main() -> None:
@@ -170,16 +213,15 @@ def main() -> None:
     names = [variant.partition(":")[0] for variant in args.variants]
     if len(set(names)) < len(names):
         sys.exit("error: two --variants have the same name: give each its own")
-    rows: dict[str, list[dict[str, float]]] = {}
-    if args.baselines:
-        for name, words in {"untrained": (), "pixels": ("--model", "pixels")}.items():
-            folder = os.path.abspath(os.path.join(args.output_dir, name))
-            show(name, [evaluate(args, folder, *words)])
-    for seed in args.seeds:
-        for variant in args.variants:
-            rows.setdefault(variant.partition(":")[0], []).append(measure(args, variant, seed))
-    for name, found in rows.items():
-        show(name, found)
+    if not args.report:
+        run_all(args)
+    settings: dict[str, list[study.Record]] = {}
+    for record in study.read(args.study):
+        settings.setdefault(json.dumps(record["setting"]), []).append(record)
+    if not settings:
+        sys.exit(f"error: --study {args.study} has no runs: leave --report away")
+    for shared, records in settings.items():
+        print(f"\n{shared}\n\n{study.report(records, args.reference)}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ CASES = {
     ),
     "equal_samples": (
         "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "
-        "--probe_images 200 --few 4 --draws 2",
-        r"MI-MAE +linear [\d.]+ +few [\d.]+ +knn [\d.]+",
+        "--probe_images 200 --few 4 --draws 2 --baselines --jobs 2",
+        r"MI-MAE +seed 0 +linear [\d.]+ +few [\d.]+ +knn [\d.]+[^$]*\| MI-MAE \| 0 \| [\d.]+ ",
     ),
 }
 
@@ -31,7 +31,8 @@ CASES = {
 def test_it_runs(name, tmp_path):
     flags, pattern = CASES[name]
     words = [f"benchmarks/{name}.py", *flags.split()]
-    words += ["--output_dir", str(tmp_path)] if name == "equal_samples" else []
+    if name == "equal_samples":
+        words += ["--study", str(tmp_path / "study.jsonl"), "--runs", str(tmp_path / "runs")]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(pattern, done.stdout), done.stdout

@@ -34,7 +34,7 @@ def test_weighted_knn_is_brute_force(k, temperature):
         sets.append((centres[targets] + 1.5 * torch.randn(count, 6), targets))
     expected = knn_by_loops(*sets, k, temperature)
     assert 30 < expected < 100
-    assert weighted_knn(*sets, k, temperature, chunk=32) == pytest.approx(expected)
+    assert weighted_knn(*sets, k=k, temperature=temperature, chunk=32) == pytest.approx(expected)
 
 
 def test_a_low_temperature_is_the_nearest_neighbour():

@@ -49,31 +49,41 @@ def extract_features(
 
 
 @torch.no_grad()
-def weighted_knn(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int = 20,
-    temperature: float = 0.07, device: torch.device | str = "cpu", chunk: int | None = None,
-) -> float:  # fmt: skip
-    """Top-1 accuracy in percent; each of the k nearest votes with exp(cosine / temperature).
+def predict_knn(
+    train: tuple[Tensor, Tensor], queries: Tensor, k: int = 20, temperature: float = 0.07,
+    device: torch.device | str = "cpu", chunk: int | None = None,
+) -> Tensor:  # fmt: skip
+    """The class of each query [n, D] -> [n]; each of the k nearest votes with
+    exp(cosine / temperature).
 
     Args:
-        train, test: features [n, D] and targets [n], the same on all ranks, which share the work.
+        train: features [n, D] and targets [n].
         chunk: queries at a time; by default so many that their similarities take half a GiB.
     """
     features, targets = F.normalize(train[0], dim=1).to(device), train[1].to(device)
     num_classes = int(targets.max()) + 1
     chunk = chunk or max(1, 2**27 // len(features))
-    num_tests = len(test[0])
-    test = tuple(part[distributed.rank() :: distributed.world_size()] for part in test)
-    correct = torch.zeros((), device=device)
-    for start in range(0, len(test[0]), chunk):
-        queries = F.normalize(test[0][start : start + chunk], dim=1).to(device)
-        similarity, ids = (queries @ features.T).topk(min(k, len(features)), dim=1)
-        votes = queries.new_zeros(len(queries), num_classes)
+    predicted = [targets.new_empty(0)]
+    for start in range(0, len(queries), chunk):
+        part = F.normalize(queries[start : start + chunk], dim=1).to(device)
+        similarity, ids = (part @ features.T).topk(min(k, len(features)), dim=1)
         # Relative to the nearest, whose vote is 1: a low temperature would overflow.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes.scatter_add_(1, targets[ids], weights)
-        correct += (votes.argmax(1) == test[1][start : start + chunk].to(device)).sum()
-    return 100 * distributed.reduce_sum(correct).item() / num_tests
+        votes = part.new_zeros(len(part), num_classes).scatter_add_(1, targets[ids], weights)
+        predicted.append(votes.argmax(1))
+    return torch.cat(predicted)
+
+
+def weighted_knn(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **options) -> float:
+    """Top-1 accuracy in percent of `predict_knn`.
+
+    Args:
+        train, test: features [n, D] and targets [n], the same on all ranks, which share the work.
+    """
+    features, targets = (part[distributed.rank() :: distributed.world_size()] for part in test)
+    predicted = predict_knn(train, features, **options)
+    correct = (predicted == targets.to(predicted.device)).sum().float()
+    return 100 * distributed.reduce_sum(correct).item() / len(test[0])
 
 
 class KNNMonitor:

@@ -1,0 +1,148 @@
+"""A study's records, kept as JSON lines, and what they say: paired differences and a verdict.
+
+A record is one run: the setting that it shares with others, its variant's flags, its seed, its
+scores, and which test images it got right, so that runs can be compared image by image.
+"""
+
+import base64
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+MARGIN = 1.0  # points; a difference that is certainly smaller is called none
+Record = dict
+
+
+def pack(shares: np.ndarray) -> str:
+    """How often each test image was right, of the draws (uint8), as a short text."""
+    return base64.b64encode(zlib.compress(shares.astype(np.uint8).tobytes(), 9)).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+
+
+def percentages(record: Record, score: str) -> np.ndarray:
+    """100 where a test image was right and 0 where not; [images], whose mean is the score."""
+    correct, draws = record["correct"][score]
+    return unpack(correct) * (100 / draws)
+
+
+def read(path: str) -> list[Record]:
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def append(path: str, record: Record) -> None:
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+@dataclass
+class Comparison:
+    """A variant against a reference, in points; `verdict` says what can be said of it."""
+
+    difference: float
+    low: float  # of the 95 % interval over seeds and test images
+    high: float
+    num_seeds: int
+
+    @property
+    def verdict(self) -> str:
+        if self.low > 0:
+            return "gain"
+        if self.high < 0:
+            return "loss"
+        if max(abs(self.low), abs(self.high)) <= MARGIN:
+            return "no difference"
+        return "cannot be told"
+
+
+def compare(
+    variants: dict[str, list[Record]], reference: list[Record], score: str, num_boots: int = 1000
+) -> dict[str, Comparison]:
+    """Each variant against the reference, by the seeds that both have.
+
+    The interval adds up two spreads: of the test images, by a bootstrap of the per-image
+    difference (mean over seeds), and of the seeds. Few seeds tell little of their own spread, so
+    that is pooled over the variants, and Student's t counts what was pooled.
+    """
+    by_seed = {record["seed"]: record for record in reference}
+    paired: dict[str, np.ndarray] = {}  # [seeds, images]
+    for name, records in variants.items():
+        rows = [
+            percentages(record, score) - percentages(by_seed[record["seed"]], score)
+            for record in records
+            if record["seed"] in by_seed
+        ]
+        if rows:
+            paired[name] = np.stack(rows)
+    squares = sum(((rows.mean(1) - rows.mean()) ** 2).sum() for rows in paired.values())
+    freedom = sum(len(rows) - 1 for rows in paired.values())
+    rng, found = np.random.default_rng(0), {}
+    for name, rows in paired.items():
+        images = rows.mean(0)
+        draws = rng.integers(len(images), size=(num_boots, len(images)))
+        of_images = 1.96 * images[draws].mean(1).std()
+        of_seeds = math.inf
+        if freedom:
+            spread = math.sqrt(squares / freedom / len(rows))
+            of_seeds = stats.t.ppf(0.975, freedom) * spread
+        half = math.hypot(of_images, of_seeds)
+        mean = float(rows.mean())
+        found[name] = Comparison(mean, mean - half, mean + half, len(rows))
+    return found
+
+
+def by_variant(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by their variant's name, in the order of their first runs, by seed."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["variant"], []).append(record)
+    return {name: sorted(rows, key=lambda row: row["seed"]) for name, rows in found.items()}
+
+
+def report(records: list[Record], reference: str) -> str:
+    """A Markdown table: means over seeds, and differences to the reference with intervals."""
+    variants = by_variant(records)
+    scores = list(records[0]["scores"])
+    lines = [f"| | seeds | {' | '.join(scores)} | L_rec | L_max | L_min | InfoNCE accuracy |"]
+    lines += ["|---" * (len(scores) + 6) + "|"]
+    for name, rows in variants.items():
+        cells = [_mean([row["scores"][score] for row in rows], 1) for score in scores]
+        for loss, digits in (("rec", 3), ("max_mi", 2), ("min_mi", 4), ("info_nce_accuracy", 2)):
+            cells.append(_mean([row["losses"].get(loss) for row in rows], digits))
+        seeds = ", ".join(str(row["seed"]) for row in rows)
+        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
+    if reference in variants:
+        others = {name: rows for name, rows in variants.items() if name != reference}
+        lines += ["", f"| against {reference} | {' | '.join(scores)} |"]
+        lines += ["|---" * (len(scores) + 1) + "|"]
+        compared = {score: compare(others, variants[reference], score) for score in scores}
+        for name in others:
+            cells = [_shown(compared[score].get(name)) for score in scores]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(values: list, digits: int) -> str:
+    known = [value for value in values if value is not None]
+    spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.{digits}f}{spread}" if known else "–"
+
+
+def _shown(found: Comparison | None) -> str:
+    if found is None:
+        return "–"
+    if not math.isfinite(found.low):
+        return f"{found.difference:+.1f} (one seed)"
+    return f"{found.difference:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"

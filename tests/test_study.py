@@ -1,0 +1,87 @@
+"""A study's records and its verdicts, on runs whose truth is known."""
+
+import numpy as np
+import pytest
+
+from benchmarks import study
+
+
+def record(variant, seed, correct):
+    counts = study.pack(np.asarray(correct))
+    scores = {"knn": 100 * float(np.mean(correct))}
+    return dict(variant=variant, flags="", seed=seed, setting={}, scores=scores,
+                correct={"knn": [counts, 1]}, losses={"rec": 0.5})  # fmt: skip
+
+
+def runs(variant, accuracy, seeds, rng, images=2000, spread=0.0):
+    """Records of a variant that is right on an image with this probability, which seeds shift."""
+    return [
+        record(variant, seed, rng.random(images) < accuracy + spread * rng.standard_normal())
+        for seed in seeds
+    ]
+
+
+def test_what_was_right_survives_the_file(tmp_path):
+    path = str(tmp_path / "new" / "study.jsonl")
+    counts = np.array([0, 8, 3, 1], np.uint8)
+    first = record("a", 0, counts) | {"correct": {"few": [study.pack(counts), 8]}}
+    assert study.read(path) == []
+    study.append(path, first)
+    study.append(path, record("b", 1, [1]))
+    assert study.read(path)[0] == first
+    assert study.percentages(first, "few").tolist() == [0, 100, 37.5, 12.5]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "verdict"),
+    [((0.9, 0.8), "gain"), ((0.7, 0.8), "loss"), ((0.8, 0.8), "cannot be told")],
+)
+def test_verdicts(accuracies, verdict):
+    rng = np.random.default_rng(1)
+    variant, reference = (runs("x", share, range(3), rng, spread=0.005) for share in accuracies)
+    found = study.compare({"x": variant}, reference, "knn")["x"]
+    assert found.verdict == verdict and found.num_seeds == 3
+    assert found.low < found.difference < found.high
+
+
+def test_equal_predictions_are_no_difference_and_one_seed_tells_nothing():
+    rng = np.random.default_rng(2)
+    reference = runs("r", 0.8, range(3), rng)
+    same = study.compare({"x": reference}, reference, "knn")["x"]
+    assert same.difference == 0 and same.verdict == "no difference"
+    one = study.compare({"x": reference[:1]}, reference[:1], "knn")["x"]
+    assert one.verdict == "cannot be told"
+
+
+def test_only_common_seeds_are_compared():
+    reference = [record("r", 0, [1, 1, 0, 0]), record("r", 1, [1, 0, 0, 0])]
+    variant = [record("x", 1, [1, 1, 1, 0]), record("x", 2, [0, 0, 0, 0])]
+    found = study.compare({"x": variant}, reference, "knn")["x"]
+    assert found.difference == 50 and found.num_seeds == 1
+    assert study.compare({"y": variant[1:]}, reference, "knn") == {}
+
+
+def test_the_interval_covers_the_truth():
+    """95 % of the intervals, of 4 variants by 3 seeds, over test sets and seeds drawn anew."""
+    rng, hits, trials = np.random.default_rng(3), 0, 100
+    for _ in range(trials):
+        hard = rng.random(500)  # images are easy or hard for all runs alike
+
+        def row(shift, seed, hard=hard):
+            noise = 0.01 * rng.standard_normal()
+            return record("x", seed, rng.random(500) < np.clip(hard + shift + noise, 0, 1))
+
+        reference = [row(0, seed) for seed in range(3)]
+        variants = {str(i): [row(0, seed) for seed in range(3)] for i in range(4)}
+        found = study.compare(variants, reference, "knn", num_boots=200)
+        hits += sum(one.low <= 0 <= one.high for one in found.values())
+    assert hits / (4 * trials) > 0.9
+
+
+def test_the_report_has_a_row_for_each_variant_and_each_comparison():
+    reference = [record("MAE", seed, [1, 1, 0, 0]) for seed in (0, 1)]
+    other = [record("MI-MAE", 0, [1, 1, 1, 0]), record("MI-MAE", 1, [1, 1, 1, 1])]
+    text = study.report(other + reference, "MAE")
+    assert "| MI-MAE | 0, 1 | 87.5 ± 17.7 | 0.500 ± 0.000 |" in text
+    assert "| MAE | 0, 1 | 50.0 ± 0.0 |" in text
+    assert "| MI-MAE | +37.5 [" in text
