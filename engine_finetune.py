@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from util import distributed
-from util.distributed import hold_gradients
-from util.loader import Batches
-from util.optim import Precision
-from util.run import Run
+from util.cluster import distributed
+from util.cluster.distributed import without_exchange
+from util.data.loader import Batches
+from util.training.precision import Precision
+from util.training.run import Run
 
 # (images [B, C, H, W], targets [B]) -> the same, augmented; targets may become [B, classes].
 BatchAugmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -41,7 +41,7 @@ def train_one_epoch(
             inputs, targets = prepare(
                 inputs.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
             )
-            with hold_gradients(model, micro < num_micro - 1):
+            with without_exchange(model, micro < num_micro - 1):
                 with precision.autocast():
                     logits = model(inputs)
                 part = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)

@@ -1,18 +1,18 @@
 """One epoch of pre-training, with or without accumulation, from any step of the epoch on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from util import distributed
-from util.distributed import hold_gradients, unwrap
-from util.exact_accumulation import StepMI, share_step
-from util.metrics import effective_rank
-from util.optim import Precision
+from util.cluster import distributed
+from util.cluster.distributed import unwrap, without_exchange
 from util.randomness import mask_noise
-from util.run import Run
+from util.training.exact_accumulation import StepMI, share_step
+from util.training.metrics import effective_rank
+from util.training.precision import Precision
+from util.training.run import Run
 
 LOSSES = ("loss", "rec", "max_mi", "min_mi", "apx", "info_nce_accuracy")
 
@@ -33,11 +33,14 @@ def train_one_epoch(
         The epoch's mean losses over all ranks.
     """
     model.train()
-    clock = _Clock()
+    args, clock = run.args, _Clock()
     for num_micro, micro_batches in run.steps(optimizer):
-        losses, latent = _accumulate(model, micro_batches, num_micro, normalize, precision, run)
-        unwrap(model).gate.update(losses["rec"])
-        losses["grad_norm"] = precision.step(optimizer, run.args.clip_grad)
+        shape = unwrap(model).noise_shape(num_micro * run.batches.global_size)
+        noise = step_noise(shape, num_micro, args.seed, run.progress.total_steps, run.device)
+        imgs = (normalize(imgs.to(run.device, non_blocking=True)) for imgs, _ in micro_batches)
+        losses, latent = train_step(
+            model, imgs, noise, optimizer, precision, args.clip_grad, args.exact_accum
+        )
         clock.count(num_micro * run.batches.global_size)
 
         def scalars(latent=latent) -> dict[str, float]:
@@ -47,24 +50,40 @@ def train_one_epoch(
     return run.close_epoch()
 
 
-def _accumulate(
-    model: nn.Module, micro_batches: Iterator, num_micro: int, normalize: nn.Module,
-    precision: Precision, run: Run,
+def train_step(
+    model: nn.Module, micro_batches: Iterable[Tensor], noise: Tensor,
+    optimizer: torch.optim.Optimizer, precision: Precision, clip_grad: float | None = None,
+    exact_accum: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
-    """Gradients of one step; returns its mean losses and the last micro-batch's latents."""
-    bare = unwrap(model)
-    batches = (imgs.to(run.device, non_blocking=True) for imgs, _ in micro_batches)
-    step_mi, means, noise = [None] * num_micro, {}, None
-    if run.args.exact_accum and num_micro > 1:
-        batches = list(batches)
-        noise = _own_noise(bare, len(batches[0]), num_micro, run)
-        step_mi = _share_step(bare, [normalize(imgs) for imgs in batches], noise, precision)
-    for micro, imgs in enumerate(batches):
-        if noise is None:
-            noise = _own_noise(bare, len(imgs), num_micro, run)
-        with hold_gradients(model, micro < num_micro - 1):
+    """One optimiser step: accumulate gradients, move the gate, update.
+
+    Args:
+        micro_batches: normalised images [B, C, H, W], as many as there are rows of noise.
+        noise: [micro-batches, B, ...], from which the masks follow.
+
+    Returns:
+        The step's mean losses on this rank, and the last micro-batch's latents.
+    """
+    losses, latent = accumulate(model, micro_batches, noise, precision, exact_accum)
+    unwrap(model).gate.update(losses["rec"])
+    losses["grad_norm"] = precision.step(optimizer, clip_grad)
+    return losses, latent
+
+
+def accumulate(
+    model: nn.Module, micro_batches: Iterable[Tensor], noise: Tensor, precision: Precision,
+    exact: bool = False,
+) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+    """Gradients of one step; see `train_step`."""
+    num_micro, means = len(noise), {}
+    step_mi = [None] * num_micro
+    if exact and num_micro > 1:
+        micro_batches = list(micro_batches)
+        step_mi = _share_step(unwrap(model), micro_batches, noise, precision)
+    for micro, imgs in enumerate(micro_batches):
+        with without_exchange(model, micro < num_micro - 1):
             with precision.autocast():
-                losses = model(normalize(imgs), noise[micro], step_mi[micro])
+                losses = model(imgs, noise[micro], step_mi[micro])
             precision.backward(losses["loss"] / num_micro)
         for name in LOSSES:
             share = losses[name].detach() / num_micro
@@ -74,29 +93,32 @@ def _accumulate(
 
 @torch.no_grad()
 def _share_step(
-    bare: nn.Module, batches: list[Tensor], noise: Tensor, precision: Precision
+    model: nn.Module, micro_batches: list[Tensor], noise: Tensor, precision: Precision
 ) -> list[StepMI]:
     """For each micro-batch, the MI losses of the whole step, from a pass without the decoder."""
     parts = []
-    for imgs, own_noise in zip(batches, noise, strict=True):
+    for imgs, own_noise in zip(micro_batches, noise, strict=True):
         with precision.autocast():
-            parts.append(bare.mi_inputs(imgs, own_noise))
-    return share_step(bare.mi_losses, parts)
+            parts.append(model.mi_inputs(imgs, own_noise))
+    return share_step(model.mi_losses, parts)
 
 
-def _own_noise(model: nn.Module, batch_size: int, num_micro: int, run: Run) -> Tensor:
-    """This rank's rows of the step's noise, which is drawn for the global batch.
+def step_noise(
+    shape: tuple[int, ...], num_micro: int, seed: int, step: int, device: torch.device
+) -> Tensor:
+    """This rank's rows of a step's noise, which is drawn for the global batch.
+
+    Args:
+        shape: of the noise of all micro-batches of all ranks.
 
     Returns:
         [num_micro, B, ...], rows r, r + W, … of each global micro-batch.
     """
-    world = distributed.world_size()
-    shape = model.noise_shape(batch_size * world * num_micro)
-    noise = mask_noise(shape, run.args.seed, run.progress.total_steps).unflatten(0, (num_micro, -1))
-    noise = noise[:, distributed.rank() :: world].contiguous()
-    if run.device.type == "cuda":
+    noise = mask_noise(shape, seed, step).unflatten(0, (num_micro, -1))
+    noise = noise[:, distributed.rank() :: distributed.world_size()].contiguous()
+    if device.type == "cuda":
         noise = noise.pin_memory()  # from pageable memory the copy would wait for the last step
-    return noise.to(run.device, non_blocking=True)
+    return noise.to(device, non_blocking=True)
 
 
 class _Clock:

@@ -14,15 +14,17 @@ import models_encoder
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from util import args as arguments
-from util import distributed, optim, preflight
 from util.args import number
-from util.checkpoint import load_weights
-from util.datasets import DATASETS, TransformedImages, load_images
+from util.cluster import distributed
+from util.data.datasets import DATASETS, TransformedImages, load_images
+from util.data.loader import Batches
+from util.data.transforms import AutoAugment, CropAndFlip, Normalize, ResizeCenterCrop
+from util.entry import run_main
 from util.errors import UsageError
-from util.loader import Batches
-from util.metrics import NonFiniteLoss
-from util.run import Run, run_main
-from util.transforms import AutoAugment, CropAndFlip, Normalize, ResizeCenterCrop
+from util.training import optim, preflight
+from util.training.checkpoint import load_weights
+from util.training.metrics import NonFiniteLoss
+from util.training.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -17,16 +17,19 @@ import models_encoder
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from util import args as arguments
-from util import distributed, optim, preflight
 from util.args import number
-from util.checkpoint import load_weights
-from util.datasets import DATASETS, TransformedImages, load_images
+from util.checks import image_size
+from util.cluster import distributed
+from util.data.datasets import DATASETS, TransformedImages, load_images
+from util.data.loader import Batches
+from util.data.transforms import CropAndFlip, Normalize, ResizeCenterCrop
+from util.entry import run_main
 from util.errors import UsageError
-from util.knn import extract_features, weighted_knn
-from util.loader import Batches
-from util.metrics import NonFiniteLoss
-from util.run import Run, run_main
-from util.transforms import CropAndFlip, Normalize, ResizeCenterCrop
+from util.evaluation.knn import extract_features, weighted_knn
+from util.training import optim, preflight
+from util.training.checkpoint import load_weights
+from util.training.metrics import NonFiniteLoss
+from util.training.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
     size_name = DATASETS[args.dataset].size_name
     args.model = args.model or models_encoder.default_name(described, size_name)
     if args.model == "pixels":
-        size = arguments.image_size(args.input_size, 1)
+        size = image_size(args.input_size, 1)
         return models_vit.Pixels(), args.in_chans * size[0] * size[1]
     encoder = models_encoder.build_encoder(
         args.model, 0, args.input_size, args.in_chans, args.global_pool
@@ -126,7 +129,7 @@ def main(args: argparse.Namespace) -> None:
         if args.compile:
             distributed.compile_in_place(encoder, False)
         precision = run.precision(0 if args.model == "pixels" else dim)
-        args.input_size = list(arguments.image_size(args.input_size, 1))
+        args.input_size = list(image_size(args.input_size, 1))
         normalize = Normalize(args.mean, args.std).to(run.device)
         train_transform = CropAndFlip(args.input_size, args.min_crop, args.flip, tf_style=True)
         view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)

@@ -16,18 +16,20 @@ import models_mimae
 import models_simmim
 from engine_pretrain import train_one_epoch
 from util import args as arguments
-from util import distributed, optim, preflight
 from util.args import number
-from util.checkpoint import BufferState
-from util.datasets import DATASETS, TransformedImages, load_images
+from util.cluster import distributed
+from util.data.datasets import DATASETS, TransformedImages, load_images
+from util.data.images import to_tensor
+from util.data.loader import Batches
+from util.data.transforms import CropAndFlip, Normalize, ResizeCenterCrop
+from util.entry import run_main
 from util.errors import UsageError
-from util.images import to_tensor
-from util.knn import KNNMonitor
-from util.loader import Batches
-from util.metrics import NonFiniteLoss
-from util.run import Run, run_main
-from util.transforms import CropAndFlip, Normalize, ResizeCenterCrop
-from util.visualize import reconstruction_sheet
+from util.evaluation.knn import KNNMonitor
+from util.evaluation.visualize import reconstruction_sheet
+from util.training import optim, preflight
+from util.training.checkpoint import BufferState
+from util.training.metrics import NonFiniteLoss
+from util.training.run import Run
 
 log = logging.getLogger(__name__)
 

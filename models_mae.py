@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from models_pixels import PixelPrediction, take_rows
 from models_vit import NORM
 from models_vit import SIZES as ENCODER_SIZES
-from util.args import image_size
+from util.checks import image_size
 from util.errors import UsageError
 from util.pos_embed import sincos_pos_embed
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from models_mae import SIZES, MAEViT, draw_weights
 from models_pixels import full_precision
-from util import distributed
-from util.args import check_one_of
+from util.checks import check_one_of
+from util.cluster import distributed
 from util.errors import UsageError
-from util.exact_accumulation import StepMI
+from util.training.exact_accumulation import StepMI
 
 # ---------------------------------------------------------------- orthogonal masks [Section 4.2]
 

@@ -20,9 +20,9 @@ from models_mae import ViTEncoder
 from models_mimae import Losses, MutualInformationModel
 from models_pixels import PixelPrediction, full_precision, take_rows
 from models_vit import SIZES
-from util.args import image_size
+from util.checks import image_size
 from util.errors import UsageError
-from util.exact_accumulation import StepMI
+from util.training.exact_accumulation import StepMI
 
 
 class SimMIM(PixelPrediction, MutualInformationModel):

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from torch import Tensor
 
-from util.args import image_size
+from util.checks import image_size
 from util.errors import UsageError
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from util.args import image_size
-from util.checkpoint import read_checkpoint
+from util.checks import image_size
 from util.errors import UsageError
 from util.pos_embed import interpolate_pos_embed, square_grid
+from util.training.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ python submitit_pretrain.py --nodes 4 --ngpus 8 --partition gpu --timeout 1440 \
 
 import sys
 
-from util.slurm import launch
+import main_pretrain
+from util.cluster.slurm import launch
 
 if __name__ == "__main__":
-    launch("main_pretrain", sys.argv[1:])
+    launch(main_pretrain, sys.argv[1:])

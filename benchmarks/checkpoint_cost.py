@@ -15,8 +15,8 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from models_mimae import MODELS
-from util.checkpoint import read_checkpoint, write_atomically
-from util.optim import adamw, decay_groups
+from util.training.checkpoint import read_checkpoint, write_atomically
+from util.training.optim import adamw, decay_groups
 
 
 def main() -> None:

@@ -24,12 +24,12 @@ from torchvision import datasets, transforms
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from util import images as image_files
 from util.args import number
-from util.datasets import IMAGENET_MEAN, IMAGENET_STD, FileImages, TransformedImages
-from util.file_index import find_images
-from util.images import jpeg_decoder
-from util.transforms import CropAndFlip
+from util.data import images as image_files
+from util.data.datasets import IMAGENET_MEAN, IMAGENET_STD, FileImages, TransformedImages
+from util.data.file_index import find_images
+from util.data.images import jpeg_decoder
+from util.data.transforms import CropAndFlip
 
 BATCH_SIZE = 64
 

@@ -28,13 +28,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import main_linprobe
 import main_pretrain
 from benchmarks import study
-from util.args import image_size, number
-from util.datasets import DATASETS, Subset, TransformedImages, load_images
-from util.knn import extract_features, predict_knn
-from util.loader import Batches
-from util.metrics import commit
-from util.optim import Precision
-from util.transforms import Normalize, ResizeCenterCrop
+from util.args import number
+from util.checks import image_size
+from util.data.datasets import DATASETS, Subset, TransformedImages, load_images
+from util.data.loader import Batches
+from util.data.transforms import Normalize, ResizeCenterCrop
+from util.evaluation.knn import extract_features, predict_knn
+from util.provenance import commit
+from util.training.precision import Precision
 
 MAE = "MAE: --num_masks 1 --lambda_max 0 --lambda_min 0"
 ROOT = sys.path[0]

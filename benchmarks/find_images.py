@@ -16,9 +16,9 @@ from torchvision.datasets import ImageFolder
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from util import file_index
 from util.args import number
-from util.file_index import find_images
+from util.data import file_index
+from util.data.file_index import find_images
 
 
 def main() -> None:

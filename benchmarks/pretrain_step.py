@@ -2,7 +2,7 @@
 
 python benchmarks/pretrain_step.py --models base --images 2 --against ../mae
 
-Each implementation trains through its own engine, in a process of its own, in turns with the
+Each implementation trains by its own engine's step, in a process of its own, in turns with the
 others, on the same work: MAE's code gets each image N times. It is imported from --against, a
 clone of https://github.com/facebookresearch/mae; what of it no longer imports is stood in for, and
 its precision is its own: fp16 on a GPU. The share of the peak counts what is computed, which with
@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.contest import Contestant, Failed, compete, matmul_peak
 from util.args import number
-from util.optim import Precision
+from util.training.precision import Precision
 
 ROOT = sys.path[0]
 MODELS = {
@@ -84,9 +84,10 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
     from torch.utils.flop_counter import FlopCounterMode
 
     import main_pretrain
-    from engine_pretrain import train_one_epoch
-    from util import distributed, optim, preflight
-    from util.transforms import Normalize
+    from engine_pretrain import step_noise, train_step
+    from util.cluster import distributed
+    from util.data.transforms import Normalize
+    from util.training import optim, preflight
 
     device = use_device(args)
     words = ["--dataset", "flat", "--model", f"mimae_{MODELS[model]}", "--mi_start_loss", "inf"]
@@ -99,7 +100,6 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
     optim.set_lr(optimizer, 1e-6)
     precision = precision_of(amp, device)
     imgs = _images(args, images)
-    targets = torch.zeros(images, dtype=torch.long)
 
     counter = FlopCounterMode(display=False)
     with counter, precision.autocast():
@@ -111,13 +111,11 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
     wrapped = distributed.wrap(bare, device, sync_buffers=False)
 
     def train(num_steps: int) -> None:
-        run = SimpleNamespace(
-            args=own, device=device, progress=SimpleNamespace(total_steps=0),
-            batches=SimpleNamespace(global_size=images),
-            steps=lambda _: ((1, iter([(imgs, targets)])) for _ in range(num_steps)),
-            after_step=lambda losses, scalars: None, close_epoch=dict,
-        )  # fmt: skip
-        train_one_epoch(wrapped, normalize, optimizer, precision, run)
+        wrapped.train()
+        for step in range(num_steps):
+            noise = step_noise(bare.noise_shape(images), 1, 0, step, device)
+            batch = [normalize(imgs.to(device, non_blocking=True))]
+            train_step(wrapped, batch, noise, optimizer, precision)
 
     memory = preflight.estimate_memory(
         bare, bare.block_shapes(), images * bare.num_masks, precision.dtype is not None,
@@ -144,11 +142,11 @@ def build_official(args: argparse.Namespace, model: str, images: int):
     if device.type == "cpu":
         torch.cuda.synchronize = lambda: None
 
-    import models_mae
     from timm.optim import param_groups_weight_decay
     from util.misc import NativeScalerWithGradNormCount
 
     import engine_pretrain
+    import models_mae
 
     torch.manual_seed(0)
     sizes = dict(img_size=args.input_size, norm_pix_loss=True)

@@ -50,7 +50,7 @@ def build_rank(args: argparse.Namespace, rank: int, port: int):
     if args.processes > 1:
         os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(args.processes))
         os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        from util import distributed
+        from util.cluster import distributed
 
         distributed.init_process_group("auto")
     return build_ours(args, args.model, args.images // args.processes, args.amp)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from util.run import run_main
+from util.entry import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID")

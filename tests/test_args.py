@@ -5,7 +5,8 @@ import pytest
 import main_finetune
 import main_linprobe
 import main_pretrain
-from util.args import check_one_of, image_size, number
+from util.args import number
+from util.checks import check_one_of, image_size
 from util.errors import UsageError
 
 MAINS = [main_pretrain, main_finetune, main_linprobe]

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine_finetune import evaluate
-from util.loader import Batches
-from util.optim import Precision
+from util.data.loader import Batches
+from util.training.precision import Precision
 
 
 class Vectors(torch.utils.data.Dataset):

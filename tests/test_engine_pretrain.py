@@ -1,24 +1,14 @@
 """The engine: accumulation, exact or not, and what a step returns."""
 
-import argparse
-
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from engine_pretrain import _accumulate
+from engine_pretrain import accumulate, step_noise
 from models_mimae import MaskedAutoencoderViT
-from util.optim import Precision
+from util.training.precision import Precision
 
-
-class Stage:
-    """What the engine needs of a run."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, exact: bool):
-        self.args = argparse.Namespace(seed=3, exact_accum=exact)
-        self.progress = argparse.Namespace(total_steps=5)
+CPU = torch.device("cpu")
 
 
 def gradients(num_micro: int, exact: bool, compiled_by=None, **options) -> tuple[dict, dict]:
@@ -34,11 +24,8 @@ def gradients(num_micro: int, exact: bool, compiled_by=None, **options) -> tuple
     if compiled_by:
         model.compile(backend=compiled_by)
     imgs = torch.randn(12, 1, 8, 8, dtype=torch.float64)
-    micro_batches = ((part, None) for part in imgs.chunk(num_micro))
-    losses, _ = _accumulate(
-        model, micro_batches, num_micro, torch.nn.Identity(),
-        Precision("none", Stage.device), Stage(exact),
-    )  # fmt: skip
+    noise = step_noise(model.noise_shape(12), num_micro, 3, 5, CPU)
+    losses, _ = accumulate(model, imgs.chunk(num_micro), noise, Precision("none", CPU), exact)
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return losses, grads
 

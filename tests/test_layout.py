@@ -7,19 +7,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("util/*.py"), *ROOT.glob("benchmarks/*.py")])
+UTIL = ROOT / "util"
+FILES = sorted([*ROOT.glob("*.py"), *UTIL.rglob("*.py"), *ROOT.glob("benchmarks/*.py")])
 MAX_LINES = {"models_mimae.py": 400}  # the paper in one file
 MAX_FUNCTION = {"main": 65, "get_args_parser": 65, "_add_method_flags": 125}  # lists
+MAY_IMPORT = {  # rooms of util, besides themselves and the loose files
+    "data": {"cluster"},
+    "cluster": set(),
+    "training": {"cluster", "data"},
+    "evaluation": {"cluster", "data", "training"},
+}
 
 
 def level(path: Path) -> int:
     """0 util, 1 engines and models, 2 mains, 3 what starts mains."""
-    if path.parent != ROOT:
-        return 0 if path.parent.name == "util" else 3
+    if path.is_relative_to(UTIL):
+        return 0
     return {"engine": 1, "models": 1, "main": 2}.get(path.stem.split("_")[0], 3)
 
 
-def imports(path: Path) -> set[str]:
+def room(path: Path) -> str:
+    """The folder of a file of util below it; empty for its loose files."""
+    return path.parent.name if path.parent.parent == UTIL else ""
+
+
+def imports(path: Path) -> set[Path]:
     """Files of this project that a file imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -32,7 +44,11 @@ def imports(path: Path) -> set[str]:
     return {file for file in candidates if file.exists()}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
 def test_imports_go_downwards(path):
     for imported in imports(path):
         assert level(imported) <= level(path), f"{path.name} imports {imported.name}"
@@ -44,14 +60,39 @@ def test_imports_go_downwards(path):
             assert not imported.name.startswith("engine_"), imported.name
 
 
+@pytest.mark.parametrize("path", [file for file in FILES if file.is_relative_to(UTIL)], ids=named)
+def test_rooms_know_of_those_below_them(path):
+    """data and cluster know nothing of training and evaluation; nobody imports by a name."""
+    if room(path):
+        others = {room(imported) for imported in imports(path)} - {"", room(path)}
+        assert others <= MAY_IMPORT[room(path)]
+    assert "import_module" not in path.read_text() and "__import__" not in path.read_text()
+
+
+def test_the_rooms_imports_make_no_ring():
+    def reached(path: Path, seen: tuple = ()) -> None:
+        assert path not in seen, " -> ".join(map(named, (*seen, path)))
+        if path not in done:
+            for imported in imports(path):
+                reached(imported, (*seen, path))
+            done.add(path)
+
+    done: set[Path] = set()
+    for path in FILES:
+        reached(path)
+
+
 def test_the_levels_are_what_they_seem():
-    names = {path.name: level(path) for path in FILES}
-    assert names["args.py"] == 0 and names["models_mimae.py"] == names["engine_pretrain.py"] == 1
-    assert names["main_pretrain.py"] == 2
-    assert ROOT / "util" / "args.py" in imports(ROOT / "models_mimae.py")
+    names = {named(path): level(path) for path in FILES}
+    assert names["util/args.py"] == names["util/data/loader.py"] == 0
+    assert names["models_mimae.py"] == names["engine_pretrain.py"] == 1
+    assert names["main_pretrain.py"] == 2 and names["submitit_launch.py"] == 3
+    assert UTIL / "checks.py" in imports(ROOT / "models_mimae.py")
+    assert room(UTIL / "data" / "loader.py") == "data" and room(UTIL / "args.py") == ""
+    assert {room(path) for path in FILES} == {"", *MAY_IMPORT}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=named)
 def test_nothing_is_unpickled(path):
     source = path.read_text()
     assert not re.search(r"weights_only\s*=\s*False", source)
@@ -63,7 +104,7 @@ def test_nothing_is_unpickled(path):
                 assert any(k.arg == "weights_only" for k in node.keywords)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=named)
 def test_files_and_functions_stay_short(path):
     source = path.read_text()
     lines = source.splitlines()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from util.datasets import DATASETS
-from util.knn import weighted_knn
+from util.data.datasets import DATASETS
+from util.evaluation.knn import weighted_knn
 
 
 @pytest.fixture(scope="session")

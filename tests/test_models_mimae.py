@@ -14,8 +14,8 @@ from models_mimae import (
     orthogonal_permutations,
     resolve_masking,
 )
-from util.checkpoint import BufferState
 from util.errors import UsageError
+from util.training.checkpoint import BufferState
 
 
 def images(batch=3, chans=1, height=8, width=8):

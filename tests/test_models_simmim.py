@@ -17,8 +17,8 @@ import models_mimae
 import models_simmim
 from models_simmim import SimMIMViT
 from models_swin import SIZES, convert_simmim
-from util.checkpoint import load_weights
 from util.errors import UsageError
+from util.training.checkpoint import load_weights
 
 MINI = "swin_mini_patch2"
 

@@ -13,8 +13,8 @@ import main_finetune
 import models_encoder
 import models_vit
 from models_swin import build_swin, fit_weights, layer_of, resize_position_bias, window_size
-from util import optim
 from util.errors import UsageError
+from util.training import optim
 
 MINI = "swin_mini_patch2"
 

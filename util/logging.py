@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 
-from util import distributed
+from util.cluster import distributed
 
 
 def setup_logging() -> None:

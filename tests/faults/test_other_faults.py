@@ -14,10 +14,10 @@ import torch
 from harness import differing, flags
 from test_kill_and_resume import wait_for
 
-from util import checkpoint
-from util.checkpoint import read_checkpoint, write_atomically
 from util.errors import UsageError
-from util.output import OutputFolder
+from util.training import checkpoint
+from util.training.checkpoint import read_checkpoint, write_atomically
+from util.training.output import OutputFolder
 
 
 def start_and_stop(zygote, output: pathlib.Path, *more: str) -> pathlib.Path:
@@ -278,7 +278,7 @@ def test_images_removed_and_cut_during_the_run(zygote, tmp_path):
 
 
 def test_out_of_memory_names_the_flags(capsys):
-    from util.run import run_main
+    from util.entry import run_main
 
     def main(args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")

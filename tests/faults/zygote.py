@@ -18,7 +18,7 @@ import torch.utils.tensorboard  # noqa: F401
 import main_finetune
 import main_linprobe
 import main_pretrain
-from util.run import run_main
+from util.entry import run_main
 
 MAINS = {m.__name__: m for m in (main_pretrain, main_finetune, main_linprobe)}
 

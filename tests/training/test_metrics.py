@@ -1,0 +1,73 @@
+"""Means over an epoch, the check for finite losses, effective rank and the files."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from util.training.checkpoint import Progress
+from util.training.journal import Journal, write_results
+from util.training.metrics import Meters, NonFiniteLoss, effective_rank
+
+CPU = torch.device("cpu")
+
+
+def test_effective_rank_closed_forms():
+    axes = torch.eye(4)
+    cross = torch.cat([axes, -axes])  # centred, four equal singular values
+    assert effective_rank(cross) == pytest.approx(4.0, rel=1e-5)
+    assert effective_rank(torch.outer(torch.arange(9.0), torch.ones(5))) == pytest.approx(1.0)
+    collapsed = torch.ones(8, 5)
+    assert effective_rank(collapsed) == pytest.approx(1.0)
+    # Singular values in proportion 3 : 1.
+    features = torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(features) == pytest.approx(math.exp(entropy), rel=1e-5)
+
+
+def test_means_of_an_epoch_go_on_after_a_checkpoint():
+    values = [1.0, 2.0, 6.0, 7.0]
+    progress = Progress()
+    meters = Meters(progress, CPU)
+    for value in values[:2]:
+        meters.add({"loss": torch.tensor(value)})
+    meters.store()
+    restored = Progress()
+    restored.load_state_dict(progress.state_dict())
+    meters = Meters(restored, CPU)
+    for value in values[2:]:
+        meters.add({"loss": torch.tensor(value)})
+    assert meters.check() == {"loss": 6.5}
+    assert meters.means() == {"loss": 4.0}
+    meters.reset()
+    assert restored.sums == {} and restored.count == 0
+
+
+def test_the_first_bad_step_is_named():
+    progress = Progress()
+    meters = Meters(progress, CPU)
+    for step, value in enumerate([1.0, math.inf, math.nan]):
+        progress.total_steps = step
+        meters.add({"loss": torch.tensor(value), "rec": torch.tensor(0.5)})
+    with pytest.raises(NonFiniteLoss, match=r"step 1: loss inf, rec 0\.5") as caught:
+        meters.check()
+    assert caught.value.total_step == 1 and caught.value.status == 3
+
+
+def test_a_resumed_log_forgets_what_will_be_done_again(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text('{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2, "train_lo')
+    journal = Journal(str(tmp_path), Progress(epoch=1))
+    journal.epoch({"epoch": 1, "train_loss": math.nan})
+    journal.close()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert lines == [{"epoch": 0}, {"epoch": 1, "train_loss": None}]
+
+
+def test_results_say_how_to_repeat_them(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(str(path), {"acc1": 12.5, "loss": math.inf}, 3.21, torch.device("cpu"))
+    record = json.loads(path.read_text())
+    assert record["acc1"] == 12.5 and record["loss"] is None and record["seconds"] == 3.2
+    assert record.keys() >= {"command", "commit", "versions", "device", "processes"}

@@ -1,0 +1,37 @@
+"""Ranks stop at the same step, whenever the signal comes."""
+
+import signal
+
+import torch
+
+from util.training import signals
+
+
+def test_a_signal_during_the_agreement_counts_from_the_next_step(monkeypatch):
+    stop = signals.StopSignal()
+    monkeypatch.setattr(signals.distributed, "is_distributed", lambda: True)
+    sent = []
+
+    def all_reduce(flag: torch.Tensor, op, group) -> None:
+        sent.append(int(flag))
+        signal.raise_signal(signal.SIGUSR2)  # after this rank has sent that it goes on
+
+    monkeypatch.setattr(signals.dist, "all_reduce", all_reduce)
+    try:
+        assert not stop.agreed()
+        assert stop.agreed()
+    finally:
+        stop.restore()
+    assert sent == [0, signal.SIGUSR2]
+
+
+def test_a_rank_without_a_signal_stops_with_the_others(monkeypatch):
+    stop = signals.StopSignal()
+    monkeypatch.setattr(signals.distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(
+        signals.dist, "all_reduce", lambda flag, op, group: flag.fill_(signal.SIGTERM)
+    )
+    try:
+        assert stop.agreed() and stop.received == signal.SIGTERM
+    finally:
+        stop.restore()

@@ -1,0 +1,30 @@
+"""Checks of values that several files share; what they raise names the flag and the fix."""
+
+from collections.abc import Sequence
+
+from util.errors import UsageError
+
+
+def check_one_of(flag: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} {value} is unknown: use {', '.join(known)}")
+
+
+def image_size(
+    img_size: int | Sequence[int], unit: int, what: str = "the patch of the model"
+) -> tuple[int, int]:
+    """(height, width) in pixels.
+
+    Raises:
+        UsageError: where `unit`, whose meaning `what` tells, does not divide it.
+    """
+    sizes = [img_size] if isinstance(img_size, int) else list(img_size)
+    if len(sizes) not in (1, 2):
+        raise UsageError(f"--input_size {sizes} takes one number, or a height and a width")
+    height, width = sizes[0], sizes[-1]
+    if min(height, width) < unit or height % unit or width % unit:
+        raise UsageError(
+            f"--input_size {height} {width} is not divisible by {unit} pixels, {what}: use "
+            f"multiples of {unit}"
+        )
+    return height, width

@@ -1,0 +1,386 @@
+"""Data sets: where their images lie, what defaults they bring, and which part is trained on."""
+
+import gzip
+import os
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from util.data.file_index import find_images
+from util.data.images import convert, read_image, to_tensor
+from util.errors import UsageError
+from util.randomness import STREAM_SAMPLE, STREAM_SUBSET, derive_seed, generator, seed_libraries
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+
+
+class Images:
+    """Labelled images: `read(i)` [C, H, W], `name(i)`, `targets` (−1: none), `classes` (names)."""
+
+    targets: np.ndarray  # int64
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def read(self, index: int) -> torch.Tensor:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        raise NotImplementedError
+
+
+class ArrayImages(Images):
+    """uint8 arrays in memory: [n, H, W] or [n, H, W, 3]."""
+
+    def __init__(self, label: str, images: np.ndarray, targets: np.ndarray, in_chans: int):
+        self.label, self.images, self.in_chans = label, images, in_chans
+        self.targets = np.asarray(targets, dtype=np.int64)
+        self.classes = [str(c) for c in range(int(self.targets.max(initial=-1)) + 1)]
+
+    def read(self, index: int) -> torch.Tensor:
+        image = Image.fromarray(self.images[index])
+        return to_tensor(convert(image, self.in_chans, self.name(index)))
+
+    def name(self, index: int) -> str:
+        return f"{self.label}[{index}]"
+
+
+class FileImages(Images):
+    """Image files below a folder."""
+
+    def __init__(self, root: str, paths: list[str], targets, classes: list[str], in_chans: int):
+        self.root, self.classes, self.in_chans = root, classes, in_chans
+        # One array instead of a million strings: forked workers share it without copying.
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.targets = np.asarray(targets, dtype=np.int64)
+
+    def read(self, index: int) -> torch.Tensor:
+        return read_image(self.name(index), self.in_chans)
+
+    def name(self, index: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.paths[index]))
+
+
+class Subset(Images):
+    """The images at `ids` of another set."""
+
+    def __init__(self, images: Images, ids: Sequence[int]):
+        self.images, self.ids = images, np.asarray(ids, dtype=np.int64)
+        self.targets, self.classes = images.targets[self.ids], images.classes
+
+    def read(self, index: int) -> torch.Tensor:
+        return self.images.read(int(self.ids[index]))
+
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.ids[index]))
+
+
+# ------------------------------------------------------------------------------------- the sources
+# Each: (split `pretrain`, `train` or `val`, data_path, in_chans, download) -> Images. What one
+# pre-trains on is the training split, but for STL-10, which has more images without labels.
+
+
+def _digits(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    # Writer after writer: each filled in the same form, so the labels begin anew every 130 images.
+    # The last three are the test set. A random draw would test on the training set's hands.
+    part = slice(1415, None) if split == "val" else slice(1415)
+    return ArrayImages(f"digits-{split}", images[part], digits.target[part], in_chans)
+
+
+def _fashion_mnist(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+    folder = data_path or DEBIAN_FASHION_MNIST
+    if download:
+        import torchvision
+
+        folder = data_path or "."
+        try:
+            torchvision.datasets.FashionMNIST(folder, download=True)
+        except (RuntimeError, OSError) as error:
+            raise UsageError(f"--download: no Fashion-MNIST to be had ({error})") from None
+    stem = "t10k" if split == "val" else "train"
+    arrays = [
+        _read_idx(folder, f"{stem}-images-idx3-ubyte"),
+        _read_idx(folder, f"{stem}-labels-idx1-ubyte"),
+    ]
+    return ArrayImages(f"fashion_mnist-{split}", *arrays, in_chans)
+
+
+def _read_idx(folder: str, name: str) -> np.ndarray:
+    """An IDX file, gzipped or not, in the folder or where torchvision keeps it."""
+    for place in (folder, os.path.join(folder, "FashionMNIST", "raw")):
+        for path, opener in ((f"{place}/{name}.gz", gzip.open), (f"{place}/{name}", open)):
+            if os.path.isfile(path):
+                try:
+                    with opener(path, "rb") as file:
+                        data = file.read()
+                    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+                    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+                except (
+                    OSError,
+                    EOFError,
+                    IndexError,
+                    ValueError,
+                    struct.error,
+                    zlib.error,
+                ) as error:
+                    raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
+    raise UsageError(
+        f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use --download, "
+        "or install Debian's dataset-fashion-mnist"
+    )
+
+
+def _torchvision(name: str, classes: int) -> Callable[..., Images]:
+    def load(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+        import torchvision
+
+        stl10_split = {"pretrain": "train+unlabeled", "train": "train", "val": "test"}[split]
+        splits = {"split": stl10_split} if name == "STL10" else {"train": split != "val"}
+        try:
+            data = getattr(torchvision.datasets, name)(
+                data_path or ".", download=download, **splits
+            )
+        except (RuntimeError, OSError):  # incomplete; or downloading failed
+            raise UsageError(
+                f"--data_path {data_path or '.'} has no whole {name}: name the folder in which "
+                "torchvision keeps it, or use --download"
+            ) from None
+        images = data.data if name != "STL10" else data.data.transpose(0, 2, 3, 1)
+        targets = data.targets if name != "STL10" else data.labels
+        loaded = ArrayImages(f"{name}-{split}", images, np.asarray(targets), in_chans)
+        assert len(loaded.classes) == classes
+        return loaded
+
+    return load
+
+
+def _image_folder(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+    part = "val" if split == "val" else "train"
+    folder = os.path.join(_existing_folder(data_path), part)
+    if not os.path.isdir(folder):
+        raise UsageError(
+            f"--data_path {data_path} has no {part}/ folder: --dataset image_folder wants "
+            "train/CLASS/IMAGE and val/CLASS/IMAGE (--dataset flat takes any tree, without labels)"
+        )
+    paths = find_images(folder)
+    if not paths:
+        raise UsageError(f"--data_path {folder} holds no image: name a folder with images")
+    loose = [path for path in paths if os.sep not in path]
+    if loose:
+        raise UsageError(
+            f"--data_path {folder} has images that lie in no class folder ({loose[0]}): put each "
+            "into CLASS/, or pre-train with --dataset flat"
+        )
+    of_images = [path.split(os.sep)[0] for path in paths]
+    # A class's number is its place in train/, whichever classes val/ has.
+    train = os.path.join(data_path, "train")
+    classes = _class_folders(train) if os.path.isdir(train) else sorted(set(of_images))
+    number = {name: i for i, name in enumerate(classes)}
+    unknown = sorted(set(of_images) - set(classes))
+    if unknown:
+        raise UsageError(
+            f"--data_path {folder} has class folders that {train} lacks ({unknown[0]}): both "
+            "need the same names"
+        )
+    targets = [number[name] for name in of_images]
+    return FileImages(folder, paths, targets, classes, in_chans)
+
+
+def _class_folders(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _flat(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+    if split != "pretrain":
+        raise UsageError("--dataset flat has no labels: use image_folder to probe or fine-tune")
+    paths = find_images(_existing_folder(data_path))
+    if not paths:
+        raise UsageError(f"--data_path {data_path} holds no image: name a folder with images")
+    return FileImages(data_path, paths, np.full(len(paths), -1), [], in_chans)
+
+
+def _existing_folder(data_path: str) -> str:
+    if not data_path:
+        raise UsageError("--data_path is missing: name the folder that holds the images")
+    if not os.path.isdir(data_path):
+        raise UsageError(f"--data_path {data_path} is not a folder: name one that exists")
+    return data_path
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set: how it is loaded and which defaults it brings.
+
+    patch: patch size of its default model. crop_share: share of the resized image that the
+    evaluation's centre crop keeps. job_defaults: defaults of flags by job.
+    """
+
+    load: Callable[..., Images]
+    input_size: int
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size_name: str
+    crop_share: float = 1.0
+    num_workers: int = 0
+    job_defaults: dict[str, dict] = field(default_factory=dict)
+
+    def common_defaults(self) -> dict:
+        return dict(
+            input_size=[self.input_size], in_chans=self.in_chans, mean=self.mean, std=self.std,
+            num_workers=self.num_workers,
+        )  # fmt: skip
+
+
+# Adam's rate is for --blr's 256 masked samples; the MI losses wait until pixels are predicted well,
+# and weigh a tenth of the paper's, whose pixels are normalised: RESULTS.md has what both do.
+_SMALL_PRETRAIN = dict(
+    min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45, lambda_max=0.1, lambda_min=1.0
+)
+_SMALL_PROBE = dict(min_crop=1.0, flip=False, batch_size=64, optimizer="sgd", blr=1.0)
+
+
+def _small(size_name: str, flip: bool, pretrain: dict) -> dict:
+    """Defaults for data sets of small images, whose classes a hard crop would destroy."""
+    return dict(
+        size_name=size_name,
+        job_defaults={
+            "pretrain": _SMALL_PRETRAIN | dict(flip=flip) | pretrain,
+            "linprobe": dict(_SMALL_PROBE),
+            "finetune": dict(min_crop=0.6, flip=flip),
+        },
+    )
+
+
+DATASETS = {
+    "digits": DatasetInfo(
+        _digits, 8, 1, (0.305,), (0.376,),
+        **_small("tiny_patch2", False, dict(epochs=60, warmup_epochs=5, batch_size=32, blr=2e-3)),
+    ),
+    "fashion_mnist": DatasetInfo(
+        _fashion_mnist, 28, 1, (0.286,), (0.353,), **_small("tiny_patch4", True, {})
+    ),
+    "cifar10": DatasetInfo(
+        _torchvision("CIFAR10", 10), 32, 3, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262),
+        **_small("tiny_patch4", True, {}),
+    ),
+    "cifar100": DatasetInfo(
+        _torchvision("CIFAR100", 100), 32, 3, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276),
+        **_small("tiny_patch4", True, {}),
+    ),
+    "stl10": DatasetInfo(
+        _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271),
+        size_name="small_patch16",
+    ),
+    "image_folder": DatasetInfo(
+        _image_folder, 224, 3, IMAGENET_MEAN, IMAGENET_STD, size_name="base_patch16",
+        crop_share=224 / 256, num_workers=10,
+    ),
+    "flat": DatasetInfo(
+        _flat, 224, 3, IMAGENET_MEAN, IMAGENET_STD, size_name="base_patch16",
+        crop_share=224 / 256, num_workers=10,
+    ),
+}  # fmt: skip
+
+
+def load_images(args, split: str) -> Images:
+    """The data set that the flags name; its training split after --train_fraction and so on.
+
+    Raises:
+        UsageError: data that is missing, empty or without the labels that are needed.
+    """
+    images = DATASETS[args.dataset].load(split, args.data_path, args.in_chans, args.download)
+    if split == "val":
+        return images
+    if args.subset_file:
+        images = _listed_subset(images, args.subset_file)
+    if args.train_fraction < 1:
+        images = Subset(images, balanced_draw(images.targets, args.train_fraction))
+    return images
+
+
+def balanced_draw(targets: np.ndarray, fraction: float) -> np.ndarray:
+    """Sorted ids of the same share of every class (at least one image each), always the same."""
+    drawn = []
+    for target in np.unique(targets):
+        ids = np.flatnonzero(targets == target)
+        order = torch.randperm(len(ids), generator=generator(STREAM_SUBSET, int(target))).numpy()
+        drawn.append(ids[order[: max(1, round(fraction * len(ids)))]])
+    return np.sort(np.concatenate(drawn))
+
+
+def _listed_subset(images: Images, path: str) -> Images:
+    """Images named by a published list: a line is a file name, or CLASS/NAME."""
+    try:
+        with open(path) as file:
+            wanted = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--subset_file {path} cannot be read ({error})") from None
+    by_name: dict[str, int] = {}
+    ambiguous = set()
+    for index in range(len(images)):
+        name = images.name(index)
+        short = os.path.basename(name)
+        ambiguous.update({short} & by_name.keys())
+        by_name[short] = by_name["/".join(name.split(os.sep)[-2:])] = index
+    doubtful = [name for name in wanted if name in ambiguous]
+    if doubtful:
+        raise UsageError(
+            f"--subset_file {path}: more than one image is called {doubtful[0]}: write CLASS/NAME"
+        )
+    if not wanted:
+        raise UsageError(f"--subset_file {path} is empty: it takes an image's name a line")
+    absent = [name for name in wanted if name not in by_name]
+    if absent:
+        raise UsageError(
+            f"--subset_file {path} names {len(absent)} of {len(wanted)} images that the data set "
+            f"lacks ({', '.join(absent[:3])}): use the list of this data set"
+        )
+    return Subset(images, [by_name[name] for name in wanted])
+
+
+class TransformedImages(Dataset):
+    """What the loader reads: item (epoch, index) -> (image [C, h, w], target, bad index or −1).
+
+    The augmentation is a function of (seed, epoch, index), whichever worker does it. An image
+    that cannot be read is replaced by another one, always the same.
+    """
+
+    max_attempts = 20
+
+    def __init__(self, images: Images, transform: Callable, seed: int):
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
+        epoch, wanted = item
+        index, bad = wanted, -1
+        for attempt in range(self.max_attempts):
+            try:
+                image = self.images.read(index)
+            except Exception:  # whatever a decoder makes of a damaged file
+                bad = wanted if attempt == 0 else bad
+                replacement = derive_seed(self.seed, STREAM_SAMPLE, wanted, attempt)
+                index = replacement % len(self.images)
+                continue
+            seed_libraries(self.seed, STREAM_SAMPLE, epoch, wanted)
+            return self.transform(image), int(self.images.targets[index]), bad
+        raise UsageError(
+            f"{self.max_attempts} images in a row cannot be read, the first is "
+            f"{self.images.name(wanted)}: check --data_path and --in_chans"
+        )

@@ -1,0 +1,194 @@
+"""Micro-batches of an epoch from any position on, the same ones for any number of workers.
+
+A global micro-batch holds W·`batch_size` images, of which rank r takes every W-th from r on.
+"""
+
+import atexit
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from util.cluster import distributed
+from util.data.datasets import TransformedImages
+from util.data.images import to_float
+from util.errors import EXIT_DATA, RunError, UsageError
+from util.randomness import epoch_order
+
+log = logging.getLogger(__name__)
+
+
+class Batches:
+    """A data set in micro-batches.
+
+    Args:
+        dataset: gives (image, target, bad index or −1) for (epoch, index).
+        batch_size: images per rank and micro-batch.
+        training: shuffle, and drop the rest that does not fill a global micro-batch; else in
+            order, each image once over all ranks, the last batches smaller (ranks may differ).
+    """
+
+    max_restarts = 3  # of workers that died, in a row
+
+    def __init__(
+        self, dataset: TransformedImages, batch_size: int, training: bool, seed: int = 0,
+        num_workers: int = 0, pin_memory: bool = False, max_bad_images: int = 100,
+    ):  # fmt: skip
+        self.dataset, self.batch_size, self.training, self.seed = (
+            dataset, batch_size, training, seed,
+        )  # fmt: skip
+        self.global_size = batch_size * distributed.world_size()
+        if training and len(dataset) < self.global_size:
+            raise UsageError(
+                f"--batch_size {batch_size} on {distributed.world_size()} process(es) is larger "
+                f"than the data, {len(dataset)} images: lower it"
+            )
+        self.max_bad_images, self.bad_images = max_bad_images, set()
+        num_workers = min(num_workers, num_cores())
+        self.plan = _Plan()
+        self.loader_options = dict(
+            batch_sampler=self.plan, num_workers=num_workers, pin_memory=pin_memory,
+            persistent_workers=num_workers > 0, worker_init_fn=_init_worker, collate_fn=_collate,
+        )  # fmt: skip
+        self.loader = DataLoader(dataset, **self.loader_options)
+        self.workers: list[multiprocessing.Process] = []
+
+    def __len__(self) -> int:
+        """Micro-batches per epoch (on any rank; in evaluation the last may be empty on some)."""
+        if self.training:
+            return len(self.dataset) // self.global_size
+        return -(-len(self.dataset) // self.global_size)
+
+    def global_ids(self, epoch: int, micro_batch: int) -> list[int]:
+        """Indices of all ranks' images in a micro-batch."""
+        return self._global_slice(self._order(epoch), micro_batch).tolist()
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if self.training:
+            return epoch_order(len(self.dataset), self.seed, epoch)
+        return torch.arange(len(self.dataset))
+
+    def _global_slice(self, order: torch.Tensor, micro_batch: int) -> torch.Tensor:
+        return order[micro_batch * self.global_size : (micro_batch + 1) * self.global_size]
+
+    def _own_slice(self, order: torch.Tensor, micro_batch: int) -> list[int]:
+        part = self._global_slice(order, micro_batch)
+        return part[distributed.rank() :: distributed.world_size()].tolist()
+
+    def epoch(
+        self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset()
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(images, targets) of micro-batch `start` and those that follow, but for `skip`."""
+        order = self._order(epoch)
+        slices = [self._own_slice(order, n) for n in range(start, len(self)) if n not in skip]
+        plan = [[(epoch, index) for index in ids] for ids in slices if ids]
+        done = restarts = 0
+        while done < len(plan):
+            self.plan.items = plan[done:]
+            try:
+                for imgs, targets, bad in self._read():
+                    self._count_bad(bad)
+                    yield imgs, targets
+                    done, restarts = done + 1, 0
+            except UsageError as error:  # a worker's comes wrapped in its traceback
+                self._start_anew()
+                raise UsageError(str(error).splitlines()[-1].split("UsageError: ")[-1]) from None
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                restarts += 1
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                if restarts > self.max_restarts:
+                    raise RunError(
+                        f"data-loader workers die again and again ({reason}): lower --num_workers",
+                        EXIT_DATA,
+                    ) from None
+                log.warning("a data-loader worker died, starting new ones: %s", reason)
+                self._start_anew()
+
+    def _read(self) -> Iterator:
+        """The loader's batches; a dead worker shows here and nowhere else.
+
+        torch's SIGCHLD handler raises in whatever the main thread does when a worker dies, most
+        often in the middle of a step. Without it the loader finds the dead one while it waits.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return iter(self.loader)
+        before, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+        iterator = iter(self.loader)
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        self.workers += set(multiprocessing.active_children()) - others
+        return iterator
+
+    def _start_anew(self) -> None:
+        """End the workers, of which one failed, and make a loader that starts new ones."""
+        for worker in self.workers:
+            worker.kill()
+        self.workers = []
+        self.loader = DataLoader(self.dataset, **self.loader_options)
+
+    def _count_bad(self, bad: torch.Tensor) -> None:
+        for index in bad[bad >= 0].tolist():
+            if index not in self.bad_images:
+                self.bad_images.add(index)
+                log.warning(
+                    "unreadable image %d replaced: %s",
+                    len(self.bad_images), self.dataset.images.name(index),
+                )  # fmt: skip
+        if len(self.bad_images) > self.max_bad_images:
+            raise RunError(
+                f"{len(self.bad_images)} images cannot be read, more than --max_bad_images "
+                f"{self.max_bad_images}: mend the files named above, or raise the limit",
+                EXIT_DATA,
+            )
+
+
+class _Plan:
+    """The batch sampler: this epoch's items, as `Batches.epoch` left them.
+
+    It does not know its `Batches`: in a ring of references the loader would be freed by the
+    garbage collector, which closes the workers' queues before it can tell them to end.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[list[tuple[int, int]]] = []
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _collate(items: list[tuple]) -> list[torch.Tensor]:
+    """torch's batch; where 8-bit images and arrays of other types meet, all are floats in 0..1."""
+    if len({image.dtype for image, *_ in items}) > 1:
+        items = [(to_float(image), *rest) for image, *rest in items]
+    return default_collate(items)
+
+
+def _init_worker(worker: int) -> None:
+    """Workers outlive no one: the main process handles the signals and ends them."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """At the end of a run that failed, workers live on: multiprocessing's SIGTERM is not for them.
+
+    It would wait for them for ever.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -1,0 +1,134 @@
+"""Augmentation. Every transform takes an image [C, H, W] and gives [C, h, w].
+
+uint8 stays uint8 until `Normalize` makes floats of a whole batch, on the device.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from timm.data.auto_augment import (
+    auto_augment_transform,
+    posterize,
+    rand_augment_transform,
+)
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as VF
+
+from util.data.images import to_float, to_tensor
+from util.errors import UsageError
+
+BICUBIC = InterpolationMode.BICUBIC
+
+
+class Normalize(nn.Module):
+    """[B, C, H, W], uint8 or floats in 0..1 -> float32, minus mean, over std, per channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, imgs: Tensor) -> Tensor:
+        return (to_float(imgs) - self.mean) / self.std
+
+    def inverse(self, imgs: Tensor) -> Tensor:
+        """Back to values in 0..1 (not clipped)."""
+        return imgs * self.std + self.mean
+
+
+class ResizeCenterCrop:
+    """The evaluation transform: cover size / `crop_share`, then cut out the centre."""
+
+    def __init__(self, size: tuple[int, int], crop_share: float):
+        self.size, self.crop_share = size, crop_share
+
+    def __call__(self, image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        box = [int(side / self.crop_share) for side in self.size]
+        scale = max(box[0] / height, box[1] / width)
+        resized = [max(int(height * scale), box[0]), max(int(width * scale), box[1])]
+        if resized != [height, width]:
+            image = VF.resize(image, resized, interpolation=BICUBIC, antialias=True)
+        return VF.center_crop(image, self.size)
+
+
+class CropAndFlip:
+    """Random resized crop and flip.
+
+    Args:
+        size: (height, width) of the result.
+        min_area: smallest share of the image's area that a crop takes; 1 resizes the whole image.
+        tf_style: one draw as in TensorFlow's pipelines (linear probing), instead of torchvision's
+            up to ten draws.
+        augment: what follows, RandAugment for instance.
+    """
+
+    def __init__(self, size, min_area: float, flip: bool, tf_style: bool = False, augment=None):
+        self.size, self.flip, self.augment = tuple(size), flip, augment
+        self.whole = min_area >= 1
+        crop = _TFRandomResizedCrop if tf_style else v2.RandomResizedCrop
+        self.crop = crop(size, scale=(min(min_area, 1.0), 1.0), interpolation=BICUBIC)
+
+    @property
+    def is_random(self) -> bool:
+        return not self.whole or self.flip or self.augment is not None
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if not self.whole:
+            image = self.crop(image)
+        elif image.shape[1:] != self.size:
+            image = VF.resize(image, self.size, interpolation=BICUBIC, antialias=True)
+        if self.flip and torch.rand(()) < 0.5:
+            image = VF.horizontal_flip(image)
+        return self.augment(image) if self.augment else image
+
+
+class _TFRandomResizedCrop(v2.RandomResizedCrop):
+    def make_params(self, flat_inputs):
+        height, width = flat_inputs[0].shape[1:]
+        area = height * width * torch.empty(()).uniform_(*self.scale).item()
+        log_ratio = [math.log(ratio) for ratio in self.ratio]
+        aspect = math.exp(torch.empty(()).uniform_(*log_ratio).item())
+        crop_width = min(max(round(math.sqrt(area * aspect)), 1), width)
+        crop_height = min(max(round(math.sqrt(area / aspect)), 1), height)
+        top = int(torch.randint(height - crop_height + 1, ()))
+        left = int(torch.randint(width - crop_width + 1, ()))
+        return dict(top=top, left=left, height=crop_height, width=crop_width)
+
+
+class AutoAugment:
+    """timm's RandAugment or AutoAugment, which works on PIL images; grey ones travel as RGB.
+
+    Args:
+        policy: timm's name, `rand-m9-mstd0.5-inc1` for instance.
+        mean: per channel in 0..1; the colour that fills what moves in from outside.
+    """
+
+    def __init__(self, policy: str, size: tuple[int, int], mean: Sequence[float]):
+        if len(mean) not in (1, 3):
+            raise UsageError(f"--aa {policy} needs 1 or 3 channels, not {len(mean)}: use --aa none")
+        fill = tuple(round(255 * m) for m in (mean if len(mean) == 3 else list(mean) * 3))
+        hparams = dict(
+            translate_const=int(min(size) * 0.45), img_mean=fill, interpolation=Image.BICUBIC
+        )
+        make = rand_augment_transform if policy.startswith("rand") else auto_augment_transform
+        try:
+            self.augment = make(policy, hparams)
+        except (AssertionError, ValueError, KeyError):
+            raise UsageError(f"--aa {policy} is unknown: use rand-m9-mstd0.5-inc1") from None
+        sub_policies = getattr(self.augment, "policy", None) or [self.augment.ops]
+        for op in (op for ops in sub_policies for op in ops):
+            if op.aug_fn is posterize:
+                op.aug_fn = _posterize
+
+    def __call__(self, image: Tensor) -> Tensor:
+        image = VF.to_pil_image(image)
+        return to_tensor(self.augment(image.convert("RGB")).convert(image.mode))
+
+
+def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
+    """timm's; its 0 bits, drawn once in some hundred images, are black and no error of Pillow's."""
+    return posterize(image, bits, **options) if bits else Image.new(image.mode, image.size)

@@ -1,0 +1,40 @@
+"""How a script runs its `main`: what a user can fix becomes one line and an exit status."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+
+from util.cluster import distributed
+from util.errors import EXIT_LOST_RANKS, EXIT_MEMORY, RunError
+
+
+def run_main(
+    main: Callable[[argparse.Namespace], None], parse_args: Callable[[], argparse.Namespace]
+) -> None:
+    """Run a main; what a user can mend becomes one line on stderr and an exit status."""
+    try:
+        main(parse_args())
+    except RunError as error:
+        _exit(f"error: {error}", error.status)
+    except torch.OutOfMemoryError:
+        _exit(
+            "error: the GPU is out of memory: lower --batch_size and raise --accum_iter, or add "
+            "--grad_checkpointing",
+            EXIT_MEMORY,
+        )
+    except RuntimeError as error:
+        if not distributed.is_lost_peer(error):
+            raise
+        reason = str(error).splitlines()[0]
+        _exit(f"error: other ranks are lost ({reason}); --resume auto goes on", EXIT_LOST_RANKS)
+    except KeyboardInterrupt:
+        _exit("error: interrupted at once, without saving", 130)
+
+
+def _exit(line: str, status: int) -> None:
+    sys.stdout.flush()
+    rank = f"[rank {distributed.rank()}] " if distributed.rank() else ""
+    print(f"{rank}{line}", file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -1,0 +1,129 @@
+"""What a run writes about itself: log.txt, TensorBoard files and results.json."""
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from util.cluster import distributed
+from util.provenance import commit, versions
+from util.training.checkpoint import Progress
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """`log.txt` (one JSON object per epoch) and TensorBoard scalars.
+
+    log.txt holds nothing that depends on the clock: an interrupted and resumed run writes the
+    same file as an undisturbed one.
+    """
+
+    def __init__(self, output_dir: str, progress: Progress):
+        self.output_dir = output_dir
+        self.path = os.path.join(output_dir, "log.txt")
+        self.tensorboard = None
+        if not distributed.is_main():
+            return
+        self.forget_after(progress.epoch)
+        self.tensorboard = self._open(progress.total_steps or None)
+
+    def _open(self, purge_step: int | None = None):
+        """A TensorBoard writer; None, with a line in the log, where there can be none."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            return SummaryWriter(self.output_dir, purge_step=purge_step)
+        except ImportError:
+            log.warning("no TensorBoard files: pip install tensorboard")
+        except OSError as error:
+            log.error("no TensorBoard files (%s): training goes on", error)
+        return None
+
+    def forget_after(self, epochs: int) -> None:
+        """Drop lines of epochs that a resumed run will do again."""
+        if not (distributed.is_main() and os.path.exists(self.path)):
+            return
+        kept = []
+        with open(self.path) as file:
+            for line in file:
+                try:
+                    if json.loads(line)["epoch"] < epochs:
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line that a crash cut short
+        with open(self.path + ".tmp", "w") as file:
+            file.writelines(kept)
+        os.replace(self.path + ".tmp", self.path)
+
+    def epoch(self, numbers: Mapping[str, float | int]) -> None:
+        """Append a line to log.txt."""
+        if not distributed.is_main():
+            return
+        log.info("  ".join(f"{name} {_short(value)}" for name, value in numbers.items()))
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(_finite(numbers)) + "\n")
+        except OSError as error:
+            log.error("log.txt could not be written (%s): training goes on", error)
+
+    def last_line(self) -> dict:
+        """The numbers of the last epoch in log.txt; empty where there is none."""
+        try:
+            with open(self.path) as file:
+                lines = file.read().splitlines()
+            return json.loads(lines[-1])
+        except (OSError, IndexError, ValueError):
+            return {}
+
+    def scalars(self, numbers: Mapping[str, float], step: int) -> None:
+        if self.tensorboard is None:
+            return
+        try:
+            for name, value in numbers.items():
+                self.tensorboard.add_scalar(name, value, step)
+        except OSError as error:
+            # A writer whose thread has died raises for ever: drop it and begin a new file.
+            log.error("TensorBoard file lost (%s): training goes on", error)
+            self.tensorboard = self._open()
+
+    def image(self, name: str, image: Tensor, step: int) -> None:
+        """An image [3, H, W], uint8 or in 0..1."""
+        if self.tensorboard is not None:
+            self.tensorboard.add_image(name, image, step)
+
+    def close(self) -> None:
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+
+def write_results(
+    path: str, numbers: Mapping[str, float | int | str], seconds: float, device: torch.device
+) -> None:
+    """Write a run's final numbers with what is needed to repeat them, as JSON."""
+    record = _finite(numbers) | {
+        "seconds": round(seconds, 1),
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
+        "versions": {"python": sys.version.split()[0]} | versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processes": distributed.world_size(),
+    }
+    with open(path + ".tmp", "w") as file:
+        json.dump(record, file, indent=2)
+    os.replace(path + ".tmp", path)
+
+
+def _finite(numbers: Mapping) -> dict:
+    """JSON has no NaN: null stands for it."""
+    bad = {k: None for k, v in numbers.items() if isinstance(v, float) and not math.isfinite(v)}
+    return dict(numbers) | bad
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,89 @@
+"""Running means of the losses, the check that they are finite, and the latents' effective rank."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from util.cluster import distributed
+from util.errors import EXIT_NONFINITE, RunError
+from util.training.checkpoint import Progress
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RunError):
+    """A loss became NaN or infinite at `total_step` (optimiser steps done before it)."""
+
+    status = EXIT_NONFINITE
+
+    def __init__(self, total_step: int, terms: dict[str, float]):
+        self.total_step, self.terms = total_step, terms
+        shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+        super().__init__(f"the loss is not finite at step {total_step}: {shown}")
+
+
+class Meters:
+    """Means of an epoch's losses, kept on the device: nothing here waits for the GPU but `check`.
+
+    The sums are float64 and part of the checkpoint, so a resumed epoch logs the same means.
+    """
+
+    def __init__(self, progress: Progress, device: torch.device):
+        self.progress, self.device = progress, device
+        self.names = list(progress.sums)
+        self.sums = torch.tensor(list(progress.sums.values()), dtype=torch.float64, device=device)
+        self.unchecked: list[tuple[int, Tensor]] = []
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Count one step's losses, scalars on the device."""
+        if not self.names:
+            self.names = list(losses)
+            self.sums = torch.zeros(len(losses), dtype=torch.float64, device=self.device)
+        values = torch.stack([losses[name].detach().double() for name in self.names])
+        self.sums += values
+        self.progress.count += 1
+        self.unchecked.append((self.progress.total_steps, values))
+
+    def check(self) -> dict[str, float]:
+        """Agree over the ranks that every loss since the last check is finite.
+
+        Returns:
+            The means over those steps.
+
+        Raises:
+            NonFiniteLoss: on all ranks, for the first step that is not.
+        """
+        if not self.unchecked:
+            return {}
+        steps = [step for step, _ in self.unchecked]
+        values = distributed.reduce_mean(torch.stack([v for _, v in self.unchecked])).cpu()
+        self.unchecked.clear()
+        for step, row in zip(steps, values, strict=True):
+            if not row.isfinite().all():
+                raise NonFiniteLoss(step, dict(zip(self.names, row.tolist(), strict=True)))
+        return dict(zip(self.names, values.mean(0).tolist(), strict=True))
+
+    def store(self) -> None:
+        """Put the sums into the progress, for a checkpoint."""
+        sums = distributed.reduce_mean(self.sums).tolist()
+        self.progress.sums = dict(zip(self.names, sums, strict=True))
+
+    def means(self) -> dict[str, float]:
+        """The epoch's means so far, over all ranks."""
+        self.store()
+        return {name: total / self.progress.count for name, total in self.progress.sums.items()}
+
+    def reset(self) -> None:
+        """Start the next epoch's means."""
+        self.progress.sums, self.progress.count = {}, 0
+        self.names, self.sums = [], self.sums[:0]
+
+
+def effective_rank(features: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of features [rows, D] (RankMe)."""
+    features = features.float()
+    singular = torch.linalg.svdvals(features - features.mean(0))
+    share = singular / singular.sum().clamp_min(1e-12)
+    return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))

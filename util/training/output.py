@@ -1,0 +1,69 @@
+"""A run's output folder: locked while the run lives, and nothing in it is overwritten."""
+
+import errno
+import fcntl
+import glob
+import logging
+import os
+from collections.abc import Sequence
+
+from util.cluster import distributed
+from util.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+RESULTS = "results.json"
+WRITTEN = (
+    "checkpoint-*.pth", "log.txt", RESULTS, "nonfinite.json", "events.*", "reconstructions.png",
+)  # fmt: skip
+
+
+class OutputFolder:
+    """A run's folder, locked while the run lives; what an earlier run left is set aside.
+
+    The lock is the process's own (POSIX): it ends with the process, however that dies, and is not
+    inherited by data-loader workers.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        if not distributed.is_main():
+            return
+        try:
+            os.makedirs(path, exist_ok=True)
+            self.lock = open(os.path.join(path, ".lock"), "w")  # noqa: SIM115 - held until exit
+        except OSError as error:
+            raise UsageError(
+                f"--output_dir {path} cannot be written ({error.strerror}): name another one"
+            ) from None
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                log.warning("--output_dir %s cannot be locked (%s)", path, error.strerror)
+                return
+            raise UsageError(
+                f"--output_dir {path} is in use by another run: name another folder, or end it"
+            ) from None
+        for leftover in glob.glob(os.path.join(glob.escape(path), "*.tmp")):
+            os.unlink(leftover)
+
+    def holds(self, file: str) -> bool:
+        return bool(file) and os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.path)
+
+    def set_aside(self, patterns: Sequence[str] = WRITTEN) -> None:
+        """Move what an earlier run left into `previous-1` and so on: nothing is overwritten."""
+        if not distributed.is_main():
+            return
+        old = [f for p in patterns for f in glob.glob(os.path.join(glob.escape(self.path), p))]
+        if not old:
+            return
+        number = 1
+        while os.path.exists(os.path.join(self.path, f"previous-{number}")):
+            number += 1
+        folder = os.path.join(self.path, f"previous-{number}")
+        os.makedirs(folder)
+        for file in old:
+            os.replace(file, os.path.join(folder, os.path.basename(file)))
+        names = ", ".join(sorted(os.path.basename(file) for file in old))
+        log.warning("set aside into %s: %s (with --resume auto a run goes on)", folder, names)

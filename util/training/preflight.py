@@ -1,0 +1,94 @@
+"""What a run is about to do, said before its first step."""
+
+import argparse
+import logging
+
+import torch
+from torch import nn
+
+from util.cluster import distributed
+from util.data.images import jpeg_decoder
+from util.data.loader import Batches
+from util.training.optim import steps_per_epoch
+from util.training.precision import Precision
+
+log = logging.getLogger(__name__)
+
+BlockShape = tuple[int, int, int]  # tokens per row, width, depth
+
+
+def report(
+    args: argparse.Namespace, model: nn.Module, batches: Batches, precision: Precision,
+    masks: int, shapes: list[BlockShape], device: torch.device,
+) -> None:  # fmt: skip
+    """Log global batch, samples per step, steps, lr, data, parameters and estimated memory.
+
+    Args:
+        masks: masked samples per image (1 in supervised training).
+        shapes: of the blocks whose activations the backward pass needs.
+    """
+    images = args.accum_iter * batches.global_size
+    steps = steps_per_epoch(len(batches), args.accum_iter)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    state, activations = estimate_memory(
+        model, shapes, args.batch_size * masks, precision.dtype is not None,
+        getattr(args, "grad_checkpointing", False),
+    )  # fmt: skip
+    data = batches.dataset.images
+    from_files = args.dataset in ("image_folder", "flat")
+    rate = f"{args.lr:.4g}" + (f" (base {args.blr:g})" if args.blr is not None else "")
+    lines = {
+        "data": f"{args.dataset} {args.data_path} {len(data)} images, {len(data.classes)} classes",
+        "JPEG decoder": _decoder_name() if from_files else "",
+        "input": f"{args.in_chans} x {' x '.join(map(str, args.input_size))} pixels",
+        "model": f"{args.model}, {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained",
+        "global batch": f"{images} images ({args.batch_size} x {distributed.world_size()} "
+        f"process(es) x {args.accum_iter} micro-batch(es))",
+        "masked samples": f"{images * masks} per step ({masks} masks per image)" * (masks > 1),
+        "steps": f"{steps} per epoch, {steps * args.epochs} in {args.epochs} epochs",
+        "learning rate": f"{rate}, {args.warmup_epochs:g} epochs of warm-up, to {args.min_lr:g}",
+        "precision": f"{precision.name if precision.dtype else 'fp32'} on {_device_name(device)}",
+        "memory": f"about {_gib(state + activations)} per process: {_gib(state)} of weights, "
+        f"gradients and optimiser, {_gib(activations)} of activations (estimated)",
+        "output": args.output_dir,
+    }
+    log.info("\n".join(f"{name + ':':16s}{text}" for name, text in lines.items() if text))
+
+
+def _decoder_name() -> str:
+    return "torchcodec" if jpeg_decoder() else "Pillow (faster with torchcodec 0.16 or newer)"
+
+
+def estimate_memory(
+    model: nn.Module, shapes: list[BlockShape], rows: int, half: bool, checkpointed: bool
+) -> tuple[int, int]:
+    """Estimated bytes of the model's state and of what its ViT blocks keep for the backward pass.
+
+    For each feature of each token a block keeps, with fused attention, in fp32: the inputs of two
+    norms and their outputs, q, k, v, the attention's output, and the hidden layer of four features
+    before and after its activation: 64 bytes. Under autocast the norms' inputs stay in fp32 and
+    all else has 2 bytes: 36. A checkpointed block keeps its input and, one at a time, the rest.
+
+    Args:
+        shapes: tokens per row, width and depth of the blocks. rows: of one micro-batch.
+        half: computed under autocast.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    state = total * 4 + trained * (4 + 8)  # weights, gradients, AdamW's two moments
+    state += 2 * total if half else 0  # autocast keeps its copies
+    per_block = 36 if half else 64
+    kept = [(rows * tokens * dim, depth) for tokens, dim, depth in shapes]
+    if checkpointed:
+        largest = max((size * per_block for size, _ in kept), default=0)
+        return state, sum(size * depth * 4 for size, depth in kept) + largest
+    return state, sum(size * depth * per_block for size, depth in kept)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

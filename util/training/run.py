@@ -1,0 +1,231 @@
+"""What every main's run has: device, output folder, progress, checkpoints, journal, signals.
+
+A main keeps its own epoch loop; its engine calls `after_step`, and here it is decided whether to
+save, to stop, or to roll back.
+"""
+
+import argparse
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from util.cluster import distributed
+from util.data.loader import Batches
+from util.errors import RunError
+from util.logging import ProgressLine, setup_logging
+from util.randomness import STREAM_INIT, seed_libraries
+from util.training.checkpoint import Checkpointer, Progress, Stateful, require_saved
+from util.training.journal import Journal, write_results
+from util.training.metrics import Meters, NonFiniteLoss
+from util.training.optim import scheduled_lr, set_lr, steps_per_epoch
+from util.training.output import RESULTS, OutputFolder
+from util.training.precision import Precision
+from util.training.signals import StopSignal
+from util.training.steps import epoch_steps, write_down
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """Joins the process group, locks the output folder and seeds the libraries.
+
+    Use it as a context manager: leaving it ends the process group and closes the files.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.started = args, time.monotonic()
+        self.device = distributed.init_process_group(args.device, args.dist_timeout)
+        setup_logging()
+        self.folder = OutputFolder(args.output_dir)
+        self.progress = Progress()
+        self.signals = StopSignal()
+        self.checkpointer: Checkpointer | None = None
+        self.journal: Journal | None = None
+        seed_libraries(args.seed, STREAM_INIT, device=self.device)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.signals.restore()
+        if self.journal is not None:
+            self.journal.close()
+        distributed.shutdown()
+
+    def precision(self, width: int) -> Precision:
+        """Mixed precision by --amp, which from then on says what `auto` took."""
+        precision = Precision(self.args.amp, self.device, width)
+        self.args.amp = precision.name
+        return precision
+
+    def start(self, objects: dict[str, Stateful], config: dict, batches: Batches) -> None:
+        """Resume, if that is asked for, and open the journal.
+
+        Args:
+            objects: `model`, `optimizer`, `scaler`, …: what a checkpoint saves.
+            config: plain values that describe the model.
+        """
+        args = self.args
+        per_step = args.accum_iter * batches.global_size
+        config = config | dict(
+            samples_per_step=per_step, num_images=len(batches.dataset), seed=args.seed
+        )
+        self.batches = batches
+        self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
+        self.checkpointer.resume(args.resume)
+        if args.resume != "auto" and not self.folder.holds(args.resume):
+            self.folder.set_aside()
+        self.journal = Journal(args.output_dir, self.progress)
+        self.meters = Meters(self.progress, self.device)
+        if args.on_nonfinite == "rollback" and self.progress.total_steps == 0:
+            self.checkpointer.save()
+
+    # ------------------------------------------------------------------------------- every step
+
+    def steps(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, Iterator]]:
+        """The rest of the epoch in which the progress stands, a step at a time, at its rate.
+
+        Yields:
+            the number of the step's micro-batches, and an iterator over them.
+        """
+        args, progress = self.args, self.progress
+        num_steps = steps_per_epoch(len(self.batches), args.accum_iter)
+        self.line = ProgressLine(f"epoch {progress.epoch}", num_steps, args.log_every)
+        for step in epoch_steps(self.batches, progress, args.accum_iter, args.seed, self.device):
+            if self._out_of_steps():
+                return
+            self.lr = scheduled_lr(progress.epoch + progress.step / num_steps, args)
+            set_lr(optimizer, self.lr)
+            yield step
+
+    def is_finished(self) -> bool:
+        """All epochs are done, or --max_steps, and the last one's line is in the log."""
+        done = self.progress.epoch >= self.args.epochs
+        return done or (self._out_of_steps() and self.progress.closed)
+
+    def _out_of_steps(self) -> bool:
+        return bool(self.args.max_steps and self.progress.total_steps >= self.args.max_steps)
+
+    def after_step(self, losses: Mapping[str, Tensor], scalars: Callable[[], dict] = dict) -> None:
+        """Count a step; log, save and stop as the flags and signals say.
+
+        Args:
+            losses: the step's losses, on the device.
+            scalars: called at log steps for what TensorBoard shows besides their means.
+
+        Raises:
+            NonFiniteLoss, Interrupted.
+        """
+        args, progress = self.args, self.progress
+        self.meters.add(losses)
+        progress.step += 1
+        progress.total_steps += 1
+        progress.closed = False
+        if progress.total_steps % args.log_every == 0:
+            means = self.meters.check()
+            numbers = means | scalars() | {"lr": self.lr}
+            self.journal.scalars(
+                {f"train/{name}": value for name, value in numbers.items()}, progress.total_steps
+            )
+            shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
+            self.line.update(progress.step, "  ".join(shown))
+        else:
+            self.line.update(progress.step)
+        stop = self.signals.agreed()
+        every = args.save_every_steps
+        if stop or (every and progress.total_steps % every == 0):
+            saved = self.save()
+            if stop:
+                require_saved(saved, args.output_dir)
+                self.line.close()
+                self.signals.leave()
+
+    def save(self, keep_as: int | None = None) -> bool:
+        """Save, once it is certain that nothing bad is saved."""
+        self.meters.check()
+        self._check_weights()
+        self.meters.store()
+        return self.checkpointer.save(keep_as)
+
+    def _check_weights(self) -> None:
+        norms = torch._foreach_norm([p.detach() for p in self._model().parameters()])
+        if not torch.stack([norm.float() for norm in norms]).isfinite().all():
+            raise NonFiniteLoss(self.progress.total_steps - 1, {"weights": float("nan")})
+
+    def _model(self) -> nn.Module:
+        return self.checkpointer.objects["model"]
+
+    # ------------------------------------------------------------------------------- every epoch
+
+    def close_epoch(self) -> dict[str, float]:
+        """Count the epoch, unless --max_steps cut it short; its mean losses over all ranks."""
+        self.line.close()
+        self.meters.check()
+        progress = self.progress
+        self.epoch_of_line, progress.closed = progress.epoch, True
+        means = self.meters.means()
+        if progress.step >= steps_per_epoch(len(self.batches), self.args.accum_iter):
+            progress.epoch += 1
+            progress.step = 0
+            self.meters.reset()
+        return means
+
+    def with_best(self, scores: dict[str, float]) -> dict[str, float]:
+        """Test scores, with the best top-1 accuracy so far."""
+        best = max(scores["acc1"], self.progress.best.get("acc1", 0.0))
+        self.progress.best = {"acc1": best}
+        return {f"test_{name}": value for name, value in scores.items()} | {"max_acc1": best}
+
+    def save_epoch(self) -> None:
+        """Save where the flags say that this epoch is saved, and after the last one."""
+        args, epoch = self.args, self.progress.epoch
+        kept = epoch in args.keep_epochs
+        last = self.is_finished()
+        if last or kept or epoch % args.save_every_epochs == 0:
+            saved = self.save(epoch if kept else None)
+            if last:
+                require_saved(saved, args.output_dir)
+
+    def log_epoch(self, means: dict[str, float], extra: dict[str, float | int]) -> None:
+        """A line in log.txt and on TensorBoard: the epoch's mean losses and what else is known."""
+        numbers = {"epoch": self.epoch_of_line, "steps": self.progress.total_steps}
+        numbers |= {f"train_{name}": value for name, value in means.items()} | extra
+        self.journal.epoch(numbers)
+        self.journal.scalars(numbers, self.progress.total_steps)
+
+    def finish(self, **numbers: float | int | str) -> None:
+        """Write results.json: the last line of the log, if any, and what else is given."""
+        if not distributed.is_main():
+            return
+        if self.journal is None:  # an evaluation, perhaps in the folder of what it evaluates
+            self.folder.set_aside([RESULTS])
+        numbers = (self.journal.last_line() if self.journal else {}) | numbers
+        log.info("\n".join(f"{name}: {value}" for name, value in numbers.items()))
+        seconds = time.monotonic() - self.started
+        write_results(os.path.join(self.args.output_dir, RESULTS), numbers, seconds, self.device)
+
+    # --------------------------------------------------------------------------- non-finite losses
+
+    def recover(self, error: NonFiniteLoss) -> None:
+        """Write down the batch that did it; then end the run, or go back and pass over it."""
+        args, step = self.args, error.total_step
+        write_down(error, args.output_dir, self.batches, self.progress, args.accum_iter)
+        skipped = sorted({*self.progress.skipped, step})
+        if args.on_nonfinite == "stop":
+            raise NonFiniteLoss(step, error.terms) from None
+        if len(skipped) > args.max_rollbacks:
+            raise RunError(
+                f"{error}; --max_rollbacks {args.max_rollbacks} are used up: lower --lr, or use "
+                "--amp none",
+                error.status,
+            ) from None
+        log.error("%s: back to the last checkpoint, and past that batch", error)
+        distributed.barrier()
+        self.checkpointer.resume("auto")
+        self.progress.skipped = skipped
+        self.journal.forget_after(self.progress.epoch)
+        self.meters = Meters(self.progress, self.device)

@@ -1,0 +1,71 @@
+"""Signals that end a run after the step in flight, agreed on by all ranks."""
+
+import contextlib
+import logging
+import signal
+import threading
+
+import torch
+import torch.distributed as dist
+
+from util.cluster import distributed
+from util.errors import EXIT_INTERRUPTED, RunError
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(RunError):
+    """A signal ended the run after its state was saved."""
+
+    status = EXIT_INTERRUPTED
+
+
+class StopSignal:
+    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second SIGINT ends the run at once.
+
+    Handlers that were there before (a launcher's) run when all ranks have saved, and with None
+    for the frame.
+    """
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.previous: dict[int, object] = {}
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {n: signal.signal(n, self._remember) for n in self.numbers}
+
+    def _remember(self, number: int, frame: object) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = self.received or number
+
+    def agreed(self) -> bool:
+        """True on all ranks once any rank has received a signal."""
+        if not distributed.is_distributed():
+            return self.received is not None
+        flag = torch.tensor(int(self.received or 0))
+        # On the CPU: agreeing on a flag must not wait for the GPU.
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=distributed.cpu_group())
+        # By what was sent alone: a signal that came meanwhile is known to this rank only, which
+        # would stop while the others go on. It counts from the next step on.
+        if not flag:
+            return False
+        self.received = self.received or int(flag)
+        return True
+
+    def leave(self) -> None:
+        """End the run, through the launcher's handler where it had one."""
+        name = signal.Signals(self.received).name
+        handler = self.previous.get(self.received)
+        self.restore()
+        if callable(handler) and handler is not signal.default_int_handler:
+            log.warning("%s: the run is saved, the launcher takes over", name)
+            handler(self.received, None)
+        raise Interrupted(f"{name}: the run is saved; --resume auto goes on with it")
+
+    def restore(self) -> None:
+        for number, handler in self.previous.items():
+            with contextlib.suppress(TypeError, ValueError):
+                signal.signal(number, handler)
+        self.previous = {}
