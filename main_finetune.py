@@ -35,7 +35,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes")
     arguments.add_run_flags(parser, "output_dir/finetune")
     arguments.add_checkpoint_flags(parser)
-    parser.set_defaults(epochs=100, min_lr=1e-6)
+    parser.set_defaults(epochs=100, min_lr=1e-6, blr=5e-4)
 
     add = parser.add_argument_group("model").add_argument
     add("--finetune", default="", help="the pre-trained checkpoint; none: train from scratch")
@@ -82,8 +82,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "finetune", argv)
-    if args.lr is None and args.blr is None:
-        args.blr = 5e-4
     if args.eval and args.resume in ("", "auto"):
         raise UsageError("--eval needs --resume FILE: name the fine-tuned checkpoint")
     if uses_mixup(args) and args.batch_size % 2:
@@ -98,12 +96,10 @@ def uses_mixup(args: argparse.Namespace) -> bool:
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
 
 
-def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
-    """The classifier that the flags and the checkpoint describe."""
-    source = args.resume if args.eval else args.finetune
-    pretrained = models_vit.Pretrained(source) if source else None
-    size_name = DATASETS[args.dataset].size_name
-    args.model = args.model or models_encoder.default_name(pretrained, size_name)
+def build_model(
+    args: argparse.Namespace, pretrained: models_vit.Pretrained | None, num_classes: int
+) -> nn.Module:
+    """The classifier that the flags describe, with the checkpoint's weights."""
     model = models_encoder.build_encoder(
         args.model, num_classes, args.input_size, args.in_chans, args.global_pool, args.drop_path,
         args.grad_checkpointing,
@@ -139,9 +135,12 @@ class BatchAugmentation:
 
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
+        pretrained = models_encoder.open_checkpoint(
+            args.resume if args.eval else args.finetune, args
+        )
         train_images, val_images = (load_images(args, split) for split in ("train", "val"))
         num_classes = len(train_images.classes)
-        bare = build_model(args, num_classes).to(run.device)
+        bare = build_model(args, pretrained, num_classes).to(run.device)
         args.input_size = list(bare.patch_embed.img_size)
         normalize = Normalize(args.mean, args.std).to(run.device)
         augment = None if args.aa == "none" else AutoAugment(args.aa, args.input_size, args.mean)
@@ -171,10 +170,7 @@ def main(args: argparse.Namespace) -> None:
         preflight.report(args, bare, batches, precision, 1, shapes, run.device)
         run.start(
             dict(model=bare, optimizer=optimizer, scaler=precision.scaler),
-            dict(
-                model=args.model, input_size=args.input_size, in_chans=args.in_chans,
-                grid=list(bare.patch_embed.grid_size),
-            ), batches,
+            models_encoder.describe(args, grid=list(bare.patch_embed.grid_size)), batches,
         )  # fmt: skip
         if args.compile:
             distributed.compile_in_place(bare, args.grad_checkpointing)

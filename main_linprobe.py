@@ -42,7 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes")
     arguments.add_run_flags(parser, "output_dir/linprobe")
     arguments.add_checkpoint_flags(parser)
-    parser.set_defaults(batch_size=512, epochs=90, warmup_epochs=10, weight_decay=0.0)
+    parser.set_defaults(batch_size=512, epochs=90, warmup_epochs=10, weight_decay=0.0, blr=0.1)
 
     add = parser.add_argument_group("linear probe").add_argument
     add("--finetune", default="", help="the pre-trained checkpoint; none: a random encoder")
@@ -77,8 +77,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "linprobe", argv)
-    if args.lr is None and args.blr is None:
-        args.blr = 0.1
     if args.eval and args.resume in ("", "auto"):
         raise UsageError("--eval needs --resume FILE: name the probe's checkpoint")
     if args.knn and args.resume not in ("", "auto"):  # auto: a launcher gives it to every job
@@ -92,10 +90,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
     """The frozen encoder that the flags describe, and the width of its features."""
-    pretrained = models_vit.Pretrained(args.finetune) if args.finetune else None
-    described = models_vit.Pretrained(args.resume) if args.eval else pretrained
-    size_name = DATASETS[args.dataset].size_name
-    args.model = args.model or models_encoder.default_name(described, size_name)
+    pretrained = models_encoder.open_checkpoint(args.finetune, args)
+    if args.eval:
+        models_encoder.open_checkpoint(args.resume, args)
     if args.model == "pixels":
         size = image_size(args.input_size, 1)
         return models_vit.Pixels(), args.in_chans * size[0] * size[1]
@@ -165,7 +162,7 @@ def main(args: argparse.Namespace) -> None:
         before = [weight.clone() for weight in encoder.parameters()]
         run.start(
             dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
-            dict(model=args.model, input_size=args.input_size, in_chans=args.in_chans), batches,
+            models_encoder.describe(args), batches,
         )  # fmt: skip
         same = all(map(torch.equal, before, encoder.parameters()))
         if not same and trained is not probe:
@@ -203,7 +200,9 @@ def features_of(args, encoder, normalize, precision, data: TransformedImages, ru
 
 def knn(args, run: Run, encoder, normalize, precision, train: TransformedImages, val) -> None:
     features = [features_of(args, encoder, normalize, precision, d, run) for d in (train, val)]
-    accuracy = weighted_knn(*features, args.knn_k, args.knn_temperature, run.device)
+    accuracy = weighted_knn(
+        *features, k=args.knn_k, temperature=args.knn_temperature, device=run.device
+    )
     run.finish(knn_acc1=accuracy)
 
 

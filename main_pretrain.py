@@ -12,6 +12,7 @@ import os
 import torch
 from torch import nn
 
+import models_encoder
 import models_mimae
 import models_simmim
 from engine_pretrain import train_one_epoch
@@ -42,7 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes * num_masks")
     arguments.add_run_flags(parser, "output_dir/pretrain")
     arguments.add_checkpoint_flags(parser)
-    parser.set_defaults(weight_decay=0.05, warmup_epochs=10, epochs=200)
+    parser.set_defaults(weight_decay=0.05, warmup_epochs=10, epochs=200, blr=1.5e-4)
     _add_method_flags(parser)
     _add_monitoring_flags(parser)
     return parser
@@ -54,8 +55,7 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
         "--model",
         choices=sorted(MODELS),
         metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default: the data set's). SimMIM's bring their own "
-        "defaults of --mask_ratio, --num_masks, --input_size, --blr and so on",
+        help=f"one of {', '.join(MODELS)}. SimMIM's bring their own defaults",
     )
     add(
         "--num_masks",
@@ -81,11 +81,10 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
         "--lambda_max",
         type=number(float, 0),
         default=1.0,
-        help="lambda 1, of InfoNCE; 0.1 on small images (data set). With --accum_iter its "
-        "negatives come from one micro-batch only",
+        help="lambda 1, of InfoNCE. With --accum_iter its negatives come from one micro-batch only",
     )
     add("--lambda_min", type=number(float, 0), default=10.0,
-        help="lambda 2, of CLUB; 1 on small images (data set)")  # fmt: skip
+        help="lambda 2, of CLUB")  # fmt: skip
     add(
         "--exact_accum",
         action="store_true",
@@ -180,11 +179,7 @@ def _add_monitoring_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    args = arguments.parse_args(get_args_parser(), "pretrain", argv, models_simmim.FLAGS)
-    args.model = args.model or f"mimae_vit_{DATASETS[args.dataset].size_name}"
-    if args.lr is None and args.blr is None:
-        args.blr = 1.5e-4
-    return args
+    return arguments.parse_args(get_args_parser(), "pretrain", argv)
 
 
 def build_model(args: argparse.Namespace) -> nn.Module:
@@ -235,7 +230,8 @@ def main(args: argparse.Namespace) -> None:
                 model=bare, optimizer=optimizer, scaler=precision.scaler,
                 gate=BufferState(bare.gate),
             ),
-            describe(args, bare), batches,
+            models_encoder.describe(args, patch_size=bare.patch_size, grid=list(bare.grid)),
+            batches,
         )  # fmt: skip
         if args.compile:
             distributed.compile_in_place(bare, args.grad_checkpointing)
@@ -261,15 +257,6 @@ def main(args: argparse.Namespace) -> None:
                 args.mi_start_loss,
             )  # fmt: skip
         run.finish()
-
-
-def describe(args: argparse.Namespace, model: nn.Module) -> dict:
-    """Plain values from which downstream mains build the same encoder."""
-    return dict(
-        model=args.model, input_size=list(args.input_size), in_chans=args.in_chans,
-        patch_size=model.patch_size, grid=list(model.grid), dataset=args.dataset,
-        mean=list(args.mean), std=list(args.std),
-    )  # fmt: skip
 
 
 def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) -> None:

@@ -1,5 +1,6 @@
 """The encoder for downstream use by its name, ViT or Swin: build it, load it, know its layers."""
 
+import argparse
 from collections.abc import Callable, Sequence
 
 from timm.models.swin_transformer import SwinTransformer
@@ -7,14 +8,28 @@ from torch import nn
 
 import models_swin
 import models_vit
+from util.settings import take_from_checkpoint
 
 SIZES = models_vit.SIZES | models_swin.SIZES
 
 
-def default_name(pretrained: models_vit.Pretrained | None, size_name: str) -> str:
-    """The encoder of a checkpoint, or of a data set's size where none is described."""
-    name = pretrained.config.get("model") if pretrained else None
-    return models_vit.encoder_name(name) if name else f"vit_{size_name}"
+def open_checkpoint(path: str, args: argparse.Namespace) -> models_vit.Pretrained | None:
+    """The checkpoint at `path`, if any; flags that the user left open become its encoder's.
+
+    Raises:
+        UsageError: a file that cannot be used, or flags that do not fit it.
+    """
+    if not path:
+        return None
+    pretrained = models_vit.Pretrained(path)
+    take_from_checkpoint(args, pretrained.encoder_config())
+    return pretrained
+
+
+def describe(args: argparse.Namespace, **more) -> dict[str, object]:
+    """Plain values from which a downstream main builds the same encoder and the same images."""
+    names = ("model", "input_size", "in_chans", "mean", "std", "dataset")
+    return {name: getattr(args, name) for name in names} | more
 
 
 def build_encoder(
@@ -41,7 +56,8 @@ def build_encoder(
 
 
 def load_pretrained(pretrained: models_vit.Pretrained, model: nn.Module) -> None:
-    """Load a checkpoint into a classifier; a new head of a ViT starts near zero, as in MAE.
+    """Load a checkpoint into a classifier; a head of a ViT that is new, or dropped for its shape,
+    starts near zero, as in MAE.
 
     Raises:
         UsageError: a checkpoint of another architecture; the line says which keys and shapes.
@@ -51,7 +67,8 @@ def load_pretrained(pretrained: models_vit.Pretrained, model: nn.Module) -> None
         pretrained.load_into(model)
         return
     pretrained.load_into(model)
-    if model.num_classes and "head.weight" not in pretrained.weights:
+    head = pretrained.weights.get("head.weight")
+    if model.num_classes and (head is None or head.shape != model.head.weight.shape):
         nn.init.trunc_normal_(model.head.weight, std=2e-5)
 
 

@@ -21,6 +21,7 @@ from models_mimae import Losses, MutualInformationModel
 from models_pixels import PixelPrediction, full_precision, take_rows
 from models_vit import SIZES
 from util.checks import image_size
+from util.defaults import MISIMMIM, SIMMIM
 from util.errors import UsageError
 from util.training.exact_accumulation import StepMI
 
@@ -211,42 +212,15 @@ def _rows(x: Tensor, ids: Tensor) -> Tensor:
 
 # ----------------------------------------------------------------------------------------- models
 
-_SIMMIM = dict(
-    num_masks=1, mask_ratio=0.6, lambda_max=0.0, lambda_min=0.0, latent_pool="mean",
-    norm_pix_loss=False,
-)  # fmt: skip
-# Our choice: ε is an L1 of 0.6 of the pixels' standard deviation; their mean gives about 0.8. It is
-# not settled: in runs of 330 steps on digits InfoNCE stayed near its value for equal latents, and
-# the linear probe differed from SimMIM's by -4 points at 0.75 (one seed), +1 and -6 at 0.6 (two;
-# on the digits' earlier test set).
-_MISIMMIM = _SIMMIM | dict(num_masks=0, lambda_max=1.0, lambda_min=10.0, mi_start_loss=0.6)
-_RECIPE = dict(
-    input_size=[192], min_crop=0.67, clip_grad=5.0, betas=[0.9, 0.999], blr=1e-4,
-    blr_samples=512,
-)  # fmt: skip
-
 _ENCODERS = {
-    "swin_mini_patch2": (
-        partial(SimMIMSwin, "swin_mini_patch2"),
-        dict(input_size=[32], betas=[0.9, 0.999], clip_grad=5.0),
-    ),
-    "swin_tiny": (partial(SimMIMSwin, "swin_tiny"), _RECIPE),
-    "swin_small": (partial(SimMIMSwin, "swin_small"), _RECIPE),
-    "swin_base": (partial(SimMIMSwin, "swin_base"), _RECIPE),
-    "vit_base_patch16": (
-        partial(SimMIMViT, **SIZES["vit_base_patch16"]),
-        _RECIPE | dict(input_size=[224]),
-    ),
+    "swin_mini_patch2": partial(SimMIMSwin, "swin_mini_patch2"),
+    "swin_tiny": partial(SimMIMSwin, "swin_tiny"),
+    "swin_small": partial(SimMIMSwin, "swin_small"),
+    "swin_base": partial(SimMIMSwin, "swin_base"),
+    "vit_base_patch16": partial(SimMIMViT, **SIZES["vit_base_patch16"]),
 }
-
 MODELS = {
     f"{method}_{name}": partial(model, **defaults)
-    for method, defaults in (("simmim", _SIMMIM), ("misimmim", _MISIMMIM))
-    for name, (model, _) in _ENCODERS.items()
-}
-# Defaults of flags of main_pretrain.py that a model brings.
-FLAGS = {
-    f"{method}_{name}": defaults | flags
-    for method, defaults in (("simmim", _SIMMIM), ("misimmim", _MISIMMIM))
-    for name, (_, flags) in _ENCODERS.items()
+    for method, defaults in (("simmim", SIMMIM), ("misimmim", MISIMMIM))
+    for name, model in _ENCODERS.items()
 }

@@ -1,5 +1,6 @@
 """The encoder for downstream use: a timm ViT that a pre-trained checkpoint fits into."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -9,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from util.checks import image_size
+from util.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from util.errors import UsageError
 from util.pos_embed import interpolate_pos_embed, square_grid
 from util.training.checkpoint import read_checkpoint
@@ -87,8 +89,6 @@ class Pretrained:
     def __init__(self, path: str):
         state = read_checkpoint(path)
         self.path = path
-        config = state.get("config")
-        self.config: dict = config if isinstance(config, dict) else {}
         weights = state.get("model", state)
         is_weights = isinstance(weights, dict) and all(
             isinstance(value, Tensor) for value in weights.values()
@@ -96,6 +96,27 @@ class Pretrained:
         if not is_weights or not weights:
             raise UsageError(f"--finetune {path} holds no model weights: name a checkpoint")
         self.weights: dict[str, Tensor] = dict(weights)
+        config = state.get("config")
+        self.is_ours = isinstance(config, dict)
+        self.config: dict = config if self.is_ours else {}
+
+    def encoder_config(self) -> dict[str, object]:
+        """`model`, `in_chans`, `input_size`, `mean` and `std` of the encoder, as far as known.
+
+        Other people's encoders have seen ImageNet's channels, normalised as there.
+        """
+        if self.is_ours:
+            config = self.config
+            return config | {"model": encoder_name(config["model"]) if "model" in config else None}
+        kernel = self.weights.get("patch_embed.proj.weight")
+        if kernel is None or kernel.shape[1] != 3:
+            return {}
+        config = {"in_chans": 3, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        if "pos_embed" in self.weights:
+            with contextlib.suppress(ValueError):
+                side = square_grid(self.weights["pos_embed"].shape[1] - 1)[0] * kernel.shape[2]
+                config["input_size"] = [side, side]
+        return config
 
     def load_into(self, model: VisionTransformer) -> None:
         """Load what fits, with the position embedding interpolated; log what did not.
@@ -137,7 +158,7 @@ class Pretrained:
 
     def _fit_pos_embed(self, pos_embed: Tensor, model: VisionTransformer) -> Tensor:
         grid = model.patch_embed.grid_size
-        if pos_embed.shape[1] == model.pos_embed.shape[1] and not self.config:
+        if pos_embed.shape[1] == model.pos_embed.shape[1] and not self.is_ours:
             return pos_embed
         try:
             old = tuple(self.config.get("grid") or square_grid(pos_embed.shape[1] - 1))

@@ -12,7 +12,7 @@ def finetuned(run_main_script, tmp_path_factory, checkpoint):
     # A few steps of pre-training leave a large mean in the tokens: all layers have to learn.
     return run_main_script(
         "main_finetune", "--finetune", checkpoint, "--epochs", 3, "--batch_size", 32, "--lr",
-        1e-3, "--warmup_epochs", 0.5, "--layer_decay", 1, "--mixup", 0, "--cutmix", 0, "--aa",
+        3e-3, "--warmup_epochs", 0.5, "--layer_decay", 1, "--mixup", 0, "--cutmix", 0, "--aa",
         "none", "--reprob", 0, "--min_crop", 1, "--drop_path", 0,
         folder=tmp_path_factory.mktemp("finetune"),
     )  # fmt: skip

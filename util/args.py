@@ -4,10 +4,12 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from util.data.datasets import DATASETS, DatasetInfo
+from util import defaults
+from util.data.datasets import DATASETS
 from util.errors import EXIT_USAGE, UsageError
+from util.settings import Settings, fit_channels
 
 # A word as the shell has it: characters, escapes and quoted parts.
 _WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*')+""")
@@ -36,6 +38,47 @@ class ArgumentParser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         except (UnicodeDecodeError, RecursionError):
             self.error("an @file is no text, or names itself: check what stands behind the @")
+
+    def tell_defaults(self, kinds: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
+        """Say in the help which defaults depend on the data set or the model.
+
+        Args:
+            kinds: tables of defaults by `data set` or `model`, and by the name of one.
+        """
+        for action in self._actions:
+            for kind, tables in kinds.items():
+                text = defaults.in_words(tables, action.dest)
+                if text and action.help and f"(by {kind}:" not in action.help:
+                    action.help += f" (by {kind}: {text.replace('%', '%%')})"
+
+    def sources(self, argv: Sequence[str]) -> dict[str, str]:
+        """Where each given flag comes from: `command line` or `@FILE`, the last one's."""
+        found = {}
+        flags = {flag: action.dest for action in self._actions for flag in action.option_strings}
+        for word, source in self._expanded(argv, "command line"):
+            name = word.partition("=")[0]
+            if name in flags:
+                found[flags[name]] = source
+        return found
+
+    def is_given(self, name: str, argv: Sequence[str]) -> bool:
+        return name in self.sources(argv)
+
+    def _expanded(self, argv: Sequence[str], source: str) -> Iterator[tuple[str, str]]:
+        """Every word of a command line that has been parsed, those of its @files too."""
+        for word in argv:
+            if not word.startswith("@"):
+                yield word, source
+                continue
+            with open(word[1:]) as file:
+                words = [w for line in file.read().splitlines()
+                         for w in self.convert_arg_line_to_args(line)]  # fmt: skip
+            yield from self._expanded(words, word)
+
+    def groups(self) -> dict[str, list[str]]:
+        """The flags' names by their group's title, in the order of the help."""
+        groups = {g.title: [a.dest for a in g._group_actions] for g in self._action_groups}
+        return {title: list(dict.fromkeys(names)) for title, names in groups.items() if names}
 
     def error(self, message: str):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
@@ -72,7 +115,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         choices=sorted(DATASETS),
         metavar="NAME",
         help=f"one of {', '.join(DATASETS)}; digits where no --data_path is given, else "
-        "image_folder. It brings the defaults of the flags whose help says 'data set'",
+        "image_folder. It brings the defaults of the flags whose help says 'by data set'",
     )
     add("--data_path", default="", help="the data's folder; image_folder: with train/ and val/")
     add("--download", action="store_true", help="let torchvision download what is missing")
@@ -81,11 +124,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         type=number(int, 1),
         nargs="+",
         metavar="PX",
-        help="pixels: one number, or height and width (default: the data set's)",
+        help="pixels: one number, or height and width",
     )
-    add("--in_chans", type=number(int, 1), help="image channels (default: the data set's)")
-    add("--mean", type=float, nargs="+", help="per channel, of values in 0..1 (data set's)")
-    add("--std", type=number(float, 1e-6), nargs="+", help="per channel (data set's)")
+    add("--in_chans", type=number(int, 1), help="image channels")
+    add("--mean", type=float, nargs="+", help="per channel, of values in 0..1")
+    add("--std", type=number(float, 1e-6), nargs="+", help="per channel")
     add(
         "--train_fraction",
         type=number(float, 1e-9, 1.0),
@@ -200,35 +243,41 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_args(
-    parser: argparse.ArgumentParser,
-    job: str,
-    argv: Sequence[str] | None = None,
-    model_defaults: Mapping[str, dict] | None = None,
+    parser: ArgumentParser, job: str, argv: Sequence[str] | None = None
 ) -> argparse.Namespace:
     """Parse flags; those not given take the model's defaults, the data set's, then the parser's.
 
     Args:
-        job: `pretrain`, `finetune` or `linprobe`: which of the data set's defaults apply.
+        job: `pretrain`, `finetune`, `linprobe`, …: which tables of `util.defaults` apply.
         argv: the command line without its first word; None takes the process's.
-        model_defaults: by the value of --model, the defaults that it brings.
+
+    Returns:
+        The values, and in `settings` where each comes from.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    by_dataset, by_model = defaults.by_dataset(job), defaults.by_model(job)
+    parser.tell_defaults({"data set": by_dataset, "model": by_model})
     _refuse_second_lr(parser, argv)
     args = parser.parse_args(argv)
-    if getattr(args, "lr", None) is not None and args.blr is not None:
+    if getattr(args, "lr", None) is not None and parser.is_given("blr", argv):
         parser.error("--lr and --blr are both given: use one of them (--lr is absolute)")
     args.dataset = args.dataset or ("image_folder" if args.data_path else "digits")
-    info = DATASETS[args.dataset]
-    parser.set_defaults(**info.common_defaults() | info.job_defaults.get(job, {}))
-    if model_defaults and args.model in model_defaults:
-        parser.set_defaults(**model_defaults[args.model])
+    tables = {"data set": by_dataset[args.dataset]}
+    tables["model"] = by_model.get(getattr(args, "model", None), {})
+    dests = {action.dest for action in parser._actions}
+    sources = {}
+    for source, table in tables.items():
+        known = {name: value for name, value in table.items() if name in dests}
+        parser.set_defaults(**known)
+        sources |= dict.fromkeys(known, source)
     args = parser.parse_args(argv, argparse.Namespace(dataset=args.dataset))
+    args.settings = Settings(parser.groups(), sources | parser.sources(argv))
     if getattr(args, "lr", None) is not None:
-        args.blr = None  # the data set's
+        args.blr = None  # a default
     if getattr(args, "lr_schedule", None) == "multistep" and not args.lr_milestones:
         parser.error("--lr_schedule multistep needs --lr_milestones: name the epochs")
     try:
-        _check_channels(args, info)
+        fit_channels(args)
     except UsageError as error:
         parser.error(str(error))
     return args
@@ -238,17 +287,3 @@ def _refuse_second_lr(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     for flag in ("--lr", "--blr"):
         if sum(word == flag or word.startswith(flag + "=") for word in argv) > 1:
             parser.error(f"{flag} is given twice: keep one")
-
-
-def _check_channels(args: argparse.Namespace, info: DatasetInfo) -> None:
-    """The data set's own mean and std, for other channels than its own, are averaged."""
-    for name in ("mean", "std"):
-        values = list(getattr(args, name))
-        if values == list(getattr(info, name)) and len(values) != args.in_chans:
-            values = [sum(values) / len(values)] * args.in_chans
-        if len(values) not in (1, args.in_chans):
-            raise UsageError(
-                f"--{name} has {len(values)} numbers for --in_chans {args.in_chans}: give one, "
-                "or one per channel"
-            )
-        setattr(args, name, values if len(values) == args.in_chans else values * args.in_chans)

@@ -5,7 +5,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -222,10 +222,10 @@ def _existing_folder(data_path: str) -> str:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A data set: how it is loaded and which defaults it brings.
+    """A data set: how it is loaded, and facts about its images.
 
-    patch: patch size of its default model. crop_share: share of the resized image that the
-    evaluation's centre crop keeps. job_defaults: defaults of flags by job.
+    input_size: pixels. mean, std: per channel, of values in 0..1. crop_share: share of the resized
+    image that the evaluation's centre crop keeps. num_workers: processes that pay for loading it.
     """
 
     load: Callable[..., Images]
@@ -233,67 +233,26 @@ class DatasetInfo:
     in_chans: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    size_name: str
     crop_share: float = 1.0
     num_workers: int = 0
-    job_defaults: dict[str, dict] = field(default_factory=dict)
-
-    def common_defaults(self) -> dict:
-        return dict(
-            input_size=[self.input_size], in_chans=self.in_chans, mean=self.mean, std=self.std,
-            num_workers=self.num_workers,
-        )  # fmt: skip
 
 
-# Adam's rate is for --blr's 256 masked samples; the MI losses wait until pixels are predicted well,
-# and weigh a tenth of the paper's, whose pixels are normalised: RESULTS.md has what both do.
-_SMALL_PRETRAIN = dict(
-    min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45, lambda_max=0.1, lambda_min=1.0
-)
-_SMALL_PROBE = dict(min_crop=1.0, flip=False, batch_size=64, optimizer="sgd", blr=1.0)
-
-
-def _small(size_name: str, flip: bool, pretrain: dict) -> dict:
-    """Defaults for data sets of small images, whose classes a hard crop would destroy."""
-    return dict(
-        size_name=size_name,
-        job_defaults={
-            "pretrain": _SMALL_PRETRAIN | dict(flip=flip) | pretrain,
-            "linprobe": dict(_SMALL_PROBE),
-            "finetune": dict(min_crop=0.6, flip=flip),
-        },
-    )
-
-
+_FOLDER = (224, 3, IMAGENET_MEAN, IMAGENET_STD, 224 / 256, 10)
 DATASETS = {
-    "digits": DatasetInfo(
-        _digits, 8, 1, (0.305,), (0.376,),
-        **_small("tiny_patch2", False, dict(epochs=60, warmup_epochs=5, batch_size=32, blr=2e-3)),
-    ),
-    "fashion_mnist": DatasetInfo(
-        _fashion_mnist, 28, 1, (0.286,), (0.353,), **_small("tiny_patch4", True, {})
-    ),
+    "digits": DatasetInfo(_digits, 8, 1, (0.305,), (0.376,)),
+    "fashion_mnist": DatasetInfo(_fashion_mnist, 28, 1, (0.286,), (0.353,)),
     "cifar10": DatasetInfo(
-        _torchvision("CIFAR10", 10), 32, 3, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262),
-        **_small("tiny_patch4", True, {}),
+        _torchvision("CIFAR10", 10), 32, 3, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
     ),
     "cifar100": DatasetInfo(
-        _torchvision("CIFAR100", 100), 32, 3, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276),
-        **_small("tiny_patch4", True, {}),
+        _torchvision("CIFAR100", 100), 32, 3, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
     ),
     "stl10": DatasetInfo(
-        _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271),
-        size_name="small_patch16",
+        _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)
     ),
-    "image_folder": DatasetInfo(
-        _image_folder, 224, 3, IMAGENET_MEAN, IMAGENET_STD, size_name="base_patch16",
-        crop_share=224 / 256, num_workers=10,
-    ),
-    "flat": DatasetInfo(
-        _flat, 224, 3, IMAGENET_MEAN, IMAGENET_STD, size_name="base_patch16",
-        crop_share=224 / 256, num_workers=10,
-    ),
-}  # fmt: skip
+    "image_folder": DatasetInfo(_image_folder, *_FOLDER),
+    "flat": DatasetInfo(_flat, *_FOLDER),
+}
 
 
 def load_images(args, split: str) -> Images:

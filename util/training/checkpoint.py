@@ -192,6 +192,7 @@ class Checkpointer:
             "epoch": self.progress.epoch,
             "config": self.config,
             "args": {k: v for k, v in vars(self.args).items() if _is_plain(v)},
+            "flag_sources": self.args.settings.sources,
         }
         last = os.path.join(self.output_dir, LAST)
         try:
@@ -293,9 +294,9 @@ class Checkpointer:
                 f"--resume {path} is a {saved.get('model')}, not a {self.config['model']}: "
                 "check --model"
             )
-        amp = state.get("args", {}).get("amp")
-        if amp not in (None, "auto", self.args.amp):
-            log.warning("--amp %s goes on with a run in %s: other roundings", self.args.amp, amp)
+        changes = self.args.settings.changes(self.args, state.get("args", {}))
+        if changes:
+            log.warning("goes on with other flags than before: %s", "; ".join(changes))
         if state["progress"]["step"] == 0:
             return
         for key, flags in (

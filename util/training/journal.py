@@ -92,6 +92,12 @@ class Journal:
             log.error("TensorBoard file lost (%s): training goes on", error)
             self.tensorboard = self._open()
 
+    def text(self, name: str, lines: Mapping[str, str]) -> None:
+        """A text of titles and what stands under them, on TensorBoard."""
+        if self.tensorboard is not None:
+            text = "\n\n".join(f"**{title}**: {line}" for title, line in lines.items())
+            self.tensorboard.add_text(name, text)
+
     def image(self, name: str, image: Tensor, step: int) -> None:
         """An image [3, H, W], uint8 or in 0..1."""
         if self.tensorboard is not None:
@@ -103,9 +109,14 @@ class Journal:
 
 
 def write_results(
-    path: str, numbers: Mapping[str, float | int | str], seconds: float, device: torch.device
-) -> None:
-    """Write a run's final numbers with what is needed to repeat them, as JSON."""
+    path: str, numbers: Mapping[str, float | int | str], seconds: float, device: torch.device,
+    flags: Mapping[str, object] | None = None, sources: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Write a run's final numbers with what is needed to repeat them, as JSON.
+
+    Args:
+        flags: the values that matter to the numbers. sources: of those, where not the parser.
+    """
     record = _finite(numbers) | {
         "seconds": round(seconds, 1),
         "command": " ".join(["python", *sys.argv]),
@@ -113,6 +124,8 @@ def write_results(
         "versions": {"python": sys.version.split()[0]} | versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processes": distributed.world_size(),
+        "flags": dict(flags or {}),
+        "flag_sources": {name: source for name, source in (sources or {}).items() if name in flags},
     }
     with open(path + ".tmp", "w") as file:
         json.dump(record, file, indent=2)

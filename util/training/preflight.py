@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import textwrap
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ def report(
     args: argparse.Namespace, model: nn.Module, batches: Batches, precision: Precision,
     masks: int, shapes: list[BlockShape], device: torch.device,
 ) -> None:  # fmt: skip
-    """Log global batch, samples per step, steps, lr, data, parameters and estimated memory.
+    """Log what the flags come to, and where each value is from that is no parser's default.
 
     Args:
         masks: masked samples per image (1 in supervised training).
@@ -53,7 +54,18 @@ def report(
         f"gradients and optimiser, {_gib(activations)} of activations (estimated)",
         "output": args.output_dir,
     }
-    log.info("\n".join(f"{name + ':':16s}{text}" for name, text in lines.items() if text))
+    log.info("\n".join(_wrapped(name, text) for name, text in lines.items() if text))
+    flags = args.settings.table(args)
+    log.info("flags, and where those come from that have not the parser's default:")
+    log.info("\n".join(_wrapped(f"  {title}", text) for title, text in flags.items()))
+
+
+def _wrapped(name: str, text: str, width: int = 100, indent: int = 18) -> str:
+    """A line, or several where it is longer than the width, the rest below the text."""
+    return textwrap.fill(
+        text, width, initial_indent=f"{name + ':':{indent}s}", subsequent_indent=" " * indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _decoder_name() -> str:

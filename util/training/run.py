@@ -80,6 +80,7 @@ class Run:
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
         self.journal = Journal(args.output_dir, self.progress)
+        self.journal.text("flags", args.settings.table(args))
         self.meters = Meters(self.progress, self.device)
         if args.on_nonfinite == "rollback" and self.progress.total_steps == 0:
             self.checkpointer.save()
@@ -206,7 +207,11 @@ class Run:
         numbers = (self.journal.last_line() if self.journal else {}) | numbers
         log.info("\n".join(f"{name}: {value}" for name, value in numbers.items()))
         seconds = time.monotonic() - self.started
-        write_results(os.path.join(self.args.output_dir, RESULTS), numbers, seconds, self.device)
+        settings = self.args.settings
+        write_results(
+            os.path.join(self.args.output_dir, RESULTS), numbers, seconds, self.device,
+            settings.values(self.args), settings.sources,
+        )  # fmt: skip
 
     # --------------------------------------------------------------------------- non-finite losses
 
