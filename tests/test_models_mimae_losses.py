@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
+from models_mae import draw_weights
 from models_mimae import (
     ApproximationNetwork,
     club_upper_bound,
+    follow_above_zero,
     gaussian_nll,
     info_nce,
     info_nce_accuracy,
@@ -230,3 +232,38 @@ def test_a_trained_network_finds_the_known_bound():
     with torch.no_grad():
         learnt = float(club_upper_bound(z, *network(x), None))
     assert learnt == pytest.approx(0.64 / 0.36, rel=0.1)
+
+
+def latents_moved_by_club(follow):
+    """Latents of 16 images' 4 masks after 300 steps of λ = (0, 10) with q learning beside them.
+
+    The inputs say nothing of them, so there is no information to take out: all that q knows is
+    what it has learnt by heart of where a latent was.
+    """
+    torch.manual_seed(0)
+    latents = (torch.randn(16, 1, 8) + 0.3 * torch.randn(16, 4, 8)).flatten(0, 1)
+    z, x = latents.clone().requires_grad_(), torch.randn(64, 8)
+    network = ApproximationNetwork(8)
+    draw_weights(network)
+    optimizers = torch.optim.SGD([z], lr=0.3), torch.optim.AdamW(network.parameters(), lr=1e-3)
+    for _ in range(300):
+        mean, logvar = network(x)
+        bound = follow(club_upper_bound(z, mean.detach(), logvar.detach(), 4))
+        (10 * bound + gaussian_nll(z.detach(), mean, logvar)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return latents.unflatten(0, (16, 4)), z.detach().unflatten(0, (16, 4)), float(bound.detach())
+
+
+def test_min_mi_alone_does_not_turn_the_latents_of_an_image_from_each_other():
+    before, followed, bound = latents_moved_by_club(lambda bound: bound)
+    assert bound < -0.01  # no mutual information is negative: q lags behind
+    assert followed.var(1).mean() > 1.5 * before.var(1).mean()
+    before, left, bound = latents_moved_by_club(follow_above_zero)
+    assert abs(bound) < 1e-3
+    assert left.var(1).mean() < 1.02 * before.var(1).mean()
+    similar = [
+        F.cosine_similarity(z[:, :1], z[:, 1:], dim=2).mean() for z in (before, left, followed)
+    ]
+    assert similar[1] > similar[0] - 0.005 and similar[2] < similar[0] - 0.03

@@ -1,0 +1,148 @@
+"""Logistic regressions on frozen features: many at once, each to its optimum.
+
+H heads differ in their regularisation and see the same features, so one pass over the features
+serves them all; the objective is convex, so L-BFGS needs no learning rate and no seed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HISTORY = 10  # steps that L-BFGS remembers
+CHUNK_BYTES = 2**28  # of the logits that are held at once
+
+
+@dataclass
+class Heads:
+    """H trained heads on standardised features.
+
+    weight: [H, D, C]. bias: [H, C]. mean, scale: [D] of the features that they were trained on.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Classes of features [n, D], by head: [H, n]."""
+        parts = [
+            self._logits(part).argmax(2) for part in features.split(_chunk(self.weight))
+        ]  # [H, m, C] each
+        empty = features.new_empty((len(self.weight), 0), dtype=torch.long)
+        return torch.cat([empty, *parts], dim=1)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        inputs = (features.to(self.mean) - self.mean) / self.scale
+        return inputs @ self.weight + self.bias[:, None]
+
+
+def fit(
+    features: Tensor, targets: Tensor, num_classes: int, penalties: Sequence[float],
+    max_iter: int = 200, tolerance: float = 1e-4,
+) -> Heads:  # fmt: skip
+    """Minimise mean cross-entropy + penalty / 2 · ‖W‖² for each penalty.
+
+    scikit-learn's `C` is 1 / (n · penalty). The bias is not penalised; features are standardised
+    by their own mean and standard deviation first.
+
+    Args:
+        features: [n, D], of any floating type; computed with in float32.
+        targets: [n] in 0 … C − 1. penalties: H numbers above 0.
+        tolerance: of the gradient's largest entry, relative to that at the start.
+    """
+    features = features.float()
+    mean = features.mean(0)
+    scale = (features - mean).square().mean(0).sqrt()
+    scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))
+    heads, dim = len(penalties), features.shape[1]
+    shape = (heads, dim + 1, num_classes)  # the last row is the bias
+    penalty = features.new_tensor(penalties)[:, None, None].expand(heads, dim + 1, 1).clone()
+    penalty[:, -1] = 0
+    chunk = max(1, CHUNK_BYTES // (4 * heads * num_classes))
+
+    def objective(flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [H] and gradients [H, P] at weights [H, P]."""
+        weight = flat.view(shape)
+        value = (penalty * weight.square()).sum((1, 2)) / 2
+        gradient = penalty * weight
+        for part, labels in zip(features.split(chunk), targets.split(chunk), strict=True):
+            inputs = (part - mean) / scale
+            log_p = (inputs @ weight[:, :-1] + weight[:, -1:]).log_softmax(2)  # [H, m, C]
+            value -= log_p.gather(2, labels.expand(heads, -1)[..., None]).sum((1, 2)) / len(
+                features
+            )
+            error = log_p.exp_()
+            error.scatter_add_(
+                2, labels.expand(heads, -1)[..., None], -error.new_ones(heads, len(part), 1)
+            )
+            error /= len(features)
+            gradient[:, :-1] += inputs.T @ error
+            gradient[:, -1] += error.sum(1)
+        return value, gradient.flatten(1)
+
+    start = features.new_zeros(heads, shape[1] * shape[2])
+    best = minimise(objective, start, max_iter, tolerance).view(shape)
+    return Heads(best[:, :-1], best[:, -1], mean, scale)
+
+
+def minimise(objective, x: Tensor, max_iter: int, tolerance: float) -> Tensor:
+    """L-BFGS [Nocedal 1980] of H independent smooth convex functions, each with steps of its own.
+
+    Args:
+        objective: x [H, P] -> values [H] and gradients [H, P]. x: where to start.
+    """
+    value, gradient = objective(x)
+    target = tolerance * gradient.abs().amax(1).clamp_min(1e-12)
+    memory: list[
+        tuple[Tensor, Tensor, Tensor]
+    ] = []  # steps, changes of the gradient, 1 / their product
+    for _ in range(max_iter):
+        is_open = gradient.abs().amax(1) > target  # [H]
+        if not is_open.any():
+            break
+        direction = -_inverse_hessian(memory, gradient)
+        slope = (direction * gradient).sum(1)
+        direction = torch.where((slope < 0)[:, None], direction, -gradient)
+        slope = torch.where(slope < 0, slope, -gradient.square().sum(1))
+        length = torch.where(is_open, 1.0, 0.0)
+        if not memory:
+            length = length / gradient.abs().sum(1).clamp_min(1)
+        for _ in range(30):  # Armijo: halve the step of each head that does not descend
+            new_x = x + length[:, None] * direction
+            new_value, new_gradient = objective(new_x)
+            fails = (new_value > value + 1e-4 * length * slope + 1e-7 * value.abs()) & is_open
+            if not fails.any():
+                break
+            length = torch.where(fails, length / 2, length)
+        step, change = new_x - x, new_gradient - gradient
+        product = (step * change).sum(1)
+        # A head without curvature in this step keeps its estimate: its entry counts nothing.
+        inverse = torch.where(product > 1e-10, 1 / product.clamp_min(1e-10), 0.0)
+        memory = [*memory[-HISTORY + 1 :], (step, change, inverse)]
+        x, value, gradient = new_x, new_value, new_gradient
+    return x
+
+
+def _inverse_hessian(memory: list[tuple[Tensor, Tensor, Tensor]], gradient: Tensor) -> Tensor:
+    """The two-loop recursion: L-BFGS's estimate times the gradients [H, P]."""
+    result, factors = gradient.clone(), []
+    for step, change, inverse in reversed(memory):
+        factor = inverse * (step * result).sum(1)
+        result -= factor[:, None] * change
+        factors.append(factor)
+    if memory:
+        step, change, inverse = memory[-1]
+        scale = (step * change).sum(1) / change.square().sum(1).clamp_min(1e-20)
+        result *= torch.where(inverse > 0, scale, 1.0)[:, None]
+    for (step, change, inverse), factor in zip(memory, reversed(factors), strict=True):
+        back = inverse * (change * result).sum(1)
+        result += (factor - back)[:, None] * step
+    return result
+
+
+def _chunk(weight: Tensor) -> int:
+    """Images whose logits of all heads fit into CHUNK_BYTES."""
+    return max(1, CHUNK_BYTES // (4 * weight.shape[0] * weight.shape[2]))

@@ -1,0 +1,68 @@
+"""Two encoders on the same test images: what of their difference is more than chance."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+MARGIN = 1.0  # points; a difference that is certainly smaller is called none
+
+
+@dataclass
+class Difference:
+    """In points: the difference, and its 95 % interval; `verdict` says what can be said of it."""
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        if self.low > 0:
+            return "gain"
+        if self.high < 0:
+            return "loss"
+        if max(abs(self.low), abs(self.high)) <= MARGIN:
+            return "no difference"
+        return "cannot be told"
+
+
+def bootstrap_spread(per_image: np.ndarray, num_boots: int = 1000, seed: int = 0) -> float:
+    """Standard deviation of the mean of per_image [n] over test sets drawn with replacement.
+
+    Draws are counts of each image, by a multinomial: a large set needs no table of indices.
+    """
+    rng, count = np.random.default_rng(seed), len(per_image)
+    means = [
+        rng.multinomial(count, np.full(count, 1 / count)) @ per_image / count
+        for _ in range(num_boots)
+    ]
+    return float(np.std(means))
+
+
+def compare(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Difference:
+    """first − second, each [n]: 100 where a test image was right and 0 where not."""
+    per_image = np.asarray(first, float) - np.asarray(second, float)
+    half, mean = 1.96 * bootstrap_spread(per_image, num_boots), float(per_image.mean())
+    return Difference(mean, mean - half, mean + half)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p of McNemar's exact test, of images [n] that only one of the two has right."""
+    only_first = int((np.asarray(first, bool) & ~np.asarray(second, bool)).sum())
+    only_second = int((~np.asarray(first, bool) & np.asarray(second, bool)).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def seed_spread(rows: list[np.ndarray]) -> tuple[float, int]:
+    """Standard deviation over seeds, pooled over variants, and its degrees of freedom.
+
+    Args:
+        rows: for each variant its mean differences, [seeds].
+    """
+    squares = sum(((row - row.mean()) ** 2).sum() for row in rows)
+    freedom = sum(len(row) - 1 for row in rows)
+    return (math.sqrt(squares / freedom) if freedom else math.inf), freedom
