@@ -10,6 +10,14 @@ import numpy as np
 from scipy import fft, ndimage, signal
 
 
+def grey(image: np.ndarray) -> np.ndarray:
+    """Luma: [H, W, 1 or 3] -> [H, W, 1]."""
+    if image.shape[2] == 1:
+        return image
+    red, green, blue = np.moveaxis(image, 2, 0)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[..., None]
+
+
 @functools.cache
 def disc_kernel(radius: float, alias_blur: float) -> np.ndarray:
     """A disc of that radius, its rim softened by a Gaussian of `alias_blur` pixels: [K, K]."""
