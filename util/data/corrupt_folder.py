@@ -26,9 +26,9 @@ from util import args as arguments
 from util.args import number
 from util.data.corruption_constants import PUBLISHED
 from util.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, corruption_rng, to_pil
+from util.data.file_index import find_images
+from util.data.images import read_image
 from util.errors import EXIT_DATA, RunError, UsageError
-from util.file_index import find_images
-from util.images import read_image
 from util.logging import ProgressLine, setup_logging
 
 RESIZE, CROP, QUALITY = 256, 224, 85

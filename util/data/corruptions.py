@@ -293,6 +293,6 @@ class Corruption:
 
 if __name__ == "__main__":
     from util.data.corrupt_folder import main, parse_args
-    from util.run import run_main
+    from util.entry import run_main
 
     run_main(main, parse_args)
