@@ -26,6 +26,14 @@ def open_checkpoint(path: str, args: argparse.Namespace) -> models_vit.Pretraine
     return pretrained
 
 
+def build_for(pretrained: models_vit.Pretrained | None, args: argparse.Namespace) -> nn.Module:
+    """A frozen evaluation's encoder: without a head, its class token and patch tokens normed."""
+    model = build_encoder(args.model, 0, args.input_size, args.in_chans, global_pool=False)
+    if pretrained:
+        load_pretrained(pretrained, model)
+    return model
+
+
 def describe(args: argparse.Namespace, **more) -> dict[str, object]:
     """Plain values from which a downstream main builds the same encoder and the same images."""
     names = ("model", "input_size", "in_chans", "mean", "std", "dataset")

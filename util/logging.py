@@ -24,6 +24,7 @@ class ProgressLine:
     def __init__(self, label: str, total: int, log_every: int):
         self.label, self.total, self.log_every = label, total, log_every
         self.is_terminal = sys.stdout.isatty() and distributed.is_main()
+        self.started, self.first = time.monotonic(), None
         self.drawn = 0.0
         self.text = ""
 
@@ -36,10 +37,14 @@ class ProgressLine:
                 logging.getLogger(__name__).info("%s %d/%d  %s", self.label, step, self.total, text)
             return
         now = time.monotonic()
+        if self.first is None:  # a resumed run does not begin at 0
+            self.started, self.first = now, step
         if now - self.drawn > 0.2 or step == self.total:
             filled = 24 * step // max(self.total, 1)
             bar = "█" * filled + "·" * (24 - filled)
-            line = f"{self.label} {bar} {step}/{self.total}  {self.text}"
+            done = max(step - self.first, 1)
+            left = (now - self.started) * (self.total - step) / done
+            line = f"{self.label} {bar} {step}/{self.total}  {_duration(left)} left  {self.text}"
             # A line that the terminal wraps could not be drawn over.
             line = line[: shutil.get_terminal_size().columns - 1]
             sys.stdout.write(f"\r{line}\033[K")
@@ -50,3 +55,8 @@ class ProgressLine:
         if self.is_terminal:
             sys.stdout.write("\r\033[K")
             sys.stdout.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

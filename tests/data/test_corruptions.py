@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_images
-from util.images import read_image
-from util.run import run_main
 
 from util.data import corrupt_folder, corruptions
 from util.data import corruption_filters as filters
 from util.data.corruption_constants import PUBLISHED, nearest_published
 from util.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupt, corruption_rng
 from util.data.frost_textures import NUM_TEXTURES, frost_texture
+from util.data.images import read_image
+from util.entry import run_main
 
 # As the authors' make_imagenet_c.py has them (zoom_blur: the second and third argument of its
 # arange; elastic_transform: in units of 244 pixels for an image of 224).

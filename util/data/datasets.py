@@ -198,6 +198,28 @@ def _image_folder(split: str, data_path: str, in_chans: int, download: bool) -> 
     return FileImages(folder, paths, targets, classes, in_chans)
 
 
+def load_test_folder(folder: str, classes: list[str], in_chans: int) -> Images:
+    """Labelled images FOLDER/CLASS/IMAGE, numbered as the classes of a training set are.
+
+    Raises:
+        UsageError: no such folder, no image, or classes that training does not have.
+    """
+    if not os.path.isdir(folder):
+        raise UsageError(f"--test {folder} is not a folder: name one with CLASS/IMAGE in it")
+    paths = [path for path in find_images(folder) if os.sep in path]
+    if not paths:
+        raise UsageError(f"--test {folder} has no image in a class folder: name CLASS/'s parent")
+    number = {name: i for i, name in enumerate(classes)}
+    names = [path.split(os.sep)[0] for path in paths]
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise UsageError(
+            f"--test {folder} has {len(unknown)} class folders that the training set lacks "
+            f"({', '.join(unknown[:3])}): both need the same names"
+        )
+    return FileImages(folder, paths, [number[name] for name in names], classes, in_chans)
+
+
 def _class_folders(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -265,7 +287,7 @@ def load_images(args, split: str) -> Images:
     if split == "val":
         return images
     if args.subset_file:
-        images = _listed_subset(images, args.subset_file)
+        images = Subset(images, listed_positions(images, args.subset_file, "--subset_file"))
     if args.train_fraction < 1:
         images = Subset(images, balanced_draw(images.targets, args.train_fraction))
     return images
@@ -281,13 +303,17 @@ def balanced_draw(targets: np.ndarray, fraction: float) -> np.ndarray:
     return np.sort(np.concatenate(drawn))
 
 
-def _listed_subset(images: Images, path: str) -> Images:
-    """Images named by a published list: a line is a file name, or CLASS/NAME."""
+def listed_positions(images: Images, path: str, flag: str) -> list[int]:
+    """Positions of the images that a published list names: a line is a file name, or CLASS/NAME.
+
+    Raises:
+        UsageError: a list that cannot be read or is not of this set; the line names the flag.
+    """
     try:
         with open(path) as file:
             wanted = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--subset_file {path} cannot be read ({error})") from None
+        raise UsageError(f"{flag} {path} cannot be read ({error})") from None
     by_name: dict[str, int] = {}
     ambiguous = set()
     for index in range(len(images)):
@@ -298,17 +324,17 @@ def _listed_subset(images: Images, path: str) -> Images:
     doubtful = [name for name in wanted if name in ambiguous]
     if doubtful:
         raise UsageError(
-            f"--subset_file {path}: more than one image is called {doubtful[0]}: write CLASS/NAME"
+            f"{flag} {path}: more than one image is called {doubtful[0]}: write CLASS/NAME"
         )
     if not wanted:
-        raise UsageError(f"--subset_file {path} is empty: it takes an image's name a line")
+        raise UsageError(f"{flag} {path} is empty: it takes an image's name a line")
     absent = [name for name in wanted if name not in by_name]
     if absent:
         raise UsageError(
-            f"--subset_file {path} names {len(absent)} of {len(wanted)} images that the data set "
+            f"{flag} {path} names {len(absent)} of {len(wanted)} images that the data set "
             f"lacks ({', '.join(absent[:3])}): use the list of this data set"
         )
-    return Subset(images, [by_name[name] for name in wanted])
+    return [by_name[name] for name in wanted]
 
 
 class TransformedImages(Dataset):

@@ -31,6 +31,7 @@ class Batches:
         batch_size: images per rank and micro-batch.
         training: shuffle, and drop the rest that does not fill a global micro-batch; else in
             order, each image once over all ranks, the last batches smaller (ranks may differ).
+        alone: the data set is this rank's own, which reads all of it.
     """
 
     max_restarts = 3  # of workers that died, in a row
@@ -38,14 +39,17 @@ class Batches:
     def __init__(
         self, dataset: TransformedImages, batch_size: int, training: bool, seed: int = 0,
         num_workers: int = 0, pin_memory: bool = False, max_bad_images: int = 100,
+        alone: bool = False,
     ):  # fmt: skip
         self.dataset, self.batch_size, self.training, self.seed = (
             dataset, batch_size, training, seed,
         )  # fmt: skip
-        self.global_size = batch_size * distributed.world_size()
+        self.rank = 0 if alone else distributed.rank()
+        self.world_size = 1 if alone else distributed.world_size()
+        self.global_size = batch_size * self.world_size
         if training and len(dataset) < self.global_size:
             raise UsageError(
-                f"--batch_size {batch_size} on {distributed.world_size()} process(es) is larger "
+                f"--batch_size {batch_size} on {self.world_size} process(es) is larger "
                 f"than the data, {len(dataset)} images: lower it"
             )
         self.max_bad_images, self.bad_images = max_bad_images, set()
@@ -78,7 +82,7 @@ class Batches:
 
     def _own_slice(self, order: torch.Tensor, micro_batch: int) -> list[int]:
         part = self._global_slice(order, micro_batch)
-        return part[distributed.rank() :: distributed.world_size()].tolist()
+        return part[self.rank :: self.world_size].tolist()
 
     def epoch(
         self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset()

@@ -1,6 +1,7 @@
 """Weighted k-nearest-neighbour classification of frozen features."""
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -48,30 +49,40 @@ def extract_features(
     return all_features, all_targets
 
 
-@torch.no_grad()
 def predict_knn(
     train: tuple[Tensor, Tensor], queries: Tensor, k: int = 20, temperature: float = 0.07,
     device: torch.device | str = "cpu", chunk: int | None = None,
 ) -> Tensor:  # fmt: skip
     """The class of each query [n, D] -> [n]; each of the k nearest votes with
-    exp(cosine / temperature).
+    exp(cosine / temperature)."""
+    return predict_knn_grid(train, queries, (k,), (temperature,), device, chunk)[k, temperature]
+
+
+@torch.no_grad()
+def predict_knn_grid(
+    train: tuple[Tensor, Tensor], queries: Tensor, ks: Sequence[int],
+    temperatures: Sequence[float], device: torch.device | str = "cpu", chunk: int | None = None,
+) -> dict[tuple[int, float], Tensor]:  # fmt: skip
+    """The classes of queries [n, D] for each (k, temperature), from one search: [n] each.
 
     Args:
         train: features [n, D] and targets [n].
         chunk: queries at a time; by default so many that their similarities take half a GiB.
     """
-    features, targets = F.normalize(train[0], dim=1).to(device), train[1].to(device)
+    features, targets = F.normalize(train[0].float(), dim=1).to(device), train[1].to(device)
     num_classes = int(targets.max()) + 1
     chunk = chunk or max(1, 2**27 // len(features))
-    predicted = [targets.new_empty(0)]
+    found = {(k, t): [targets.new_empty(0)] for k in ks for t in temperatures}
     for start in range(0, len(queries), chunk):
-        part = F.normalize(queries[start : start + chunk], dim=1).to(device)
-        similarity, ids = (part @ features.T).topk(min(k, len(features)), dim=1)
-        # Relative to the nearest, whose vote is 1: a low temperature would overflow.
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = part.new_zeros(len(part), num_classes).scatter_add_(1, targets[ids], weights)
-        predicted.append(votes.argmax(1))
-    return torch.cat(predicted)
+        part = F.normalize(queries[start : start + chunk].float(), dim=1).to(device)
+        similarity, ids = (part @ features.T).topk(min(max(ks), len(features)), dim=1)
+        for k, temperature in found:
+            # Relative to the nearest, whose vote is 1: a low temperature would overflow.
+            weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).exp()
+            votes = part.new_zeros(len(part), num_classes)
+            votes.scatter_add_(1, targets[ids[:, :k]], weights)
+            found[k, temperature].append(votes.argmax(1))
+    return {setting: torch.cat(parts) for setting, parts in found.items()}
 
 
 def weighted_knn(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **options) -> float:

@@ -41,7 +41,7 @@ class Heads:
 
 def fit(
     features: Tensor, targets: Tensor, num_classes: int, penalties: Sequence[float],
-    max_iter: int = 200, tolerance: float = 1e-4,
+    max_iter: int = 100, tolerance: float = 1e-3,
 ) -> Heads:  # fmt: skip
     """Minimise mean cross-entropy + penalty / 2 · ‖W‖² for each penalty.
 

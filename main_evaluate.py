@@ -1,0 +1,226 @@
+"""What is in frozen encoders: features computed once, and every evaluation of them, side by side.
+
+    python main_evaluate.py runs/mae/checkpoint-last.pth runs/mimae/checkpoint-last.pth untrained pixels
+
+`untrained` is the first checkpoint's model with random weights, `pixels` the images themselves.
+Writes evaluation.md, evaluation.json and curves to --output_dir. Whatever is chosen is chosen on a
+tenth of the training set; no training images: nothing is read but what is evaluated.
+"""
+
+import argparse
+import copy
+import json
+import logging
+import os
+
+import numpy as np
+import torch
+
+import models_encoder
+from models_features import FrozenEncoder
+from util import args as arguments
+from util.args import number
+from util.cluster import distributed
+from util.data.datasets import DATASETS, Images, Subset, load_images, load_test_folder
+from util.data.transforms import Normalize, ResizeCenterCrop
+from util.entry import run_main
+from util.errors import UsageError
+from util.evaluation import frozen, report
+from util.evaluation.features import FeatureStore, checksum, images_checksum
+from util.training.run import Run
+
+log = logging.getLogger(__name__)
+
+BASELINES = ("untrained", "pixels")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = arguments.ArgumentParser(description=__doc__)
+    arguments.add_data_flags(parser)
+    arguments.add_run_flags(parser, "output_dir/evaluate")
+    add = parser.add_argument_group("encoders").add_argument
+    add("checkpoints", nargs="+", metavar="CHECKPOINT",
+        help="of this project or anybody's; `untrained` and `pixels` are baselines")  # fmt: skip
+    add("--model", choices=models_encoder.SIZES, metavar="NAME",
+        help="the encoder, where no checkpoint says it")  # fmt: skip
+    add("--batch_size", type=number(int, 1), default=128, help="images per GPU")
+    add("--names", nargs="+", default=[], help="of the checkpoints in the tables")
+
+    add = parser.add_argument_group("evaluations").add_argument
+    add("--only", nargs="+", choices=frozen.EVALUATIONS, default=list(frozen.EVALUATIONS),
+        help="these evaluations")  # fmt: skip
+    add("--few", type=number(int, 1), nargs="*", default=[1, 2, 5, 10], help="labels per class")
+    add("--few_shares", type=number(float, 1e-6, 1), nargs="*", default=[0.01, 0.1],
+        help="shares of each class's labels")  # fmt: skip
+    add("--few_list", action="append", default=[], metavar="NAME=FILE",
+        help="a published list of training images, a name a line")  # fmt: skip
+    add("--draws", type=number(int, 1), default=5, help="of few labels")
+    add("--block_images", type=number(int, 1), default=50000,
+        help="training images whose every block is looked at")  # fmt: skip
+    add("--test", action="append", default=[], metavar="NAME=FOLDER",
+        help="another test set, CLASS/IMAGE with the training set's classes; may be repeated")  # fmt: skip
+    add("--real_labels", metavar="JSON",
+        help="ImageNet-ReaL's file: a list of the right labels of each validation image")  # fmt: skip
+
+    add = parser.add_argument_group("features").add_argument
+    add("--features", default="", help="where they are kept (default: in --output_dir)")
+    add("--feature_dtype", choices=("fp16", "fp32"), default="fp32", help="fp16: half the disk")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    args = arguments.parse_args(get_args_parser(), "evaluate", argv)
+    args.names = args.names or short_names(args.checkpoints)
+    if len(args.names) != len(args.checkpoints) or len(set(args.names)) < len(args.names):
+        raise UsageError(
+            f"--names {' '.join(args.names)}: give each of the {len(args.checkpoints)} "
+            "checkpoints a name of its own"
+        )
+    if 1024 % args.batch_size:
+        raise UsageError(f"--batch_size {args.batch_size} does not divide 1024: use 32, 64, 128 …")
+    return args
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """The paths' last folders and names without what all of them share."""
+    names = []
+    for path in paths:
+        folder, file = os.path.split(path)
+        stem = os.path.splitext(file)[0]
+        parent = os.path.basename(os.path.abspath(folder)) if folder else ""
+        names.append(parent if stem == "checkpoint-last" and parent else stem)
+    return names if len(set(names)) == len(names) else list(paths)
+
+
+def named(flag: str, values: list[str]) -> dict[str, str]:
+    """NAME=VALUE words of a flag."""
+    found = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals or not name or not path or name in found:
+            raise UsageError(f"{flag} {value} is not NAME=PATH with a name of its own")
+        found[name] = path
+    return found
+
+
+def open_encoder(
+    args: argparse.Namespace, name: str, like: argparse.Namespace | None
+) -> tuple[FrozenEncoder, argparse.Namespace]:
+    """The encoder that a word of the command line means, and the flags that are its own.
+
+    Args:
+        like: the flags of the first checkpoint, after which a baseline is made.
+    """
+    flags = copy.copy(like if name in BASELINES and like else args)
+    flags.settings = copy.deepcopy(flags.settings)
+    if name == "pixels":
+        return FrozenEncoder(None, Normalize(flags.mean, flags.std)), flags
+    pretrained = None
+    if name != "untrained":
+        pretrained = models_encoder.open_checkpoint(name, flags)
+    encoder = models_encoder.build_for(pretrained, flags)
+    return FrozenEncoder(encoder, Normalize(flags.mean, flags.std)), flags
+
+
+def main(args: argparse.Namespace) -> None:
+    with Run(args) as run:
+        train = load_images(args, "train")
+        # In an order of its own, so that the first images are a fair draw.
+        train = Subset(train, np.random.default_rng(0).permutation(len(train)))
+        tests = {"val": load_images(args, "val")}
+        tests |= {
+            name: load_test_folder(folder, train.classes, args.in_chans)
+            for name, folder in named("--test", args.test).items()
+        }
+        real = frozen.read_real_labels(args.real_labels, tests["val"]) if args.real_labels else None
+        lists = {
+            name: frozen.listed_ids(path, train)
+            for name, path in named("--few_list", args.few_list).items()
+        }
+        encoders, like = [], None
+        for name, word in zip(args.names, args.checkpoints, strict=True):
+            model, flags = open_encoder(args, word, like)
+            like = like if like or word in BASELINES else flags
+            encoders.append(Encoder(run, name, model.to(run.device), flags, train, tests))
+        if not distributed.is_main():
+            return
+        results = {}
+        for encoder in encoders:
+            log.info("evaluating %s", encoder.name)
+            results[encoder.name] = frozen.evaluate(encoder, args, real, lists, run.device)
+        write(run, args, encoders, results)
+
+
+class Encoder:
+    """An encoder's features of all image sets, extracted where they are not on the disk."""
+
+    def __init__(
+        self, run: Run, name: str, model: FrozenEncoder, flags: argparse.Namespace,
+        train: Images, tests: dict[str, Images],
+    ):  # fmt: skip
+        self.name, self.model, self.flags = name, model, flags
+        size = tuple((list(flags.input_size) * 2)[:2])
+        self.view = ResizeCenterCrop(size, DATASETS[flags.dataset].crop_share)
+        self.precision = run.precision(0 if model.encoder is None else 384)
+        self.train = self._store(run, "train", train, flags.block_images)
+        self.tests = {
+            name: self._store(run, name, images, len(images)) for name, images in tests.items()
+        }
+        self.views = self._masked_views(run, tests["val"])
+
+    def _store(self, run: Run, part: str, images: Images, detailed: int) -> FeatureStore:
+        flags = self.flags
+        root = flags.features or os.path.join(flags.output_dir, "features")
+        about = dict(
+            encoder=checksum(self.model), model=flags.model or "pixels", part=part,
+            image_names=images_checksum(images), precision=self.precision.name,
+            input_size=list(self.view.size), crop_share=self.view.crop_share,
+            batch_size=flags.batch_size,
+        )  # fmt: skip
+        folder = os.path.join(root, f"{self.name.replace(os.sep, '_')}-{part}")
+        store = FeatureStore(folder, about, images, flags.feature_dtype, detailed)
+        store.extract(
+            self._encode, self.view, run.device, flags.batch_size, flags.num_workers,
+            flags.max_bad_images, f"{self.name}, {part}",
+        )  # fmt: skip
+        return store
+
+    def _encode(self, imgs: torch.Tensor, detailed: bool) -> dict[str, torch.Tensor]:
+        with self.precision.autocast():
+            return self.model(imgs, detailed)
+
+    def _masked_views(self, run: Run, images: Images) -> torch.Tensor | None:
+        """Of the first images of a set, the features of four masks: [n, 4, D]."""
+        if self.model.encoder is None or not distributed.is_main():
+            return None
+        found, generator = [], torch.Generator().manual_seed(0)
+        for start in range(0, min(len(images), frozen.VIEWED), 64):
+            ids = range(start, min(start + 64, len(images), frozen.VIEWED))
+            imgs = torch.stack([self.view(images.read(i)) for i in ids]).to(run.device)
+            num_patches = getattr(self.model.encoder.patch_embed, "num_patches", 1)
+            noise = torch.rand(len(imgs), num_patches, generator=generator)
+            with self.precision.autocast():
+                views = self.model.masked_views(imgs, noise)
+            if views is None:
+                return None
+            found.append(views.float().cpu())
+        return torch.cat(found)
+
+
+def write(run: Run, args: argparse.Namespace, encoders: list[Encoder], results: dict) -> None:
+    """The tables, the JSON and the pictures."""
+    checksums = {encoder.name: encoder.train.digest() for encoder in encoders}
+    text = report.markdown(results, args, checksums, len(encoders[0].train.images))
+    print(text)
+    with open(os.path.join(args.output_dir, "evaluation.md"), "w") as file:
+        file.write(text + "\n")
+    with open(os.path.join(args.output_dir, "evaluation.json"), "w") as file:
+        json.dump(report.as_json(results, args, checksums), file, indent=1)
+    for name, picture in report.pictures(results).items():
+        picture.save(os.path.join(args.output_dir, name))
+        log.info("picture: %s", os.path.join(args.output_dir, name))
+    run.finish(**report.headline(results))
+
+
+if __name__ == "__main__":
+    run_main(main, parse_args)

@@ -1,0 +1,186 @@
+"""Features of an image set on disk, in shards: computed once, resumable, always the same bytes.
+
+A shard holds the features of `SHARD` consecutive images and is computed batch by batch in their
+order, whichever process does it; so the number of processes and workers changes nothing, and what
+an interrupted run left is gone on with.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from util.cluster import distributed
+from util.data.datasets import Images, Subset, TransformedImages
+from util.data.loader import Batches
+from util.errors import RunError, UsageError
+from util.logging import ProgressLine
+
+log = logging.getLogger(__name__)
+
+SHARD = 1024  # images
+ABOUT = "about.json"
+Outputs = dict[str, Tensor]  # by name, [B, ...] each
+
+DTYPES = {"fp16": np.float16, "fp32": np.float32}
+
+
+def checksum(*parts: object) -> str:
+    """A digest of plain values, arrays and state dicts, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, nn.Module):
+            for name, tensor in part.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, np.ndarray):
+            digest.update(part.tobytes())
+        else:
+            digest.update(json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def images_checksum(images: Images) -> str:
+    """Of the images' names (their last two parts) and labels, which stand for the images."""
+    digest = hashlib.sha256(images.targets.tobytes())
+    for index in range(len(images)):
+        digest.update("/".join(images.name(index).split(os.sep)[-2:]).encode() + b"\0")
+    return digest.hexdigest()
+
+
+class FeatureStore:
+    """The features of one image set by one encoder, in a folder.
+
+    Args:
+        folder: of its own. about: plain values from which the features follow; a folder of others
+            is refused.
+        images: the set. dtype: `fp16` or `fp32`, in which features are kept.
+        detailed: so many images, the first, in whole shards, are encoded in detail.
+
+    Raises:
+        UsageError: a folder that holds other features, or that cannot be written.
+    """
+
+    def __init__(self, folder: str, about: dict, images: Images, dtype: str, detailed: int = 0):
+        self.folder, self.images, self.dtype = folder, images, DTYPES[dtype]
+        self.detailed = min(-(-detailed // SHARD) * SHARD, len(images))
+        self.about = about | {
+            "images": len(images), "dtype": dtype, "shard": SHARD, "detailed": self.detailed
+        }  # fmt: skip
+        if distributed.is_main():
+            self._claim()
+        distributed.barrier()
+
+    def _claim(self) -> None:
+        path = os.path.join(self.folder, ABOUT)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            if os.path.exists(path):
+                with open(path) as file:
+                    known = json.load(file)
+                if known != self.about:
+                    other = [key for key in self.about if known.get(key) != self.about[key]]
+                    raise UsageError(
+                        f"--features {self.folder} holds other features ({', '.join(other)} "
+                        "differ): name another folder, or remove it"
+                    )
+            else:
+                _write(path, lambda file: file.write(json.dumps(self.about, indent=1).encode()))
+        except (OSError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"--features {self.folder} cannot be used ({error})") from None
+
+    def num_shards(self) -> int:
+        return -(-len(self.images) // SHARD)
+
+    def _path(self, name: str, shard: int) -> str:
+        return os.path.join(self.folder, f"{name}-{shard:05d}.npy")
+
+    def _is_done(self, shard: int) -> bool:
+        return os.path.exists(self._path("targets", shard))  # which is written last
+
+    def extract(
+        self, encode: Callable[[Tensor, bool], Outputs], transform: Callable,
+        device: torch.device, batch_size: int = 128, num_workers: int = 0,
+        max_bad_images: int = 0, label: str = "",
+    ) -> None:  # fmt: skip
+        """Compute the shards that are missing, every W-th on each of the W ranks.
+
+        Args:
+            encode: images [B, C, H, W], whether in detail -> what is kept, [B, ...] by name.
+            batch_size: a divisor of SHARD.
+        """
+        todo = [shard for shard in range(self.num_shards()) if not self._is_done(shard)]
+        own = todo[distributed.rank() :: distributed.world_size()]
+        ids = np.concatenate([np.arange(0), *map(self._ids, own)])
+        if len(ids):
+            data = TransformedImages(Subset(self.images, ids), transform, 0)
+            batches = Batches(
+                data, batch_size, training=False, num_workers=num_workers, alone=True,
+                pin_memory=device.type == "cuda", max_bad_images=max_bad_images,
+            )  # fmt: skip
+            self._fill(own, iter(batches.epoch()), encode, device, ProgressLine(label, len(ids), 0))
+        distributed.barrier()
+
+    def _ids(self, shard: int) -> np.ndarray:
+        return np.arange(shard * SHARD, min((shard + 1) * SHARD, len(self.images)))
+
+    def _fill(self, shards, batches: Iterator, encode, device, line: ProgressLine) -> None:
+        done = 0
+        for shard in shards:
+            parts: dict[str, list[np.ndarray]] = {}
+            labels, count = [], 0
+            while count < len(self._ids(shard)):
+                imgs, targets = next(batches)
+                imgs = imgs.to(device, non_blocking=True)
+                for name, value in encode(imgs, shard * SHARD < self.detailed).items():
+                    parts.setdefault(name, []).append(
+                        value.float().cpu().numpy().astype(self.dtype)
+                    )
+                labels.append(targets.numpy())
+                count += len(imgs)
+                done += len(imgs)
+                line.update(done)
+            arrays = {name: np.concatenate(values) for name, values in parts.items()}
+            try:
+                for name, array in (arrays | {"targets": np.concatenate(labels)}).items():
+                    _write(self._path(name, shard), lambda file, a=array: np.save(file, a))
+            except OSError as error:
+                raise RunError(
+                    f"features cannot be written to {self.folder} ({error.strerror}): free space "
+                    "there and start again, which goes on where this stopped"
+                ) from None
+        line.close()
+
+    def targets(self) -> Tensor:
+        """Labels [n]."""
+        return self.read("targets")
+
+    def read(self, name: str) -> Tensor:
+        """An output of all images that have it, [n, ...], in the set's order."""
+        paths = [self._path(name, shard) for shard in range(self.num_shards())]
+        parts = [np.load(path) for path in paths if os.path.exists(path)]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def digest(self) -> str:
+        """A checksum of everything that the features follow from."""
+        return checksum(self.about)[:12]
+
+
+def _write(path: str, write: Callable) -> None:
+    """Whole or not at all: to a temporary file that is renamed."""
+    temporary = f"{path}.{distributed.rank()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,142 @@
+"""All the frozen evaluations of one encoder, from its features on the disk."""
+
+import argparse
+import json
+import logging
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.data.datasets import Images, listed_positions
+from util.errors import UsageError
+from util.evaluation import monitors, probes
+from util.evaluation.features import FeatureStore
+from util.evaluation.probes import Probe, TestSet
+
+log = logging.getLogger(__name__)
+
+EVALUATIONS = ("knn", "logistic", "few", "blocks", "label_free")
+VIEWED = 2048  # images whose masks are compared
+
+
+@dataclass
+class Frozen:
+    """What was found of one encoder; per-image hits are kept for paired comparisons.
+
+    probes: by evaluation. few: accuracies on the first test set by draw, by what was asked for.
+    blocks: accuracies on the first test set, by kind. label_free: monitors.
+    """
+
+    probes: dict[str, Probe] = field(default_factory=dict)
+    few: dict[str, np.ndarray] = field(default_factory=dict)  # [draws, test images]
+    blocks: dict[str, list[float]] = field(default_factory=dict)
+    label_free: dict[str, float] = field(default_factory=dict)
+
+
+def evaluate(
+    encoder, args: argparse.Namespace, real: list[frozenset[int]] | None,
+    lists: dict[str, Tensor], device: torch.device,
+) -> Frozen:  # fmt: skip
+    """Everything that --only asks for.
+
+    Args:
+        encoder: has `model.kinds`, `model.depth`, the stores `train` and `tests`, and `views`.
+        real: ReaL's labels of the first test set. lists: ids of published lists.
+    """
+    kinds = encoder.model.kinds
+    train, targets = by_kind(encoder.train, kinds), encoder.train.targets()
+    tests = {
+        name: TestSet(by_kind(store, kinds), store.targets())
+        for name, store in encoder.tests.items()
+    }
+    if real is not None:
+        tests["ReaL"] = TestSet(tests["val"].features, real)
+    found = Frozen()
+    if "knn" in args.only:
+        found.probes |= probes.knn(train, targets, tests, device)
+    if "logistic" in args.only:
+        found.probes |= probes.regression(train, targets, tests, device)
+    if "few" in args.only:
+        found.few = few_labels(train, targets, tests["val"], args, lists, device)
+    if "blocks" in args.only and encoder.model.depth:
+        found.blocks = blocks(encoder, tests["val"], device)
+    if "label_free" in args.only:
+        found.label_free = monitors.label_free(tests["val"].features[kinds[0]], encoder.views)
+    return found
+
+
+def by_kind(store: FeatureStore, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    return {kind: store.read(kind) for kind in kinds}
+
+
+def few_labels(
+    train: dict[str, Tensor], targets: Tensor, test: TestSet, args: argparse.Namespace,
+    lists: dict[str, Tensor], device: torch.device,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """On all kinds side by side, so that nothing is left to choose."""
+    features, queries = (_side_by_side(kinds) for kinds in (train, test.features))
+    wanted: dict[str, int | float] = {f"{n} per class": n for n in args.few}
+    wanted |= {f"{100 * share:g} %": float(share) for share in args.few_shares}
+    found = {}
+    for name, per_class in wanted.items():
+        found[name] = probes.few_labels(
+            features, targets, queries, test, per_class, args.draws, device
+        )
+    for name, ids in lists.items():
+        found[name] = probes.few_labels(features, targets, queries, test, 0, 1, device, ids)
+    return found
+
+
+def _side_by_side(kinds: dict[str, Tensor]) -> Tensor:
+    both = probes.with_both(kinds)
+    return both.get(probes.BOTH, next(iter(both.values())))
+
+
+def blocks(encoder, test: TestSet, device: torch.device) -> dict[str, list[float]]:
+    """Logistic regression on each block's output: test accuracies (percent), by kind."""
+    found: dict[str, list[float]] = {kind: [] for kind in encoder.model.kinds}
+    for number in range(encoder.model.depth):
+        for kind in encoder.model.kinds:
+            name = f"block {number} {kind}"
+            features = encoder.train.read(name)
+            targets = encoder.train.targets()[: len(features)]
+            query = TestSet({kind: encoder.tests["val"].read(name)}, test.truth)
+            probe = probes.regression({kind: features}, targets, {"val": query}, device)
+            found[kind].append(probe[f"logistic, {kind}"].accuracy("val"))
+    return found
+
+
+def listed_ids(path: str, images: Images) -> Tensor:
+    """Positions in a set of the images that a published list names."""
+    return torch.tensor(listed_positions(images, path, "--few_list"))
+
+
+def read_real_labels(path: str, images: Images) -> list[frozenset[int]]:
+    """ImageNet-ReaL's labels for the images of a validation set, in the set's order.
+
+    The file is a list with a list of labels for each of the validation set's images in the order
+    of their numbers, which end their names; some images have none and do not count.
+
+    Raises:
+        UsageError: another kind of file, or images whose names have no number in it.
+    """
+    try:
+        with open(path) as file:
+            labels = json.load(file)
+        known = [frozenset(map(int, entry)) for entry in labels]
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"--real_labels {path} is no list of lists of labels ({error})") from None
+    found = []
+    for index in range(len(images)):
+        name = images.name(index)
+        number = re.search(r"(\d+)\D*$", name)
+        if number is None or not 1 <= int(number[1]) <= len(known):
+            raise UsageError(
+                f"--real_labels {path} has {len(known)} images, and {name} is none of them by its "
+                "number: use it with ImageNet's validation set"
+            )
+        found.append(known[int(number[1]) - 1])
+    return found
