@@ -5,6 +5,7 @@ import functools
 import gzip
 import io
 import json
+import multiprocessing
 import os
 import struct
 
@@ -363,6 +364,18 @@ def test_a_source_image_that_is_broken(tmp_path, num_workers):
     assert status == 2 and line.count("\n") == 1 and f"{tmp_path}/food/" in line
 
 
+def test_an_interrupt_does_not_wait_for_all_scenes(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scenes.ProgressLine, "update", interrupt)
+    flags = ("--images", 640, "--size", 64, "--num_workers", 1)
+    assert write(tmp_path / "out", *flags)[0] == 130
+    done = len(os.listdir(tmp_path / "out" / scenes.UNFINISHED))
+    assert 1 <= done <= 6  # of 24: what the process had been handed
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="patches the process")
 def test_a_process_that_dies_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "write_scene", lambda *_: os._exit(1))
     status, line = write(tmp_path / "out", *FLAGS, "--num_workers", 1)

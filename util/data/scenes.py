@@ -12,6 +12,7 @@ holes; decoded they are the visible mask to the pixel. Beyond COCO's keys, `sour
 annotation names what it was pasted from. A scene is a function of (seed, split, index).
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -109,7 +110,8 @@ def _blocks(world: World, out: str, counts: dict[str, int], num_workers: int) ->
             for task, future in zip(tasks, futures, strict=True):
                 yield task[0], future.result()
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in futures:  # else the pool's end would wait for all of them
+                future.cancel()
             if isinstance(error, BrokenProcessPool):
                 message = "a process died, perhaps for want of memory: lower --num_workers"
                 raise RunError(f"{message}; the same command goes on", EXIT_DATA) from None
@@ -127,14 +129,14 @@ def write_world(world: World, out: str, counts: dict[str, int], num_workers: int
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(world.stickers.classes)]
     splits = {split: {"images": [], "annotations": []} for split in counts}
     progress = ProgressLine("scenes", sum(counts.values()), 1)
-    for split, records in _blocks(world, out, counts, num_workers):
-        for record in records:
-            splits[split]["images"].append(record["image"])
-            for about in record["annotations"]:
-                splits[split]["annotations"].append(
-                    {"id": len(splits[split]["annotations"]) + 1} | about
-                )
-        progress.update(sum(len(content["images"]) for content in splits.values()))
+    with contextlib.closing(_blocks(world, out, counts, num_workers)) as blocks:
+        for split, records in blocks:
+            content = splits[split]
+            for record in records:
+                content["images"].append(record["image"])
+                for about in record["annotations"]:
+                    content["annotations"].append({"id": len(content["annotations"]) + 1} | about)
+            progress.update(sum(len(content["images"]) for content in splits.values()))
     progress.close()
     for split, content in splits.items():
         _write_json(f"{out}/instances_{split}.json", content | {"categories": categories})
