@@ -200,7 +200,8 @@ def features_of(args, encoder, normalize, precision, data: TransformedImages, ru
 
 def knn(args, run: Run, encoder, normalize, precision, train: TransformedImages, val) -> None:
     features = [features_of(args, encoder, normalize, precision, d, run) for d in (train, val)]
-    accuracy = weighted_knn(*features, args.knn_k, args.knn_temperature, run.device)
+    options = dict(k=args.knn_k, temperature=args.knn_temperature, device=run.device)
+    accuracy = weighted_knn(*features, **options)
     run.finish(knn_acc1=accuracy)
 
 
