@@ -36,7 +36,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(epochs=100, min_lr=1e-6)
 
     add = parser.add_argument_group("model").add_argument
-    add("--finetune", default="", help="the pre-trained checkpoint; none: train from scratch")
+    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
+        "in models_layouts.py; none: train from scratch")  # fmt: skip
     add(
         "--model",
         choices=models_encoder.SIZES,
@@ -44,6 +45,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(models_encoder.SIZES)} (default: the checkpoint's, else the data "
         "set's)",
     )
+    add("--num_heads", type=number(int, 1),
+        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
+        "does not tell")  # fmt: skip
     add(
         "--global_pool",
         action="store_true",
@@ -99,15 +103,16 @@ def uses_mixup(args: argparse.Namespace) -> bool:
 def build_model(args: argparse.Namespace, num_classes: int) -> nn.Module:
     """The classifier that the flags and the checkpoint describe."""
     source = args.resume if args.eval else args.finetune
-    pretrained = models_vit.Pretrained(source) if source else None
+    pretrained = models_vit.Pretrained(source, args.num_heads) if source else None
     size_name = DATASETS[args.dataset].size_name
     args.model = args.model or models_encoder.default_name(pretrained, size_name)
     model = models_encoder.build_encoder(
         args.model, num_classes, args.input_size, args.in_chans, args.global_pool, args.drop_path,
-        args.grad_checkpointing,
+        args.grad_checkpointing, models_encoder.architecture(pretrained, args.model),
     )  # fmt: skip
+    models_encoder.take_normalization(args, pretrained)
     if args.eval:
-        load_weights(model, pretrained.weights, args.resume)
+        load_weights(model, pretrained.raw, args.resume)
         return model
     if pretrained:
         models_encoder.load_pretrained(pretrained, model)
@@ -169,10 +174,8 @@ def main(args: argparse.Namespace) -> None:
         preflight.report(args, bare, batches, precision, 1, shapes, run.device)
         run.start(
             dict(model=bare, optimizer=optimizer, scaler=precision.scaler),
-            dict(
-                model=args.model, input_size=args.input_size, in_chans=args.in_chans,
-                grid=list(bare.patch_embed.grid_size),
-            ), batches,
+            models_encoder.describe(args, bare) | dict(grid=list(bare.patch_embed.grid_size)),
+            batches,
         )  # fmt: skip
         if args.compile:
             distributed.compile_in_place(bare, args.grad_checkpointing)

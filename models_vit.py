@@ -8,8 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models_layouts import open_encoder
 from util.args import image_size
-from util.checkpoint import read_checkpoint
 from util.errors import UsageError
 from util.pos_embed import interpolate_pos_embed, square_grid
 
@@ -29,7 +29,9 @@ SIZES = {
 }
 
 # What a pre-training checkpoint has and an encoder has not.
-PRETRAINING_ONLY = ("decoder_", "mask_token", "approximation.", "mi_head.")
+PRETRAINING_ONLY = (
+    "decoder_", "mask_token", "approximation.", "mi_head.", "lm_head.", "cls_pt_layers.",
+)  # fmt: skip
 
 
 def build_vit(
@@ -40,6 +42,7 @@ def build_vit(
     global_pool: bool = True,
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
+    architecture: dict | None = None,
 ) -> VisionTransformer:
     """A ViT classifier, images [B, C, H, W] -> logits [B, num_classes].
 
@@ -47,13 +50,15 @@ def build_vit(
         global_pool: classify the mean of the patch tokens, normed after pooling; else the class
             token of the normed tokens. As in MAE.
         drop_path: the last block's rate of dropped residuals, rising linearly over the blocks.
+        architecture: of a model that `SIZES` does not have, as `models_layouts` describes it.
     """
-    size = SIZES[name]
+    size = dict(architecture or SIZES[name])
+    norm = partial(nn.LayerNorm, eps=size.pop("eps", NORM.keywords["eps"]))
+    options = {k: v for k, v in size.items() if k != "family"}
     model = VisionTransformer(
         img_size=image_size(img_size, size["patch_size"]), in_chans=in_chans,
         num_classes=num_classes, global_pool="avg" if global_pool else "token",
-        fc_norm=global_pool, drop_path_rate=drop_path, qkv_bias=True,
-        norm_layer=NORM, **size,
+        fc_norm=global_pool, drop_path_rate=drop_path, norm_layer=norm, **options,
     )  # fmt: skip
     model.set_grad_checkpointing(grad_checkpointing)
     return model
@@ -63,7 +68,7 @@ def layer_of(name: str, depth: int) -> int:
     """The layer of a parameter for layer decay: 0 embeddings, i + 1 block i, depth + 1 the rest."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    if name.startswith(("cls_token", "pos_embed", "patch_embed.")):
+    if name.startswith(("cls_token", "reg_token", "pos_embed", "patch_embed.")):
         return 0
     return depth + 1
 
@@ -78,24 +83,23 @@ class Pretrained:
     """A checkpoint's weights with what is known of the model that they came from.
 
     Args:
-        path: of this project, or of MAE (`model` or a bare state dict).
+        path: a file or folder of any layout in `models_layouts.LAYOUTS`.
+        num_heads: attention heads, where the file does not tell.
 
     Raises:
-        UsageError: a file that cannot be read or holds no weights.
+        UsageError: a file that cannot be read, or holds no weights of a layout that is known.
     """
 
-    def __init__(self, path: str):
-        state = read_checkpoint(path)
-        self.path = path
-        config = state.get("config")
-        self.config: dict = config if isinstance(config, dict) else {}
-        weights = state.get("model", state)
-        is_weights = isinstance(weights, dict) and all(
-            isinstance(value, Tensor) for value in weights.values()
-        )
-        if not is_weights or not weights:
-            raise UsageError(f"--finetune {path} holds no model weights: name a checkpoint")
-        self.weights: dict[str, Tensor] = dict(weights)
+    def __init__(self, path: str, num_heads: int | None = None):
+        self.foreign = open_encoder(path)
+        self.path, self.num_heads = path, num_heads
+        self.config = self.foreign.config
+        self.weights: dict[str, Tensor] = dict(self.foreign.weights)
+        self.raw = self.foreign.raw  # under the file's own names
+
+    def architecture(self) -> dict:
+        """The model, as `models_layouts.Foreign.architecture` describes it."""
+        return self.foreign.architecture(self.num_heads)
 
     def load_into(self, model: VisionTransformer) -> None:
         """Load what fits, with the position embedding interpolated; log what did not.
@@ -127,20 +131,27 @@ class Pretrained:
             raise UsageError(
                 f"--finetune {self.path} is of another architecture, {len(wrong)} differences: "
                 f"{'; '.join(wrong[:3])}. Check --model, --in_chans, --input_size "
-                "and --global_pool or --cls_token"
+                "and --global_pool or --cls_token" + self._advice(missing)
             )
         model.load_state_dict(weights, strict=False)
         log.info(
-            "loaded %s: %d tensors; new: %s; left over: %s",
-            self.path, len(own) - len(missing), _prefixes(missing), _prefixes(ignored + left_over),
+            "loaded %s, layout: %s; taken: %d tensors; new: %s; left over: %s",
+            self.path, self.foreign.layout, len(own) - len(missing), _prefixes(missing),
+            _prefixes(ignored + left_over + self.foreign.left_over),
         )  # fmt: skip
+
+    def _advice(self, missing: list[str]) -> str:
+        if "norm.weight" in missing and "fc_norm.weight" in self.weights:
+            return "; it was fine-tuned with --global_pool"
+        return ""
 
     def _fit_pos_embed(self, pos_embed: Tensor, model: VisionTransformer) -> Tensor:
         grid = model.patch_embed.grid_size
         if pos_embed.shape[1] == model.pos_embed.shape[1] and not self.config:
             return pos_embed
+        num_prefix = model.pos_embed.shape[1] - model.patch_embed.num_patches
         try:
-            old = tuple(self.config.get("grid") or square_grid(pos_embed.shape[1] - 1))
+            old = tuple(self.config.get("grid") or square_grid(pos_embed.shape[1] - num_prefix))
         except ValueError as error:
             raise UsageError(f"--finetune {self.path}: pos_embed: {error}") from None
         if old != tuple(grid):

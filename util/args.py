@@ -217,12 +217,14 @@ def parse_args(
     args = parser.parse_args(argv)
     if getattr(args, "lr", None) is not None and args.blr is not None:
         parser.error("--lr and --blr are both given: use one of them (--lr is absolute)")
+    normalization_given = args.mean is not None or args.std is not None
     args.dataset = args.dataset or ("image_folder" if args.data_path else "digits")
     info = DATASETS[args.dataset]
     parser.set_defaults(**info.common_defaults() | info.job_defaults.get(job, {}))
     if model_defaults and args.model in model_defaults:
         parser.set_defaults(**model_defaults[args.model])
     args = parser.parse_args(argv, argparse.Namespace(dataset=args.dataset))
+    args.normalization_given = normalization_given
     if getattr(args, "lr", None) is not None:
         args.blr = None  # the data set's
     if getattr(args, "lr_schedule", None) == "multistep" and not args.lr_milestones:
