@@ -1,10 +1,10 @@
 """What is in frozen encoders: features computed once, and every evaluation of them, side by side.
 
-    python main_evaluate.py runs/mae/checkpoint-last.pth runs/mimae/checkpoint-last.pth untrained pixels
+    python main_evaluate.py MAE/checkpoint-last.pth MI-MAE/checkpoint-last.pth untrained pixels
 
 `untrained` is the first checkpoint's model with random weights, `pixels` the images themselves.
 Writes evaluation.md, evaluation.json and curves to --output_dir. Whatever is chosen is chosen on a
-tenth of the training set; no training images: nothing is read but what is evaluated.
+tenth of the training set.
 """
 
 import argparse
@@ -43,6 +43,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="of this project or anybody's; `untrained` and `pixels` are baselines")  # fmt: skip
     add("--model", choices=models_encoder.SIZES, metavar="NAME",
         help="the encoder, where no checkpoint says it")  # fmt: skip
+    add("--num_heads", type=number(int, 1),
+        help="attention heads of a checkpoint that does not tell them")  # fmt: skip
     add("--batch_size", type=number(int, 1), default=128, help="images per GPU")
     add("--names", nargs="+", default=[], help="of the checkpoints in the tables")
 
@@ -58,9 +60,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--block_images", type=number(int, 1), default=50000,
         help="training images whose every block is looked at")  # fmt: skip
     add("--test", action="append", default=[], metavar="NAME=FOLDER",
-        help="another test set, CLASS/IMAGE with the training set's classes; may be repeated")  # fmt: skip
+        help="another test set: CLASS/IMAGE, with the training set's classes")  # fmt: skip
     add("--real_labels", metavar="JSON",
-        help="ImageNet-ReaL's file: a list of the right labels of each validation image")  # fmt: skip
+        help="ImageNet-ReaL's file: the right labels of each validation image")  # fmt: skip
 
     add = parser.add_argument_group("features").add_argument
     add("--features", default="", help="where they are kept (default: in --output_dir)")

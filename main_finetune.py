@@ -38,7 +38,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(epochs=100, min_lr=1e-6, blr=5e-4)
 
     add = parser.add_argument_group("model").add_argument
-    add("--finetune", default="", help="the pre-trained checkpoint; none: train from scratch")
+    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
+        "in models_layouts.py; none: train from scratch")  # fmt: skip
     add(
         "--model",
         choices=models_encoder.SIZES,
@@ -46,6 +47,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(models_encoder.SIZES)} (default: the checkpoint's, else the data "
         "set's)",
     )
+    add("--num_heads", type=number(int, 1),
+        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
+        "does not tell")  # fmt: skip
     add(
         "--global_pool",
         action="store_true",
@@ -102,10 +106,10 @@ def build_model(
     """The classifier that the flags describe, with the checkpoint's weights."""
     model = models_encoder.build_encoder(
         args.model, num_classes, args.input_size, args.in_chans, args.global_pool, args.drop_path,
-        args.grad_checkpointing,
+        args.grad_checkpointing, models_encoder.architecture(pretrained, args.model),
     )  # fmt: skip
     if args.eval:
-        load_weights(model, pretrained.weights, args.resume)
+        load_weights(model, pretrained.raw, args.resume)
         return model
     if pretrained:
         models_encoder.load_pretrained(pretrained, model)
@@ -170,7 +174,7 @@ def main(args: argparse.Namespace) -> None:
         preflight.report(args, bare, batches, precision, 1, shapes, run.device)
         run.start(
             dict(model=bare, optimizer=optimizer, scaler=precision.scaler),
-            models_encoder.describe(args, grid=list(bare.patch_embed.grid_size)), batches,
+            models_encoder.describe(args, bare, grid=list(bare.patch_embed.grid_size)), batches,
         )  # fmt: skip
         if args.compile:
             distributed.compile_in_place(bare, args.grad_checkpointing)

@@ -45,13 +45,17 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(batch_size=512, epochs=90, warmup_epochs=10, weight_decay=0.0, blr=0.1)
 
     add = parser.add_argument_group("linear probe").add_argument
-    add("--finetune", default="", help="the pre-trained checkpoint; none: a random encoder")
+    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
+        "in models_layouts.py; none: a random encoder")  # fmt: skip
     add(
         "--model",
         choices=MODELS,
         metavar="NAME",
         help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)",
     )
+    add("--num_heads", type=number(int, 1),
+        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
+        "does not tell")  # fmt: skip
     add("--global_pool", action="store_true", help="probe the mean of the patch tokens")
     add(
         "--cls_token",
@@ -91,14 +95,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
     """The frozen encoder that the flags describe, and the width of its features."""
     pretrained = models_encoder.open_checkpoint(args.finetune, args)
-    if args.eval:
-        models_encoder.open_checkpoint(args.resume, args)
+    described = models_encoder.open_checkpoint(args.resume, args) if args.eval else pretrained
     if args.model == "pixels":
         size = image_size(args.input_size, 1)
         return models_vit.Pixels(), args.in_chans * size[0] * size[1]
     encoder = models_encoder.build_encoder(
-        args.model, 0, args.input_size, args.in_chans, args.global_pool
-    )
+        args.model, 0, args.input_size, args.in_chans, args.global_pool,
+        architecture=models_encoder.architecture(described, args.model),
+    )  # fmt: skip
     if pretrained:
         models_encoder.load_pretrained(pretrained, encoder)
     elif args.knn or not args.resume:
@@ -139,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
 
         probe = models_vit.LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
         if args.eval:  # before features are computed with it
-            load_weights(probe, models_vit.Pretrained(args.resume).weights, args.resume)
+            load_weights(probe, models_vit.Pretrained(args.resume).raw, args.resume)
         trained: nn.Module = probe
         if not train_transform.is_random:  # the features never change: compute them once
             log.info("no augmentation: features of %d images, once", len(train) + len(val))
@@ -162,7 +166,7 @@ def main(args: argparse.Namespace) -> None:
         before = [weight.clone() for weight in encoder.parameters()]
         run.start(
             dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
-            models_encoder.describe(args), batches,
+            models_encoder.describe(args, getattr(encoder, "vit", None)), batches,
         )  # fmt: skip
         same = all(map(torch.equal, before, encoder.parameters()))
         if not same and trained is not probe:
@@ -200,9 +204,8 @@ def features_of(args, encoder, normalize, precision, data: TransformedImages, ru
 
 def knn(args, run: Run, encoder, normalize, precision, train: TransformedImages, val) -> None:
     features = [features_of(args, encoder, normalize, precision, d, run) for d in (train, val)]
-    accuracy = weighted_knn(
-        *features, k=args.knn_k, temperature=args.knn_temperature, device=run.device
-    )
+    options = dict(k=args.knn_k, temperature=args.knn_temperature, device=run.device)
+    accuracy = weighted_knn(*features, **options)
     run.finish(knn_acc1=accuracy)
 
 

@@ -3,14 +3,26 @@
 import argparse
 from collections.abc import Callable, Sequence
 
+from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
+import models_beit
 import models_swin
 import models_vit
 from util.settings import take_from_checkpoint
 
 SIZES = models_vit.SIZES | models_swin.SIZES
+
+# What the architectures of `SIZES` have in common, as `models_layouts` describes them.
+_PLAIN = {
+    "vit": dict(
+        family="vit", mlp_ratio=4.0, eps=1e-6, qkv_bias=True, init_values=None, reg_tokens=0,
+        no_embed_class=False,
+    ),
+    "swin": dict(family="swin"),
+}  # fmt: skip
+_WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
 
 
 def open_checkpoint(path: str, args: argparse.Namespace) -> models_vit.Pretrained | None:
@@ -21,22 +33,55 @@ def open_checkpoint(path: str, args: argparse.Namespace) -> models_vit.Pretraine
     """
     if not path:
         return None
-    pretrained = models_vit.Pretrained(path)
-    take_from_checkpoint(args, pretrained.encoder_config())
+    pretrained = models_vit.Pretrained(path, args.num_heads)
+    take_from_checkpoint(args, pretrained.encoder_config() | {"model": model_name(pretrained)})
     return pretrained
 
 
+def model_name(pretrained: models_vit.Pretrained) -> str:
+    """The name in `SIZES` of a checkpoint's encoder; one of its own where there is none.
+
+    Raises:
+        UsageError: a checkpoint of a model that cannot be built.
+    """
+    name = pretrained.config.get("model")
+    if isinstance(name, str) and name:  # this project's
+        return models_vit.encoder_name(name)
+    found = pretrained.architecture()
+    for name, size in SIZES.items():
+        known = _PLAIN[name.partition("_")[0]] | size
+        if found == {k: list(v) if isinstance(v, tuple) else v for k, v in known.items()}:
+            return name
+    width = found["embed_dim"]
+    name = f"{found['family']}_{_WIDTHS.get(width, width)}_patch{found['patch_size']}"
+    return f"{name}_as_in_file" if name in SIZES else name
+
+
+def architecture(pretrained: models_vit.Pretrained | None, name: str) -> dict | None:
+    """What `build_encoder` has to know of a checkpoint's model that `SIZES` does not have."""
+    return None if pretrained is None or name in SIZES else pretrained.architecture()
+
+
 def build_for(pretrained: models_vit.Pretrained | None, args: argparse.Namespace) -> nn.Module:
-    """A frozen evaluation's encoder: without a head, its class token and patch tokens normed."""
-    model = build_encoder(args.model, 0, args.input_size, args.in_chans, global_pool=False)
+    """A frozen evaluation's encoder: without a head, its tokens normed as in pre-training.
+
+    One that was fine-tuned on the mean of its patch tokens has that mean normed instead.
+    """
+    on_mean = pretrained is not None and "fc_norm.weight" in pretrained.weights
+    model = build_encoder(
+        args.model, 0, args.input_size, args.in_chans, global_pool=on_mean,
+        architecture=architecture(pretrained, args.model),
+    )  # fmt: skip
     if pretrained:
         load_pretrained(pretrained, model)
     return model
 
 
-def describe(args: argparse.Namespace, **more) -> dict[str, object]:
+def describe(args: argparse.Namespace, model: nn.Module | None = None, **more) -> dict[str, object]:
     """Plain values from which a downstream main builds the same encoder and the same images."""
     names = ("model", "input_size", "in_chans", "mean", "std", "dataset")
+    if getattr(model, "architecture", None):
+        more["architecture"] = model.architecture
     return {name: getattr(args, name) for name in names} | more
 
 
@@ -48,19 +93,26 @@ def build_encoder(
     global_pool: bool = True,
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
+    architecture: dict | None = None,
 ) -> nn.Module:
     """A classifier [B, C, H, W] -> [B, num_classes], as `build_vit` and `build_swin` describe it.
 
     Args:
         global_pool: for a ViT only; a Swin has no class token.
+        architecture: of a model that `SIZES` does not have, as `architecture` gives it.
     """
-    if name in models_swin.SIZES:
-        return models_swin.build_swin(
-            name, num_classes, img_size, in_chans, drop_path, grad_checkpointing
+    family = architecture["family"] if architecture else name.partition("_")[0]
+    options = (num_classes, img_size, in_chans, global_pool, drop_path, grad_checkpointing)
+    if family == "swin":
+        model = models_swin.build_swin(
+            name, num_classes, img_size, in_chans, drop_path, grad_checkpointing, architecture
         )
-    return models_vit.build_vit(
-        name, num_classes, img_size, in_chans, global_pool, drop_path, grad_checkpointing
-    )
+    elif family == "beit":
+        model = models_beit.build_beit(architecture, *options)
+    else:
+        model = models_vit.build_vit(name, *options, architecture)
+    model.architecture = architecture
+    return model
 
 
 def load_pretrained(pretrained: models_vit.Pretrained, model: nn.Module) -> None:
@@ -74,6 +126,8 @@ def load_pretrained(pretrained: models_vit.Pretrained, model: nn.Module) -> None
         pretrained.weights = models_swin.fit_weights(pretrained.weights, pretrained.config, model)
         pretrained.load_into(model)
         return
+    if isinstance(model, Beit):
+        pretrained.weights = models_beit.fit_weights(pretrained.weights, pretrained.config, model)
     pretrained.load_into(model)
     head = pretrained.weights.get("head.weight")
     if model.num_classes and (head is None or head.shape != model.head.weight.shape):
@@ -92,4 +146,5 @@ def block_shapes(model: nn.Module) -> list[tuple[int, int, int]]:
     """(tokens per image, width, depth) of a model's blocks, to estimate memory."""
     if isinstance(model, SwinTransformer):
         return models_swin.block_shapes(model.patch_embed, model.layers)
-    return [(model.pos_embed.shape[1], model.embed_dim, len(model.blocks))]
+    tokens = model.num_prefix_tokens + model.patch_embed.num_patches
+    return [(tokens, model.embed_dim, len(model.blocks))]

@@ -47,21 +47,24 @@ def build_swin(
     in_chans: int = 3,
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
+    architecture: dict | None = None,
 ) -> SwinTransformer:
     """A Swin classifier of the pooled final map, images [B, C, H, W] -> logits [B, num_classes].
 
     Args:
         drop_path: the last block's rate of dropped residuals, rising linearly over the blocks.
+        architecture: of a model that `SIZES` does not have, as `models_layouts` describes it.
 
     Raises:
         UsageError: sizes that are no multiples of the cell.
     """
-    cell = cell_size(name)
+    size = {k: v for k, v in (architecture or SIZES[name]).items() if k != "family"}
+    cell = size["patch_size"] * 2 ** (len(size["depths"]) - 1)
     height, width = image_size(img_size, cell, "what a cell of the final feature map covers")
     model = SwinTransformer(
         img_size=(height, width), in_chans=in_chans, num_classes=num_classes,
         window_size=window_size((height // cell, width // cell)), drop_path_rate=drop_path,
-        **SIZES[name],
+        **size,
     )  # fmt: skip
     model.set_grad_checkpointing(grad_checkpointing)
     return model

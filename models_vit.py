@@ -9,11 +9,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models_layouts import IMAGENET, open_encoder
 from util.checks import image_size
-from util.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from util.errors import UsageError
 from util.pos_embed import interpolate_pos_embed, square_grid
-from util.training.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,9 @@ SIZES = {
 }
 
 # What a pre-training checkpoint has and an encoder has not.
-PRETRAINING_ONLY = ("decoder_", "mask_token", "approximation.", "mi_head.")
+PRETRAINING_ONLY = (
+    "decoder_", "mask_token", "approximation.", "mi_head.", "lm_head.", "cls_pt_layers.",
+)  # fmt: skip
 
 
 def build_vit(
@@ -42,6 +43,7 @@ def build_vit(
     global_pool: bool = True,
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
+    architecture: dict | None = None,
 ) -> VisionTransformer:
     """A ViT classifier, images [B, C, H, W] -> logits [B, num_classes].
 
@@ -49,13 +51,15 @@ def build_vit(
         global_pool: classify the mean of the patch tokens, normed after pooling; else the class
             token of the normed tokens. As in MAE.
         drop_path: the last block's rate of dropped residuals, rising linearly over the blocks.
+        architecture: of a model that `SIZES` does not have, as `models_layouts` describes it.
     """
-    size = SIZES[name]
+    size = dict(architecture or SIZES[name])
+    norm = partial(nn.LayerNorm, eps=size.pop("eps", NORM.keywords["eps"]))
+    options = {k: v for k, v in size.items() if k != "family"}
     model = VisionTransformer(
         img_size=image_size(img_size, size["patch_size"]), in_chans=in_chans,
         num_classes=num_classes, global_pool="avg" if global_pool else "token",
-        fc_norm=global_pool, drop_path_rate=drop_path, qkv_bias=True,
-        norm_layer=NORM, **size,
+        fc_norm=global_pool, drop_path_rate=drop_path, norm_layer=norm, **options,
     )  # fmt: skip
     model.set_grad_checkpointing(grad_checkpointing)
     return model
@@ -65,7 +69,7 @@ def layer_of(name: str, depth: int) -> int:
     """The layer of a parameter for layer decay: 0 embeddings, i + 1 block i, depth + 1 the rest."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    if name.startswith(("cls_token", "pos_embed", "patch_embed.")):
+    if name.startswith(("cls_token", "reg_token", "pos_embed", "patch_embed.")):
         return 0
     return depth + 1
 
@@ -80,38 +84,42 @@ class Pretrained:
     """A checkpoint's weights with what is known of the model that they came from.
 
     Args:
-        path: of this project, or of MAE (`model` or a bare state dict).
+        path: a file or folder of any layout in `models_layouts.LAYOUTS`.
+        num_heads: attention heads, where the file does not tell.
 
     Raises:
-        UsageError: a file that cannot be read or holds no weights.
+        UsageError: a file that cannot be read, or holds no weights of a layout that is known.
     """
 
-    def __init__(self, path: str):
-        state = read_checkpoint(path)
-        self.path = path
-        weights = state.get("model", state)
-        is_weights = isinstance(weights, dict) and all(
-            isinstance(value, Tensor) for value in weights.values()
-        )
-        if not is_weights or not weights:
-            raise UsageError(f"--finetune {path} holds no model weights: name a checkpoint")
-        self.weights: dict[str, Tensor] = dict(weights)
-        config = state.get("config")
-        self.is_ours = isinstance(config, dict)
-        self.config: dict = config if self.is_ours else {}
+    def __init__(self, path: str, num_heads: int | None = None):
+        self.foreign = open_encoder(path)
+        self.path, self.num_heads = path, num_heads
+        self.config = self.foreign.config
+        self.is_ours = "model" in self.config
+        self.weights: dict[str, Tensor] = dict(self.foreign.weights)
+        self.raw = self.foreign.raw  # under the file's own names
+
+    def architecture(self) -> dict:
+        """The model, as `models_layouts.Foreign.architecture` describes it."""
+        return self.foreign.architecture(self.num_heads)
 
     def encoder_config(self) -> dict[str, object]:
-        """`model`, `in_chans`, `input_size`, `mean` and `std` of the encoder, as far as known.
+        """`in_chans`, `input_size`, `mean` and `std` of the encoder, as far as they are known.
 
-        Other people's encoders have seen ImageNet's channels, normalised as there.
+        Other people's have seen ImageNet's mean and std where their files do not say otherwise.
         """
         if self.is_ours:
-            config = self.config
-            return config | {"model": encoder_name(config["model"]) if "model" in config else None}
-        kernel = self.weights.get("patch_embed.proj.weight")
-        if kernel is None or kernel.shape[1] != 3:
-            return {}
-        config = {"in_chans": 3, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+            return dict(self.config)
+        kernel = self.weights["patch_embed.proj.weight"]
+        config: dict[str, object] = {"in_chans": kernel.shape[1]}
+        if kernel.shape[1] == 3:
+            if self.foreign.normalization is None:
+                log.warning(
+                    "%s does not tell its images' mean and std: ImageNet's are used; for timm's "
+                    "augreg models, give --mean 0.5 --std 0.5", self.path,
+                )  # fmt: skip
+            mean, std = self.foreign.normalization or IMAGENET
+            config |= {"mean": list(mean), "std": list(std)}
         if "pos_embed" in self.weights:
             with contextlib.suppress(ValueError):
                 side = square_grid(self.weights["pos_embed"].shape[1] - 1)[0] * kernel.shape[2]
@@ -148,20 +156,27 @@ class Pretrained:
             raise UsageError(
                 f"--finetune {self.path} is of another architecture, {len(wrong)} differences: "
                 f"{'; '.join(wrong[:3])}. Check --model, --in_chans, --input_size "
-                "and --global_pool or --cls_token"
+                "and --global_pool or --cls_token" + self._advice(missing)
             )
         model.load_state_dict(weights, strict=False)
         log.info(
-            "loaded %s: %d tensors; new: %s; left over: %s",
-            self.path, len(own) - len(missing), _prefixes(missing), _prefixes(ignored + left_over),
+            "loaded %s, layout: %s; taken: %d tensors; new: %s; left over: %s",
+            self.path, self.foreign.layout, len(own) - len(missing), _prefixes(missing),
+            _prefixes(ignored + left_over + self.foreign.left_over),
         )  # fmt: skip
+
+    def _advice(self, missing: list[str]) -> str:
+        if "norm.weight" in missing and "fc_norm.weight" in self.weights:
+            return "; it was fine-tuned with --global_pool"
+        return ""
 
     def _fit_pos_embed(self, pos_embed: Tensor, model: VisionTransformer) -> Tensor:
         grid = model.patch_embed.grid_size
         if pos_embed.shape[1] == model.pos_embed.shape[1] and not self.is_ours:
             return pos_embed
+        num_prefix = model.pos_embed.shape[1] - model.patch_embed.num_patches
         try:
-            old = tuple(self.config.get("grid") or square_grid(pos_embed.shape[1] - 1))
+            old = tuple(self.config.get("grid") or square_grid(pos_embed.shape[1] - num_prefix))
         except ValueError as error:
             raise UsageError(f"--finetune {self.path}: pos_embed: {error}") from None
         if old != tuple(grid):
