@@ -184,9 +184,6 @@ def _fits(layout: Layout, keys: list[str]) -> bool:
 
 def _normalization(name: str, config: dict, weights: Weights, args: dict) -> Normalization | None:
     """What the file or its folder says, else the layout's."""
-    own = config.get("normalization")
-    if own:  # a checkpoint of this project that began as another's
-        return tuple(own[0]), tuple(own[1])
     timm = config.get("pretrained_cfg")
     for said, mean, std in ((timm, "mean", "std"), (config, "image_mean", "image_std")):
         if isinstance(said, dict) and said.get(mean) and said.get(std):

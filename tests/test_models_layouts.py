@@ -579,19 +579,20 @@ def test_linprobe_and_finetune_take_a_beit_and_evaluate_what_they_saved(
     for main in ("main_linprobe", "main_finetune"):
         outcome = run_main_here(main, *data, *short)
         assert outcome.status == 0, outcome.err
-        for words in ("layout: BEiT", "taken: ", "new: ", "left over: lm_head", "mean (0.5"):
+        for words in ("layout: BEiT", "taken: ", "new: ", "left over: lm_head"):
             assert words in outcome.out, outcome.out
+        assert outcome.results()["flags"]["mean"] == [0.5] * 3
         saved = outcome.folder / "checkpoint-last.pth"
         again = run_main_here(main, *data, "--eval", "--resume", saved)
         assert again.status == 0, again.err
         assert again.results()["acc1"] == outcome.log()[-1]["test_acc1"]
-        assert "mean (0.5" in again.out
+        assert again.results()["flags"]["mean"] == [0.5] * 3
     assert run_main_here("main_linprobe", *data, "--knn", "--finetune", saved,
                          "--global_pool").status == 0  # fmt: skip
     refuses("main_finetune", *data, *short, "--model", "vit_base_patch16",
             names=("--finetune", "another architecture", "--model"))  # fmt: skip
     given = run_main_here("main_linprobe", *data, *short, "--mean", 0.4, "--std", 0.3, "--knn")
-    assert given.status == 0 and "mean (0.5" not in given.out
+    assert given.status == 0 and given.results()["flags"]["mean"] == [0.4] * 3
 
 
 def test_unknown_layouts_end_the_mains_with_a_line(save, refuses):
