@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 640, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 20, 44, 96  # margins, pixels
+LEFT, RIGHT, TOP, BOTTOM = 56, 20, 60, 96  # margins, pixels
 SCALE = 2  # drawn so much larger, then made small: smooth lines
-INK, GRID = (40, 40, 40), (222, 222, 222)
+INK, SOFT, GRID = (40, 40, 40), (110, 110, 110), (222, 222, 222)
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = [
     (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0),
@@ -39,7 +39,7 @@ def line_chart(
         )
 
     draw.text((SCALE * LEFT, SCALE * 12), title, INK, font)
-    draw.text((SCALE * 6, SCALE * 28), y_label, INK, small)
+    draw.text((SCALE * LEFT, SCALE * 33), y_label, SOFT, small)
     for value in steps:
         (x, y), (end, _) = place(0, value), place(len(ticks) - 1, value)
         draw.line((x, y, end, y), GRID, SCALE)

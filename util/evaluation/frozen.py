@@ -80,6 +80,8 @@ def few_labels(
     features, queries = (_side_by_side(kinds) for kinds in (train, test.features))
     wanted: dict[str, int | float] = {f"{n} per class": n for n in args.few}
     wanted |= {f"{100 * share:g} %": float(share) for share in args.few_shares}
+    drawn = {name: len(probes.draw_labels(targets, n, 0)) for name, n in wanted.items()}
+    wanted = {name: wanted[name] for name in sorted(wanted, key=drawn.get)}  # for the curve
     found = {}
     for name, per_class in wanted.items():
         found[name] = probes.few_labels(

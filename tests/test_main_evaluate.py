@@ -1,0 +1,180 @@
+"""All the frozen evaluations from the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main_evaluate
+from models_features import CLASS_TOKEN, PATCH_MEAN, FrozenEncoder
+from util.errors import UsageError
+
+QUICK = ("--only", "knn", "logistic", "--train_fraction", 0.3)
+
+
+@pytest.fixture(scope="session")
+def evaluated(run_main_script, checkpoint, tmp_path_factory):
+    return run_main_script(
+        "main_evaluate", checkpoint, "untrained", "pixels", "--names", "MI-MAE", "none", "raw",
+        "--train_fraction", 0.3, "--draws", 2, "--few", 1, 4, "--few_shares", 0.1,
+        folder=tmp_path_factory.mktemp("evaluate"),
+    )  # fmt: skip
+
+
+def test_the_table_has_every_evaluation_with_its_protocol(evaluated):
+    text = (evaluated.folder / "evaluation.md").read_text()
+    assert text.strip() in evaluated.out
+    assert "|  | MI-MAE | none | raw |" in text
+    for row in ("k-NN, class token", "logistic, both", "logistic, chosen", "few labels, 4 per class",
+                "RankMe (monitor)", "InfoNCE accuracy of masks (monitor)"):  # fmt: skip
+        assert f"| {row} |" in text
+    assert "held out" in text and "Label-free numbers are monitors" in text
+    assert "Against MI-MAE, in points" in text
+    found = json.loads((evaluated.folder / "evaluation.json").read_text())
+    assert found["test_images"] == 382
+    one = found["encoders"]["MI-MAE"]
+    assert len(one["blocks"]["class token"]) == 6
+    assert len(one["few_labels"]["4 per class"]) == 2
+    assert len(one["grids"]["k-NN, class token"]) == 18
+    pair = found["encoders"]["none"]["against MI-MAE"]["logistic, patch mean"]
+    assert pair["low"] < pair["difference"] < pair["high"] and 0 <= pair["mcnemar_p"] <= 1
+    assert evaluated.results()["raw, logistic, chosen"] > 80
+    for name in ("blocks.png", "few_labels.png"):
+        assert Image.open(evaluated.folder / name).size == (640, 420)
+
+
+def test_the_same_command_gives_the_same_bytes_and_computes_nothing_twice(
+    evaluated, run_main_here, checkpoint, tmp_path
+):
+    shutil.copytree(evaluated.folder / "features", tmp_path / "again" / "features")
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "again").rglob("*.npy")}
+    outcome = run_main_here(
+        "main_evaluate", checkpoint, "untrained", "pixels", "--names", "MI-MAE", "none", "raw",
+        "--train_fraction", 0.3, "--draws", 2, "--few", 1, 4, "--few_shares", 0.1,
+        folder=tmp_path / "again",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "again").rglob("*.npy")} == before
+    for name in ("evaluation.md", "evaluation.json"):
+        mine, first = ((f / name).read_bytes() for f in (outcome.folder, evaluated.folder))
+        assert mine == first
+
+
+def test_two_processes_leave_the_same_features(evaluated, checkpoint, tmp_path):
+    words = [str(checkpoint), "--names", "MI-MAE", "--only", "knn", "--train_fraction", "0.3"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["main_evaluate.py", *words, "--device", "cpu", "--output_dir", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    for part in ("MI-MAE-train", "MI-MAE-val"):
+        for file in (evaluated.folder / "features" / part).iterdir():
+            assert file.read_bytes() == (tmp_path / "features" / part / file.name).read_bytes()
+
+
+def test_other_test_sets_and_any_of_labels(run_main_here, image_tree, tmp_path):
+    shifted = tmp_path / "shifted"
+    for name in ("a", "b"):
+        (shifted / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(shifted / name / f"{i}.png")
+    names = sorted(p.name for p in (image_tree / "val").rglob("*.png"))
+    assert names == ["a_0.png", "a_1.png", "b_0.png", "b_1.png"]
+    data = ("--data_path", image_tree, "--input_size", 16, "--num_workers", 0)
+    outcome = run_main_here(
+        "main_evaluate", "pixels", *data, "--only", "logistic", "--test", f"V2={shifted}"
+    )
+    assert outcome.status == 0, outcome.err
+    assert "| logistic, pixels, V2 |" in outcome.out
+
+
+def test_real_labels_follow_the_images_numbers(tmp_path):
+    from util.data.datasets import FileImages
+    from util.evaluation.frozen import read_real_labels
+
+    names = [f"c/ILSVRC2012_val_0000000{n}.JPEG" for n in (3, 1, 2)]
+    images = FileImages("", names, [0, 0, 0], ["c"], 3)
+    path = tmp_path / "real.json"
+    path.write_text("[[5], [], [1, 2]]")
+    assert read_real_labels(str(path), images) == [{1, 2}, {5}, frozenset()]
+    path.write_text("[[5]]")
+    with pytest.raises(UsageError, match="has 1 images, and .*00000003.JPEG is none of them"):
+        read_real_labels(str(path), images)
+    path.write_text("{")
+    with pytest.raises(UsageError, match="no list of lists"):
+        read_real_labels(str(path), images)
+
+
+def test_what_cannot_be_used_is_one_line(refuses, evaluated, checkpoint, image_tree, tmp_path):
+    refuses("main_evaluate", "absent.pth", names=("absent.pth",))
+    refuses("main_evaluate", "pixels", "pixels", names=("--names",))
+    refuses("main_evaluate", "pixels", "--batch_size", 100, names=("--batch_size 100",))
+    refuses("main_evaluate", "pixels", "--few", 500, "--only", "few", names=("--few", "class 0"))
+    refuses("main_evaluate", "pixels", "--test", "V2", names=("--test V2",))
+    (tmp_path / "strange" / "zebra").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(tmp_path / "strange" / "zebra" / "1.png")
+    refuses(
+        "main_evaluate", "pixels", "--data_path", image_tree, "--input_size", 16, "--num_workers",
+        0, "--test", f"S={tmp_path}/strange", names=("--test", "zebra"),
+    )  # fmt: skip
+    features = evaluated.folder / "features"
+    refuses(
+        "main_evaluate", "untrained", "--names", "MI-MAE", "--train_fraction", 0.3, "--features",
+        features, "--seed", 5, names=("--features", "other features", "encoder"),
+    )  # fmt: skip
+
+
+def test_short_names_are_folders_where_files_are_called_alike():
+    assert main_evaluate.short_names(["a/mae/checkpoint-last.pth", "b/x.pth", "pixels"]) == [
+        "mae", "x", "pixels"
+    ]  # fmt: skip
+    same = ["a/m/checkpoint-last.pth", "b/m/checkpoint-last.pth"]
+    assert main_evaluate.short_names(same) == same
+
+
+# ------------------------------------------------------------------------------------ the encoder
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch2", "swin_mini_patch2"])
+def test_blocks_and_summaries_are_the_encoders_own(name):
+    from models_encoder import build_encoder
+
+    size = 8 if name.startswith("vit") else 16
+    encoder = build_encoder(name, 0, size, 1, global_pool=False).eval()
+    model = FrozenEncoder(encoder, torch.nn.Identity())
+    imgs = torch.randn(3, 1, size, size)
+    found = model(imgs)
+    tokens = encoder.forward_features(imgs).detach()
+    if name.startswith("vit"):
+        assert model.kinds == (CLASS_TOKEN, PATCH_MEAN) and model.depth == 6
+        torch.testing.assert_close(found[CLASS_TOKEN], tokens[:, 0])
+        torch.testing.assert_close(found[PATCH_MEAN], tokens[:, 1:].mean(1))
+        last = torch.cat([found[f"block 5 {CLASS_TOKEN}"][:, None]], 1)
+        torch.testing.assert_close(encoder.norm(last)[:, 0], tokens[:, 0])
+    else:
+        assert model.kinds == (PATCH_MEAN,) and model.masked_views(imgs, torch.rand(3, 4)) is None
+        torch.testing.assert_close(found[PATCH_MEAN], tokens.flatten(1, 2).mean(1))
+    assert len([key for key in found if key.startswith("block")]) == model.depth * len(model.kinds)
+
+
+def test_masked_views_are_pre_trainings_latents(checkpoint):
+    """The class token of each mask's visible patches, as the pre-training model has it."""
+    import main_linprobe
+    import main_pretrain
+
+    args = main_linprobe.parse_args(["--finetune", str(checkpoint)])
+    encoder, _ = main_linprobe.build_encoder(args)
+    model = main_pretrain.build_model(main_pretrain.parse_args([]))
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    imgs, noise = torch.randn(3, 1, 8, 8), torch.rand(3, 16)
+    views = FrozenEncoder(encoder.vit, torch.nn.Identity()).masked_views(imgs, noise)
+    _, _, latents = model.eval().mi_inputs(imgs, noise)
+    torch.testing.assert_close(views.flatten(0, 1), latents, rtol=1e-4, atol=1e-5)
