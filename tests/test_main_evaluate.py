@@ -106,7 +106,7 @@ def test_real_labels_follow_the_images_numbers(tmp_path):
     path.write_text("[[5], [], [1, 2]]")
     assert read_real_labels(str(path), images) == [{1, 2}, {5}, frozenset()]
     path.write_text("[[5]]")
-    with pytest.raises(UsageError, match="has 1 images, and .*is none of them"):
+    with pytest.raises(UsageError, match=r"has 1 images, and .*is none of them"):
         read_real_labels(str(path), images)
     path.write_text("{")
     with pytest.raises(UsageError, match="no list of lists"):
