@@ -4,13 +4,13 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from ranks import PRELOAD, free_port
 
 from engine_pretrain import LOSSES, step_noise, train_step
 from models_mimae import MaskedAutoencoderViT
@@ -19,12 +19,6 @@ from util.training.optim import adamw, decay_groups, set_lr
 from util.training.precision import Precision
 
 STEPS, GLOBAL_BATCH = 20, 8
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def train(
@@ -62,7 +56,7 @@ def train(
 
 def start(world: int, options: dict, path, num_micro: int, exact: bool) -> None:
     """Run `train` in new processes; a server that has imported torch forks them."""
-    multiprocessing.set_forkserver_preload(["engine_pretrain", "models_mimae"])
+    multiprocessing.set_forkserver_preload(PRELOAD)
     arguments = (world, free_port(), options, str(path), num_micro, exact)
     mp.start_processes(train, arguments, nprocs=world, start_method="forkserver")
 
