@@ -330,7 +330,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def require_saved(saved: bool, output_dir: str) -> None:
-    """End a run that could not save its last checkpoint with an error."""
+def require_saved(saved: bool, output_dir: str, which: str = "last") -> None:
+    """End a run that could not save a checkpoint that it cannot do without with an error."""
     if not saved:
-        raise RunError(f"the run's checkpoint could not be saved in {output_dir}")
+        raise RunError(f"the run's {which} checkpoint could not be saved in {output_dir}")

@@ -85,7 +85,7 @@ class Run:
         # The newest checkpoint in the folder is what a rollback goes back to: it has to be this
         # run's as it starts, not one of another run or of later steps.
         if args.on_nonfinite == "rollback" and not (resumed and args.resume == "auto"):
-            self._save_for_certain()
+            self._save_for_certain(which="first")
 
     # ------------------------------------------------------------------------------- every step
 
@@ -160,10 +160,10 @@ class Run:
         else:
             self.checkpointer.save(keep_as)
 
-    def _save_for_certain(self, keep_as: int | None = None) -> None:
+    def _save_for_certain(self, keep_as: int | None = None, which: str = "last") -> None:
         """torchrun ends all ranks once one has left: none leaves before rank 0 has written."""
         saved = agreement.main_does(lambda: self.checkpointer.save(keep_as))
-        require_saved(saved, self.args.output_dir)
+        require_saved(saved, self.args.output_dir, which)
 
     def _check_weights(self) -> None:
         norms = torch._foreach_norm([p.detach() for p in self._model().parameters()])
