@@ -1,6 +1,6 @@
 """One epoch of supervised training, for fine-tuning and linear probing; and evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,14 @@ from util.data.loader import Batches
 from util.training.precision import Precision
 from util.training.run import Run
 
-# (images [B, C, H, W], targets [B]) -> the same, augmented; targets may become [B, classes].
-BatchAugmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# (images [B, C, H, W], targets [B], step, micro-batch) -> images and targets, augmented; targets
+# may become [B, classes].
+Prepare = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 
 
 def train_one_epoch(
     model: nn.Module,
-    prepare: BatchAugmentation,
+    prepare: Prepare,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     run: Run,
@@ -28,7 +29,8 @@ def train_one_epoch(
 
     Args:
         model: inputs -> logits [B, classes]; maybe inside DDP.
-        prepare: normalises a batch on the device, and erases or mixes.
+        prepare: normalises a micro-batch on the device, erases or mixes, draws for drop path. It is
+            called just before the micro-batch's forward pass.
         smoothing: label smoothing of hard targets.
 
     Returns:
@@ -36,20 +38,45 @@ def train_one_epoch(
     """
     model.train()
     for num_micro, micro_batches in run.steps(optimizer):
-        loss = torch.zeros((), device=run.device)
-        for micro, (inputs, targets) in enumerate(micro_batches):
-            inputs, targets = prepare(
-                inputs.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
+        step = run.progress.total_steps
+        prepared = (
+            prepare(
+                inputs.to(run.device, non_blocking=True),
+                targets.to(run.device, non_blocking=True), step, micro,
             )
-            with without_exchange(model, micro < num_micro - 1):
-                with precision.autocast():
-                    logits = model(inputs)
-                part = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-                precision.backward(part / num_micro)
-            loss += part.detach() / num_micro
-        losses = {"loss": loss, "grad_norm": precision.step(optimizer, run.args.clip_grad)}
+            for micro, (inputs, targets) in enumerate(micro_batches)
+        )  # fmt: skip
+        losses = train_step(
+            model, prepared, num_micro, optimizer, precision, run.args.clip_grad, smoothing
+        )
         run.after_step(losses)
     return run.close_epoch()
+
+
+def train_step(
+    model: nn.Module, micro_batches: Iterable[tuple[Tensor, Tensor]], num_micro: int,
+    optimizer: torch.optim.Optimizer, precision: Precision, clip_grad: float | None = None,
+    smoothing: float = 0.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """One optimiser step over `num_micro` micro-batches.
+
+    Args:
+        micro_batches: inputs and targets, each taken just before its forward pass.
+
+    Returns:
+        The step's mean `loss` on this rank and the `grad_norm`.
+    """
+    loss = torch.zeros((), device=precision.device)
+    for micro, (inputs, targets) in enumerate(micro_batches):
+        with without_exchange(model, micro < num_micro - 1):
+            with precision.autocast():
+                logits = model(inputs)
+            # In full precision; float64, in tests, stays as it is.
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            part = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+            precision.backward(part / num_micro)
+        loss = loss + part.detach() / num_micro
+    return {"loss": loss, "grad_norm": precision.step(optimizer, clip_grad)}
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from util.cluster import distributed
 from util.cluster.distributed import unwrap, without_exchange
-from util.randomness import mask_noise
+from util.randomness import mask_noise, to_device
 from util.training.exact_accumulation import StepMI, share_step
 from util.training.metrics import effective_rank
 from util.training.precision import Precision
@@ -116,9 +116,7 @@ def step_noise(
     """
     noise = mask_noise(shape, seed, step).unflatten(0, (num_micro, -1))
     noise = noise[:, distributed.rank() :: distributed.world_size()].contiguous()
-    if device.type == "cuda":
-        noise = noise.pin_memory()  # from pageable memory the copy would wait for the last step
-    return noise.to(device, non_blocking=True)
+    return to_device(noise, device)
 
 
 class _Clock:

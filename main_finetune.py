@@ -6,7 +6,6 @@ python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth
 import argparse
 import logging
 
-from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from engine_finetune import evaluate, train_one_epoch
 from util import args as arguments
 from util.args import number
 from util.cluster import distributed
+from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
 from util.data.datasets import DATASETS, TransformedImages, load_images
 from util.data.loader import Batches
 from util.data.transforms import AutoAugment, CropAndFlip, Normalize, ResizeCenterCrop
@@ -23,6 +23,7 @@ from util.entry import run_main
 from util.errors import UsageError
 from util.training import optim, preflight
 from util.training.checkpoint import load_weights
+from util.training.drop_path import DropPaths
 from util.training.metrics import NonFiniteLoss
 from util.training.run import Run
 
@@ -80,7 +81,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--cutmix_minmax", type=float, nargs=2, help="range of the box's side, instead of alpha")
     add("--mixup_prob", type=number(float, 0, 1), default=1.0, help="of either")
     add("--mixup_switch_prob", type=number(float, 0, 1), default=0.5, help="of cutmix, of both")
-    add("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="one draw per")
+    add(
+        "--mixup_mode",
+        choices=("batch", "pair", "elem"),
+        default="batch",
+        help="one draw per global micro-batch, pair or image",
+    )
     return parser
 
 
@@ -116,25 +122,18 @@ def build_model(
     return model
 
 
-class BatchAugmentation:
-    """Normalise, erase and mix a batch on the device: (images, targets) -> the same."""
-
-    def __init__(self, args: argparse.Namespace, normalize: nn.Module, num_classes: int):
-        self.normalize = normalize
-        self.erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount)
-        self.mix = None
-        if uses_mixup(args):
-            self.mix = Mixup(
-                mixup_alpha=args.mixup, cutmix_alpha=args.cutmix,
-                cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
-                switch_prob=args.mixup_switch_prob, mode=args.mixup_mode,
-                label_smoothing=args.smoothing, num_classes=num_classes,
-            )  # fmt: skip
-
-    def __call__(self, imgs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        self.erase.device = imgs.device
-        imgs = self.erase(self.normalize(imgs))
-        return self.mix(imgs, targets) if self.mix else (imgs, targets)
+def build_augmentation(
+    args: argparse.Namespace, normalize: nn.Module, num_classes: int
+) -> BatchAugmentation:
+    erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount)
+    mix = None
+    if uses_mixup(args):
+        mix = PositionalMixup(
+            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax,
+            prob=args.mixup_prob, switch_prob=args.mixup_switch_prob, mode=args.mixup_mode,
+            label_smoothing=args.smoothing, num_classes=num_classes,
+        )  # fmt: skip
+    return BatchAugmentation(normalize, erase, mix, args.seed)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -176,11 +175,16 @@ def main(args: argparse.Namespace) -> None:
             dict(model=bare, optimizer=optimizer, scaler=precision.scaler),
             models_encoder.describe(args, bare, grid=list(bare.patch_embed.grid_size)), batches,
         )  # fmt: skip
+        drop_paths = DropPaths(bare, args.seed)
         if args.compile:
             distributed.compile_in_place(bare, args.grad_checkpointing)
         model = distributed.wrap(bare, run.device, args.grad_compression, sync_buffers=False)
-        prepare = BatchAugmentation(args, normalize, num_classes)
-        smoothing = 0.0 if prepare.mix else args.smoothing  # mixup smooths its own targets
+        augmentation = build_augmentation(args, normalize, num_classes)
+        smoothing = 0.0 if augmentation.mix else args.smoothing  # mixup smooths its own targets
+
+        def prepare(inputs: Tensor, targets: Tensor, *draw: int) -> tuple[Tensor, Tensor]:
+            drop_paths.draw(*draw, len(inputs), run.device)
+            return augmentation(inputs, targets, *draw)
 
         while not run.is_finished():
             try:

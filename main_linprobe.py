@@ -176,7 +176,7 @@ def main(args: argparse.Namespace) -> None:
             )
         model = distributed.wrap(trained, run.device, args.grad_compression)
 
-        def prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        def prepare(inputs: Tensor, targets: Tensor, *_) -> tuple[Tensor, Tensor]:
             return normalize(inputs), targets
 
         while not run.is_finished():

@@ -14,6 +14,7 @@ _MASK64 = (1 << 64) - 1
 # One stream for each purpose, so that no two draws share a seed.
 STREAM_ORDER, STREAM_SAMPLE, STREAM_MASKS, STREAM_STEP = 1, 2, 3, 4
 STREAM_INIT, STREAM_SUBSET = 5, 6
+STREAM_ERASE, STREAM_MIX, STREAM_DROP_PATH = 7, 8, 9
 
 
 def derive_seed(*counters: int) -> int:
@@ -50,3 +51,10 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
 def mask_noise(shape: tuple[int, ...], seed: int, step: int) -> torch.Tensor:
     """Uniform noise from which a step's masks follow, drawn for the whole global batch."""
     return torch.rand(shape, generator=generator(seed, STREAM_MASKS, step))
+
+
+def to_device(drawn: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What was drawn on the CPU, copied without waiting for the GPU."""
+    if device.type == "cuda":
+        drawn = drawn.pin_memory()  # from pageable memory the copy would wait for the last step
+    return drawn.to(device, non_blocking=True)

@@ -75,7 +75,8 @@ def differing(left: pathlib.Path, right: pathlib.Path) -> list[str]:
         torch.load(folder / "checkpoint-last.pth", weights_only=True) for folder in (left, right)
     ]
     for state in states:
-        del state["args"]  # the output folders' names differ
+        # The output folders' names differ, and which flags are given to go on.
+        del state["args"], state["flag_sources"]
     found = _differing(*states, "")
     if (left / "log.txt").read_bytes() != (right / "log.txt").read_bytes():
         found.append("log.txt")

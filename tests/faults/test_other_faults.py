@@ -7,11 +7,12 @@ import pickle
 import shutil
 import signal
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from harness import differing, flags
+from harness import REPOSITORY, differing, flags
 from test_kill_and_resume import wait_for
 
 from util.errors import UsageError
@@ -254,6 +255,64 @@ def test_rollbacks_are_bounded(zygote, tmp_path, poisoned_images):
     argv += ["--max_rollbacks", "1"]
     assert zygote.run("main_pretrain", argv, log) == 3
     assert "--max_rollbacks 1 are used up" in log.read_text().splitlines()[-1]
+
+
+def test_rollback_after_resuming_elsewhere(zygote, tmp_path, poisoned_images):
+    """The run saves nothing before the batch that does it, but for what it starts with."""
+    first, output, log = tmp_path / "first", tmp_path / "output", tmp_path / "stdout"
+    argv = poisoned_flags(poisoned_images, first, "--max_steps", "1")
+    assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
+    output.mkdir()
+    shutil.copy(first / "checkpoint-last.pth", output / "checkpoint-9.pth")  # of another run
+    state = torch.load(output / "checkpoint-9.pth", weights_only=True)
+    state["progress"]["total_steps"] = 90
+    torch.save(state, output / "checkpoint-9.pth")
+    argv = poisoned_flags(poisoned_images, output, "--on_nonfinite", "rollback")
+    argv += ["--save_every_epochs", "1000", "--resume", str(first / "checkpoint-last.pth")]
+    assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
+    state = read_checkpoint(str(output / "checkpoint-last.pth"))
+    assert len(state["progress"]["skipped"]) == 2 and state["progress"]["total_steps"] == 10
+
+
+def test_rollback_goes_back_to_what_was_resumed_and_not_to_what_came_after(
+    zygote, tmp_path, poisoned_images
+):
+    """--resume of an older checkpoint in the run's own folder."""
+    output, log = tmp_path / "output", tmp_path / "stdout"
+    argv = poisoned_flags(poisoned_images, output, "--max_steps", "1")
+    assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
+    older, last = output / "checkpoint-1.pth", output / "checkpoint-last.pth"
+    state = torch.load(last, weights_only=True)
+    last.rename(older)
+    state["progress"]["total_steps"] = 90  # as if the run had been at step 90
+    torch.save(state, last)
+    argv = poisoned_flags(poisoned_images, output, "--on_nonfinite", "rollback")
+    argv += ["--save_every_epochs", "1000", "--resume", str(older)]
+    assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
+    assert read_checkpoint(str(last))["progress"]["total_steps"] == 10
+
+
+def test_rollback_that_finds_no_checkpoint_ends_with_3(
+    run_main_here, monkeypatch, tmp_path, poisoned_images
+):
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", lambda self, keep_as=None: True)
+    argv = poisoned_flags(poisoned_images, tmp_path / "output", "--on_nonfinite", "rollback")
+    outcome = run_main_here("main_pretrain", *argv, folder=tmp_path / "output")
+    assert outcome.status == 3 and outcome.err.count("\n") == 1, outcome.err
+    assert "the loss is not finite" in outcome.err and "(there is none)" in outcome.err
+
+
+def test_rollback_on_two_ranks(tmp_path, poisoned_images):
+    output = tmp_path / "output"
+    argv = poisoned_flags(poisoned_images, output, "--on_nonfinite", "rollback")
+    argv[argv.index("--batch_size") + 1] = "4"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc_per_node", "2", "main_pretrain.py", *argv]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    state = read_checkpoint(str(output / "checkpoint-last.pth"))
+    assert len(state["progress"]["skipped"]) == 2 and state["progress"]["total_steps"] == 10
 
 
 # --------------------------------------------------------------------------------- images, memory

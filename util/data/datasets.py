@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from util.cluster import agreement
 from util.data.file_index import find_images
 from util.data.images import convert, read_image, to_tensor
+from util.data.same_data import check_same
 from util.errors import UsageError
 from util.randomness import STREAM_SAMPLE, STREAM_SUBSET, derive_seed, generator, seed_libraries
 
@@ -281,8 +283,15 @@ def load_images(args, split: str) -> Images:
     """The data set that the flags name; its training split after --train_fraction and so on.
 
     Raises:
-        UsageError: data that is missing, empty or without the labels that are needed.
+        UsageError: data that is missing, empty or without the labels that are needed; on all
+            ranks, where one of them lacks it or has other images than the others.
     """
+    images = agreement.all_or_none(lambda: _load_own(args, split))
+    check_same(images.targets, images.classes, f"{split} images")
+    return images
+
+
+def _load_own(args, split: str) -> Images:
     images = DATASETS[args.dataset].load(split, args.data_path, args.in_chans, args.download)
     if split == "val":
         return images

@@ -1,29 +1,21 @@
-"""Checkpoints: atomic, safe to read, and the newest whole one is found again.
-
-A checkpoint holds tensors and plain containers only and is read with `weights_only=True`: a file
-with anything else in it is refused and nothing of it runs.
-"""
+"""Checkpoints: atomic, and the newest whole one is found again, the same one on all ranks."""
 
 import argparse
-import collections
 import contextlib
 import errno
 import glob
 import logging
 import os
-import pathlib
-import pickle
-import re
 import shutil
-import zipfile
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from util.cluster import distributed
+from util.cluster import agreement, distributed
 from util.errors import RunError, UsageError
+from util.training.checkpoint_file import fingerprint, read_checkpoint, read_same, total_steps
 
 log = logging.getLogger(__name__)
 
@@ -74,50 +66,6 @@ class Progress:
     def load_state_dict(self, state: dict) -> None:
         for name, value in state.items():
             setattr(self, name, value)
-
-
-# ------------------------------------------------------------------------------- reading a file
-
-
-def read_checkpoint(path: str) -> dict:
-    """Read a checkpoint without executing anything from it; tensors land on the CPU.
-
-    MAE's official files load too: they carry an `argparse.Namespace`, which is inert. So do
-    SimMIM's, whose `yacs` config is read as the plain dict that it is.
-
-    Raises:
-        UsageError: no such file, a damaged one, or one with more in it than data.
-    """
-    if not os.path.isfile(path):
-        raise UsageError(f"{path} is no checkpoint file: check the path")
-    inert = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
-    inert.append((collections.OrderedDict, "yacs.config.CfgNode"))
-    try:
-        _check_sums(path)
-        with torch.serialization.safe_globals(inert):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        what = re.search(r"GLOBAL (\S+)", str(error))
-        named = f" ({what.group(1)})" if what else ""
-        raise UsageError(
-            f"{path} is refused, and nothing of it was run: it is damaged, or holds more than "
-            f"tensors and plain values{named}"
-        ) from None
-    except Exception as error:  # bytes that are no checkpoint can raise anything
-        first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UsageError(f"{path} is damaged: {first_line}") from None
-    if not isinstance(state, dict):
-        raise UsageError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
-    return state
-
-
-def _check_sums(path: str) -> None:
-    """torch reads tensors without looking at the sums that the zip container keeps of them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"the sum of {damaged} is wrong")
 
 
 def load_weights(
@@ -230,12 +178,39 @@ class Checkpointer:
     def resume(self, flag: str) -> bool:
         """Restore the run from `flag`: a path, or `auto` for the newest whole one, if any.
 
+        Rank 0 chooses the file; all ranks load that one or none.
+
         Raises:
-            UsageError: a checkpoint that cannot be used; the line says why.
+            UsageError: a checkpoint that cannot be used; on all ranks, and the line says why.
         """
-        state, path = self._find(flag)
+        state, path = self._agreed(flag)
         if state is None:
             return False
+        agreement.all_or_none(lambda: self._load(state, path))
+        log.info(
+            "resumed from %s: epoch %d, step %d (%d in all)",
+            path, self.progress.epoch, self.progress.step, self.progress.total_steps,
+        )  # fmt: skip
+        return True
+
+    def _agreed(self, flag: str) -> tuple[dict | None, str]:
+        """The state that rank 0 finds and its path, read by every rank from that very file."""
+        found: list[dict] = []
+
+        def choose() -> tuple[str, int, str] | None:
+            state, path = self._find(flag)
+            if state is None:
+                return None
+            found.append(state)
+            return path, total_steps(state), fingerprint(path)
+
+        chosen = agreement.main_does(choose)
+        if chosen is None:
+            return None, ""
+        state = agreement.all_or_none(lambda: found[0] if found else read_same(*chosen))
+        return state, chosen[0]
+
+    def _load(self, state: dict, path: str) -> None:
         absent = [key for key in (*self.objects, "progress", "config") if key not in state]
         if absent:
             raise UsageError(
@@ -248,11 +223,6 @@ class Checkpointer:
             if name != "model" and state[name]:  # a scaler that was off has none
                 self._restore(name, obj, state[name], path)
         self.progress.load_state_dict(state["progress"])
-        log.info(
-            "resumed from %s: epoch %d, step %d (%d in all)",
-            path, self.progress.epoch, self.progress.step, self.progress.total_steps,
-        )  # fmt: skip
-        return True
 
     @staticmethod
     def _restore(name: str, obj: Stateful, state: dict, path: str) -> None:
@@ -279,7 +249,7 @@ class Checkpointer:
             if path == last:
                 return state, path
             # A clock can jump and a file be copied, so its age is the step that it holds.
-            whole.append((state.get("progress", {}).get("total_steps", -1), state, path))
+            whole.append((total_steps(state), state, path))
         if whole:
             return max(whole, key=lambda found: found[0])[1:]
         if names:
@@ -360,7 +330,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def require_saved(saved: bool, output_dir: str) -> None:
-    """End a run that could not save its last checkpoint with an error."""
+def require_saved(saved: bool, output_dir: str, which: str = "last") -> None:
+    """End a run that could not save a checkpoint that it cannot do without with an error."""
     if not saved:
-        raise RunError(f"the run's last checkpoint could not be saved in {output_dir}")
+        raise RunError(f"the run's {which} checkpoint could not be saved in {output_dir}")

@@ -2,14 +2,19 @@
 
 import contextlib
 import functools
+import logging
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from util.cluster import distributed
+from util.cluster import agreement
 
+log = logging.getLogger(__name__)
+
+AMPS = ("none", "fp16", "bf16")  # from the lowest
 MAX_SKIPPED = 20  # loss scaling starts at 2^16 and halves with each
 
 
@@ -23,13 +28,8 @@ class Precision:
     """
 
     def __init__(self, amp: str, device: torch.device, width: int = 0):
-        if amp == "auto" and device.type == "cuda":
-            # A V100 emulates bf16; compute capability 8 is the first that computes in it.
-            amp = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-        elif amp == "auto":
-            gains = torch.tensor(float(width >= 384 and _cpu_gains_by_bf16()))
-            # All ranks take the same.
-            amp = "bf16" if distributed.reduce_mean(gains) == 1 else "none"
+        if amp == "auto":
+            amp = agreed_amp(device, width)
         self.name = amp
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[self.name]
@@ -69,6 +69,32 @@ class Precision:
             is_stuck = (self.num_skipped > 0) & (self.num_skipped % MAX_SKIPPED == 0)
             norm = torch.where(norm.isfinite(), norm, torch.where(is_stuck, math.nan, 0.0))
         return norm
+
+
+def agreed_amp(device: torch.device, width: int) -> str:
+    """What `auto` takes: the same on all ranks, whose gradients are summed under one scale."""
+    offers = agreement.gather(_own_amp(device, width))
+    lowest = lowest_amp([amp for amp, _ in offers])
+    if len({amp for amp, _ in offers}) > 1:
+        listed = agreement.groups([f"{what}: {amp}" for amp, what in offers])
+        said = "; ".join(f"{who}: {offer}" for offer, who in listed.items())
+        log.info("--amp auto takes %s, which all ranks have (%s)", lowest, said)
+    return lowest
+
+
+def lowest_amp(amps: Sequence[str]) -> str:
+    """Of what each rank would take by itself, what all of them can."""
+    return min(amps, key=AMPS.index)
+
+
+def _own_amp(device: torch.device, width: int) -> tuple[str, str]:
+    """What this rank would take by itself, and the hardware that is the reason."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        # A V100 emulates bf16; compute capability 8 is the first that computes in it.
+        return "bf16" if major >= 8 else "fp16", f"compute capability {major}.{minor}"
+    gains = width >= 384 and _cpu_gains_by_bf16()
+    return "bf16" if gains else "none", "CPU"
 
 
 @functools.cache

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from util.cluster import distributed
+from util.cluster import agreement, distributed
 from util.data.loader import Batches
-from util.errors import RunError
+from util.errors import EXIT_NONFINITE, RunError, UsageError
 from util.logging import ProgressLine, setup_logging
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training.checkpoint import Checkpointer, Progress, Stateful, require_saved
@@ -40,7 +40,7 @@ class Run:
         self.args, self.started = args, time.monotonic()
         self.device = distributed.init_process_group(args.device, args.dist_timeout)
         setup_logging()
-        self.folder = OutputFolder(args.output_dir)
+        self.folder = agreement.all_or_none(lambda: OutputFolder(args.output_dir))
         self.progress = Progress()
         self.signals = StopSignal()
         self.checkpointer: Checkpointer | None = None
@@ -76,14 +76,16 @@ class Run:
         )
         self.batches = batches
         self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
-        self.checkpointer.resume(args.resume)
+        resumed = self.checkpointer.resume(args.resume)
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
         self.journal = Journal(args.output_dir, self.progress)
         self.journal.text("flags", args.settings.table(args))
         self.meters = Meters(self.progress, self.device)
-        if args.on_nonfinite == "rollback" and self.progress.total_steps == 0:
-            self.checkpointer.save()
+        # The newest checkpoint in the folder is what a rollback goes back to: it has to be this
+        # run's as it starts, not one of another run or of later steps.
+        if args.on_nonfinite == "rollback" and not (resumed and args.resume == "auto"):
+            self._save_for_certain(which="first")
 
     # ------------------------------------------------------------------------------- every step
 
@@ -136,21 +138,32 @@ class Run:
             self.line.update(progress.step, "  ".join(shown))
         else:
             self.line.update(progress.step)
-        stop = self.signals.agreed()
         every = args.save_every_steps
-        if stop or (every and progress.total_steps % every == 0):
-            saved = self.save()
-            if stop:
-                require_saved(saved, args.output_dir)
-                self.line.close()
-                self.signals.leave()
+        if self.signals.agreed():
+            self.save(for_certain=True)
+            self.line.close()
+            self.signals.leave()
+        elif every and progress.total_steps % every == 0:
+            self.save()
 
-    def save(self, keep_as: int | None = None) -> bool:
-        """Save, once it is certain that nothing bad is saved."""
+    def save(self, keep_as: int | None = None, for_certain: bool = False) -> None:
+        """Save, once it is certain that nothing bad is saved.
+
+        Args:
+            for_certain: all ranks wait until it is done; a failure ends the run.
+        """
         self.meters.check()
         self._check_weights()
         self.meters.store()
-        return self.checkpointer.save(keep_as)
+        if for_certain:
+            self._save_for_certain(keep_as)
+        else:
+            self.checkpointer.save(keep_as)
+
+    def _save_for_certain(self, keep_as: int | None = None, which: str = "last") -> None:
+        """torchrun ends all ranks once one has left: none leaves before rank 0 has written."""
+        saved = agreement.main_does(lambda: self.checkpointer.save(keep_as))
+        require_saved(saved, self.args.output_dir, which)
 
     def _check_weights(self) -> None:
         norms = torch._foreach_norm([p.detach() for p in self._model().parameters()])
@@ -187,9 +200,7 @@ class Run:
         kept = epoch in args.keep_epochs
         last = self.is_finished()
         if last or kept or epoch % args.save_every_epochs == 0:
-            saved = self.save(epoch if kept else None)
-            if last:
-                require_saved(saved, args.output_dir)
+            self.save(epoch if kept else None, for_certain=last)
 
     def log_epoch(self, means: dict[str, float], extra: dict[str, float | int]) -> None:
         """A line in log.txt and on TensorBoard: the epoch's mean losses and what else is known."""
@@ -229,8 +240,20 @@ class Run:
                 error.status,
             ) from None
         log.error("%s: back to the last checkpoint, and past that batch", error)
-        distributed.barrier()
-        self.checkpointer.resume("auto")
+        self._go_back(error)
         self.progress.skipped = skipped
         self.journal.forget_after(self.progress.epoch)
         self.meters = Meters(self.progress, self.device)
+
+    def _go_back(self, error: NonFiniteLoss) -> None:
+        reason = "there is none"
+        try:
+            found = self.checkpointer.resume("auto")
+        except UsageError as unusable:
+            found, reason = False, str(unusable)
+        if not found:
+            raise RunError(
+                f"{error}; no checkpoint in {self.args.output_dir} to go back to ({reason}): "
+                "lower --lr, or use --amp none",
+                EXIT_NONFINITE,
+            ) from None

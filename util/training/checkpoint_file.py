@@ -1,0 +1,99 @@
+"""Reading a checkpoint file, and telling whether it is the one that another rank read.
+
+A checkpoint holds tensors and plain containers only and is read with `weights_only=True`: a file
+with anything else in it is refused and nothing of it runs.
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import pickle
+import re
+import zipfile
+import zlib
+
+import torch
+
+from util.errors import UsageError
+
+
+def read_checkpoint(path: str) -> dict:
+    """Read a checkpoint without executing anything from it; tensors land on the CPU.
+
+    MAE's official files load too: they carry an `argparse.Namespace`, which is inert. So do
+    SimMIM's, whose `yacs` config is read as the plain dict that it is.
+
+    Raises:
+        UsageError: no such file, a damaged one, or one with more in it than data.
+    """
+    if not os.path.isfile(path):
+        raise UsageError(f"{path} is no checkpoint file: check the path")
+    inert = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+    inert.append((collections.OrderedDict, "yacs.config.CfgNode"))
+    try:
+        _check_sums(path)
+        with torch.serialization.safe_globals(inert):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        named = f" ({what.group(1)})" if what else ""
+        raise UsageError(
+            f"{path} is refused, and nothing of it was run: it is damaged, or holds more than "
+            f"tensors and plain values{named}"
+        ) from None
+    except Exception as error:  # bytes that are no checkpoint can raise anything
+        first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UsageError(f"{path} is damaged: {first_line}") from None
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
+    return state
+
+
+def _check_sums(path: str) -> None:
+    """torch reads tensors without looking at the sums that the zip container keeps of them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"the sum of {damaged} is wrong")
+
+
+def fingerprint(path: str) -> str:
+    """A sum over a checkpoint's content, cheap where the zip container keeps sums of its parts."""
+    total = 0
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                words = f"{part.filename} {part.file_size} {part.CRC}\n"
+                total = zlib.crc32(words.encode(), total)
+    else:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                total = zlib.crc32(block, total)
+    return f"{total:08x}"
+
+
+def total_steps(state: dict) -> int:
+    """Optimiser steps done in all; −1 where the file is no checkpoint of a main."""
+    return state.get("progress", {}).get("total_steps", -1)
+
+
+def read_same(path: str, steps: int, wanted: str) -> dict:
+    """Read the file that rank 0 has chosen, which must be the same here.
+
+    Raises:
+        UsageError: it cannot be read, or is another one.
+    """
+    shared = "all ranks must read the same file, on a disk that their nodes share"
+    try:
+        state = read_checkpoint(path)
+        found = fingerprint(path)
+    except (UsageError, OSError) as error:
+        raise UsageError(f"{error}; rank 0 resumes from it: {shared}") from None
+    if (total_steps(state), found) != (steps, wanted):
+        raise UsageError(
+            f"{path} has step {total_steps(state)} and checksum {found}, rank 0's has step "
+            f"{steps} and {wanted}: {shared}"
+        )
+    return state
