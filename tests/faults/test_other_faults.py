@@ -15,8 +15,8 @@ from harness import differing, flags
 from test_kill_and_resume import wait_for
 
 from util.errors import UsageError
-from util.training import checkpoint
-from util.training.checkpoint import read_checkpoint, write_atomically
+from util.training import checkpoint_file
+from util.training.checkpoint_file import read_checkpoint, write_atomically
 from util.training.output import OutputFolder
 
 
@@ -138,7 +138,7 @@ def test_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(checkpoint_file.os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
         write_atomically(str(path), {"step": 2})
     assert read_checkpoint(str(path)) == {"step": 1}

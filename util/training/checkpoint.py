@@ -5,18 +5,13 @@ with anything else in it is refused and nothing of it runs.
 """
 
 import argparse
-import collections
 import contextlib
-import errno
 import glob
 import logging
 import os
-import pathlib
-import pickle
-import re
-import shutil
-import zipfile
+import threading
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +19,14 @@ from torch import nn
 
 from util.cluster import distributed
 from util.errors import RunError, UsageError
+from util.training.background import Background, Snapshot
+from util.training.checkpoint_file import (
+    link_or_copy,
+    read_checkpoint,
+    reason_of,
+    sync_folder,
+    write_temporary,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,48 +79,7 @@ class Progress:
             setattr(self, name, value)
 
 
-# ------------------------------------------------------------------------------- reading a file
-
-
-def read_checkpoint(path: str) -> dict:
-    """Read a checkpoint without executing anything from it; tensors land on the CPU.
-
-    MAE's official files load too: they carry an `argparse.Namespace`, which is inert. So do
-    SimMIM's, whose `yacs` config is read as the plain dict that it is.
-
-    Raises:
-        UsageError: no such file, a damaged one, or one with more in it than data.
-    """
-    if not os.path.isfile(path):
-        raise UsageError(f"{path} is no checkpoint file: check the path")
-    inert = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
-    inert.append((collections.OrderedDict, "yacs.config.CfgNode"))
-    try:
-        _check_sums(path)
-        with torch.serialization.safe_globals(inert):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        what = re.search(r"GLOBAL (\S+)", str(error))
-        named = f" ({what.group(1)})" if what else ""
-        raise UsageError(
-            f"{path} is refused, and nothing of it was run: it is damaged, or holds more than "
-            f"tensors and plain values{named}"
-        ) from None
-    except Exception as error:  # bytes that are no checkpoint can raise anything
-        first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UsageError(f"{path} is damaged: {first_line}") from None
-    if not isinstance(state, dict):
-        raise UsageError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
-    return state
-
-
-def _check_sums(path: str) -> None:
-    """torch reads tensors without looking at the sums that the zip container keeps of them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"the sum of {damaged} is wrong")
+# ------------------------------------------------------------------------------ a model's weights
 
 
 def load_weights(
@@ -171,21 +133,28 @@ class Checkpointer:
     ):
         self.output_dir, self.objects, self.progress = output_dir, objects, progress
         self.config, self.args = config, args
+        self.snapshot, self.background = Snapshot(), Background()
+        self.given_up = threading.Event()
 
     # ------------------------------------------------------------------------------------ saving
 
-    def save(self, keep_as: int | None = None) -> bool:
+    def save(self, keep_as: int | None = None, wait: bool = False) -> bool:
         """Write `checkpoint-last.pth`, the ones before becoming `checkpoint-last-1.pth` and so on.
+
+        The state is copied, once the save before has ended, and the copy is written in a thread
+        while training goes on. A run calls `wait` before it relies on it.
 
         Args:
             keep_as: also keep it for good, as `checkpoint-<keep_as>.pth`.
+            wait: return when it is on the disk; for that nothing is copied.
 
         Returns:
             False where it could not be written: the older ones are as they were, and the log
-            says so.
+            says so. Without `wait` the log alone says so.
         """
         if not distributed.is_main():
             return True
+        self.wait()
         state = {name: obj.state_dict() for name, obj in self.objects.items()}
         state |= {
             "progress": self.progress.state_dict(),
@@ -193,21 +162,46 @@ class Checkpointer:
             "config": self.config,
             "args": {k: v for k, v in vars(self.args).items() if _is_plain(v)},
         }
-        last = os.path.join(self.output_dir, LAST)
+        if not wait:
+            try:
+                state = self.snapshot.take(state)
+            except RuntimeError as error:
+                self.snapshot, wait = Snapshot(), True
+                log.warning("no memory to save in the background: training waits (%s)", error)
+        self.background.start(partial(self._write, state, keep_as))
+        return self.wait() if wait else True
+
+    def wait(self) -> bool:
+        """Until the save in flight has ended; whether the last one was written."""
+        return self.background.wait()
+
+    def close(self, give_up: bool = False) -> None:
+        """Wait for the save in flight, or end it: then the one before stays the last."""
+        if give_up:
+            self.given_up.set()
+        self.wait()
+
+    def _write(self, state: dict, keep_as: int | None) -> bool:
+        """What `save` does in the background; see there."""
+        last = self._aged(0)
         try:
             os.makedirs(self.output_dir, exist_ok=True)
-            temporary = write_atomically(last, state, rename=False)
+            temporary = write_temporary(last, state, self.given_up)
             self._rotate()
             os.replace(temporary, last)
             if keep_as is not None:
-                _link_or_copy(last, os.path.join(self.output_dir, f"checkpoint-{keep_as}.pth"))
+                link_or_copy(last, os.path.join(self.output_dir, f"checkpoint-{keep_as}.pth"))
             sync_folder(self.output_dir)
         except (OSError, RuntimeError) as error:
-            log.error(
-                "THE CHECKPOINT AT STEP %d COULD NOT BE SAVED (%s): training goes on, the one "
-                "before is intact; free space in %s",
-                self.progress.total_steps, _reason(error), self.output_dir,
-            )  # fmt: skip
+            step = state["progress"]["total_steps"]
+            if self.given_up.is_set():
+                log.warning("the checkpoint at step %d is given up, the one before is intact", step)
+            else:
+                log.error(
+                    "THE CHECKPOINT AT STEP %d COULD NOT BE SAVED (%s): training goes on, the one "
+                    "before is intact; free space in %s",
+                    step, reason_of(error), self.output_dir,
+                )  # fmt: skip
             with contextlib.suppress(OSError):
                 os.unlink(last + ".tmp")
             return False
@@ -232,6 +226,7 @@ class Checkpointer:
         Raises:
             UsageError: a checkpoint that cannot be used; the line says why.
         """
+        self.wait()
         state, path = self._find(flag)
         if state is None:
             return False
@@ -308,49 +303,6 @@ class Checkpointer:
                     f"--resume {path} stands inside an epoch with {key} {saved.get(key)}, this "
                     f"run has {self.config[key]}: restore {flags}"
                 )
-
-
-def _reason(error: BaseException) -> str:
-    """torch hides what the file system said behind an error of its own zip writer."""
-    while not isinstance(error, OSError) and error.__context__ is not None:
-        error = error.__context__
-    return str(error).splitlines()[0]
-
-
-def write_atomically(path: str, state: Any, rename: bool = True) -> str:
-    """Write to `path`.tmp, flush it to the disk and rename it (unless told not to)."""
-    temporary = path + ".tmp"
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if rename:
-        os.replace(temporary, path)
-        sync_folder(os.path.dirname(path))
-    return temporary
-
-
-def sync_folder(folder: str) -> None:
-    """Flush a folder's entries, so that a rename outlives a power cut."""
-    descriptor = os.open(folder or ".", os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no such call
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    temporary = target + ".tmp"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
 
 
 def _is_plain(value: Any) -> bool:

@@ -50,11 +50,15 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.signals.restore()
-        if self.journal is not None:
-            self.journal.close()
-        distributed.shutdown()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        try:
+            if self.checkpointer is not None:  # only a second Ctrl-C does not wait for a save
+                self.checkpointer.close(give_up=kind is KeyboardInterrupt)
+        finally:
+            self.signals.restore()
+            if self.journal is not None:
+                self.journal.close()
+            distributed.shutdown()
 
     def precision(self, width: int) -> Precision:
         """Mixed precision by --amp, which from then on says what `auto` took."""
@@ -138,18 +142,18 @@ class Run:
         stop = self.signals.agreed()
         every = args.save_every_steps
         if stop or (every and progress.total_steps % every == 0):
-            saved = self.save()
+            saved = self.save(wait=stop)
             if stop:
                 require_saved(saved, args.output_dir)
                 self.line.close()
                 self.signals.leave()
 
-    def save(self, keep_as: int | None = None) -> bool:
-        """Save, once it is certain that nothing bad is saved."""
+    def save(self, keep_as: int | None = None, wait: bool = False) -> bool:
+        """Save, once it is certain that nothing bad is saved; see `Checkpointer.save`."""
         self.meters.check()
         self._check_weights()
         self.meters.store()
-        return self.checkpointer.save(keep_as)
+        return self.checkpointer.save(keep_as, wait)
 
     def _check_weights(self) -> None:
         norms = torch._foreach_norm([p.detach() for p in self._model().parameters()])
@@ -186,7 +190,7 @@ class Run:
         kept = epoch in args.keep_epochs
         last = self.is_finished()
         if last or kept or epoch % args.save_every_epochs == 0:
-            saved = self.save(epoch if kept else None)
+            saved = self.save(epoch if kept else None, wait=last)
             if last:
                 require_saved(saved, args.output_dir)
 
@@ -224,6 +228,7 @@ class Run:
                 error.status,
             ) from None
         log.error("%s: back to the last checkpoint, and past that batch", error)
+        self.checkpointer.wait()  # before the other ranks look for it
         distributed.barrier()
         self.checkpointer.resume("auto")
         self.progress.skipped = skipped

@@ -1,0 +1,126 @@
+"""A checkpoint's file: read without running anything of it, written whole or not at all."""
+
+import argparse
+import collections
+import contextlib
+import errno
+import os
+import pathlib
+import pickle
+import re
+import shutil
+import threading
+import zipfile
+from typing import Any, BinaryIO
+
+import torch
+
+from util.errors import UsageError
+
+
+def read_checkpoint(path: str) -> dict:
+    """Read a checkpoint without executing anything from it; tensors land on the CPU.
+
+    MAE's official files load too: they carry an `argparse.Namespace`, which is inert. So do
+    SimMIM's, whose `yacs` config is read as the plain dict that it is.
+
+    Raises:
+        UsageError: no such file, a damaged one, or one with more in it than data.
+    """
+    if not os.path.isfile(path):
+        raise UsageError(f"{path} is no checkpoint file: check the path")
+    inert = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+    inert.append((collections.OrderedDict, "yacs.config.CfgNode"))
+    try:
+        _check_sums(path)
+        with torch.serialization.safe_globals(inert):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        named = f" ({what.group(1)})" if what else ""
+        raise UsageError(
+            f"{path} is refused, and nothing of it was run: it is damaged, or holds more than "
+            f"tensors and plain values{named}"
+        ) from None
+    except Exception as error:  # bytes that are no checkpoint can raise anything
+        first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UsageError(f"{path} is damaged: {first_line}") from None
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
+    return state
+
+
+def _check_sums(path: str) -> None:
+    """torch reads tensors without looking at the sums that the zip container keeps of them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"the sum of {damaged} is wrong")
+
+
+def write_atomically(path: str, state: Any) -> None:
+    """Write to `path`.tmp, flush it to the disk and rename it."""
+    os.replace(write_temporary(path, state), path)
+    sync_folder(os.path.dirname(path))
+
+
+def write_temporary(path: str, state: Any, given_up: threading.Event | None = None) -> str:
+    """Write to `path`.tmp and flush it to the disk; its name.
+
+    Args:
+        given_up: once it is set, from whichever thread, the writing ends with an error.
+
+    Raises:
+        OSError, RuntimeError: what could not be written; see `reason_of`.
+    """
+    temporary = path + ".tmp"
+    with open(temporary, "wb") as file:
+        torch.save(state, _Stoppable(file, given_up) if given_up else file)
+        file.flush()
+        os.fsync(file.fileno())
+    if given_up and given_up.is_set():
+        raise InterruptedError("given up")
+    return temporary
+
+
+class _Stoppable:
+    """A file, as torch writes to it, until `given_up` is set."""
+
+    def __init__(self, file: BinaryIO, given_up: threading.Event):
+        self.file, self.given_up, self.flush = file, given_up, file.flush
+
+    def write(self, data: Any) -> int:
+        if self.given_up.is_set():
+            raise InterruptedError("given up")
+        return self.file.write(data)
+
+
+def reason_of(error: BaseException) -> str:
+    """torch hides what the file system said behind an error of its own zip writer."""
+    while not isinstance(error, OSError) and error.__context__ is not None:
+        error = error.__context__
+    return str(error).splitlines()[0]
+
+
+def sync_folder(folder: str) -> None:
+    """Flush a folder's entries, so that a rename outlives a power cut."""
+    descriptor = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no such call
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    temporary = target + ".tmp"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
