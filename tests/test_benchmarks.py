@@ -7,7 +7,7 @@ import sys
 import pytest
 
 CASES = {
-    "find_images": ("--images 10000", r"ours, the second time +[\d.]+ s for 10000 images"),
+    "find_images": ("--images 10000", r"ours +[\d.]+ s for 10000 images"),
     "data_loading": ("--images 64 --rounds 1", r"ours, PIL +\d+ images/s of one core +[\d.]+ x"),
     "pretrain_step": (
         "--models small --images 1 --input_size 32 --steps 1 --rounds 1 --without_mi --threads 1 "
