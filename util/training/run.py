@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from util.checks import check_compression
 from util.cluster import distributed
 from util.data.loader import Batches
 from util.errors import RunError
@@ -63,6 +64,7 @@ class Run:
     def precision(self, width: int) -> Precision:
         """Mixed precision by --amp, which from then on says what `auto` took."""
         precision = Precision(self.args.amp, self.device, width)
+        check_compression(precision.name, self.args.grad_compression)
         self.args.amp = precision.name
         return precision
 
