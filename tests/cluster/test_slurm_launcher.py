@@ -63,9 +63,7 @@ def test_script_is_bash(capsys, tmp_path):
 )
 def test_a_crash_is_requeued(capsys, tmp_path, status, failed, state, earlier, requeued):
     """The batch script, with stand-ins for SLURM's clients."""
-    text = script(
-        capsys, main_pretrain, "--max_requeues", "2", "--job_dir", str(tmp_path), *DIGITS
-    )
+    text = script(capsys, main_pretrain, "--max_requeues", "2", "--job_dir", str(tmp_path), *DIGITS)
     logs = tmp_path / "slurm"
     (tmp_path / "bin").mkdir()
     logs.mkdir()
