@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -63,42 +63,61 @@ def _encoded(
         yield features.float().cpu(), targets
 
 
-@torch.no_grad()
 def predict_knn(
     train: tuple[Tensor, Tensor], queries: Tensor, k: int = 20, temperature: float = 0.07,
-    device: torch.device | str = "cpu", chunk: int = 4096, block: int = 2**15,
+    device: torch.device | str = "cpu", **sizes: int,
 ) -> Tensor:  # fmt: skip
     """The class of each query [n, D] -> [n]; each of the k nearest votes with
-    exp(cosine / temperature).
+    exp(cosine / temperature)."""
+    return predict_knn_grid(train, queries, (k,), (temperature,), device, **sizes)[k, temperature]
+
+
+@torch.no_grad()
+def predict_knn_grid(
+    train: tuple[Tensor, Tensor], queries: Tensor, ks: Sequence[int],
+    temperatures: Sequence[float], device: torch.device | str = "cpu", **sizes: int,
+) -> dict[tuple[int, float], Tensor]:  # fmt: skip
+    """The classes of queries [n, D] for each (k, temperature), from one search: [n] each.
+
+    Args:
+        train: features [n, D] and targets [n].
+        sizes: see `nearest_neighbours`.
+    """
+    num_classes = int(train[1].max()) + 1
+    similarity, labels = nearest_neighbours(train, queries, max(ks), device, **sizes)
+    predicted = {}
+    for k in ks:
+        for temperature in temperatures:
+            # Relative to the nearest, whose vote is 1: a low temperature would overflow.
+            weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).exp()
+            votes = weights.new_zeros(len(queries), num_classes)
+            votes.scatter_add_(1, labels[:, :k], weights)
+            predicted[k, temperature] = votes.argmax(1)
+    return predicted
+
+
+@torch.no_grad()
+def nearest_neighbours(
+    train: tuple[Tensor, Tensor], queries: Tensor, k: int, device: torch.device | str = "cpu",
+    chunk: int = 4096, block: int = 2**15,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Cosines and targets of each query's k nearest, the nearest first: [n, k] each.
 
     Args:
         train: features [n, D] and targets [n], of which no more than a block is copied.
         chunk, block: queries and training images at a time: their similarities take half a GiB.
     """
-    num_classes = int(train[1].max()) + 1
-    parts = [F.normalize(part, dim=1).to(device) for part in queries.split(chunk)]
-    nearest = [_no_neighbours(len(part), device) for part in parts]
+    parts = [F.normalize(part.float(), dim=1).to(device) for part in queries.split(chunk)]
+    nearest = [(part[:, :0], torch.empty(len(part), 0).long().to(device)) for part in parts]
     for features, targets in zip(train[0].split(block), train[1].split(block), strict=True):
-        features, targets = F.normalize(features, dim=1).to(device), targets.to(device)
+        features, targets = F.normalize(features.float(), dim=1).to(device), targets.to(device)
         for i, part in enumerate(parts):
             similarity, ids = (part @ features.T).topk(min(k, len(features)), dim=1)
             similarity = torch.cat([nearest[i][0], similarity], dim=1)
-            labels = torch.cat([nearest[i][1], targets[ids]], dim=1)
+            labels = torch.cat([nearest[i][1], targets[ids]], dim=1)  # [chunk, 2k at most]
             similarity, ids = similarity.topk(min(k, similarity.shape[1]), dim=1)
             nearest[i] = similarity, labels.gather(1, ids)
-    predicted = [torch.empty(0, dtype=torch.long, device=device)]
-    for similarity, labels in nearest:  # [chunk, k], the nearest first
-        # Relative to the nearest, whose vote is 1: a low temperature would overflow.
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(len(labels), num_classes).scatter_add_(1, labels, weights)
-        predicted.append(votes.argmax(1))
-    return torch.cat(predicted)
-
-
-def _no_neighbours(num_queries: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Similarities and labels, [num_queries, 0] each."""
-    shape = (num_queries, 0)
-    return torch.empty(shape, device=device), torch.empty(shape, dtype=torch.long, device=device)
+    return torch.cat([s for s, _ in nearest]), torch.cat([labels for _, labels in nearest])
 
 
 def weighted_knn(
