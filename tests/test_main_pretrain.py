@@ -294,7 +294,7 @@ def test_resuming_a_run_from_elsewhere_sets_aside_what_was_here(run_main_here, c
     aside = here.folder / "previous-1"
     assert (aside / "log.txt").read_text() == log
     assert (aside / "reconstructions.png").exists() and (aside / "checkpoint-last.pth").exists()
-    own = here.folder / "checkpoint-last.pth"
-    flags = ("--batch_size", 128, "--epochs", 4, "--resume", own)
+    last = here.folder / "checkpoint-last.pth"
+    flags = ("--batch_size", 128, "--epochs", 4, "--resume", last)
     assert run_main_here("main_pretrain", *flags, folder=here.folder).status == 0
     assert not (here.folder / "previous-2").exists()

@@ -117,10 +117,10 @@ def differing(left: pathlib.Path, right: pathlib.Path) -> list[str]:
     ]
     for state in states:
         del state["args"]  # the output folders' names differ
-    found = _differing(*states, "")
+    names = _differing(*states, "")
     if (left / "log.txt").read_bytes() != (right / "log.txt").read_bytes():
-        found.append("log.txt")
-    return found
+        names.append("log.txt")
+    return names
 
 
 def _differing(left, right, name: str) -> list[str]:

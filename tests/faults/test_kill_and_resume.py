@@ -191,7 +191,7 @@ def wait_for(log, text: str, seconds: float = 60.0) -> None:
 
 def session_of(leader: int) -> list[int]:
     """Processes of the session that a training process leads, from /proc."""
-    found = []
+    processes = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as file:
@@ -199,5 +199,5 @@ def session_of(leader: int) -> list[int]:
         except OSError:
             continue
         if int(session) == leader and state != "Z":
-            found.append(int(name))
-    return sorted(found)
+            processes.append(int(name))
+    return sorted(processes)

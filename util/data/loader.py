@@ -147,7 +147,7 @@ class Batches:
         if len(self.bad_images) > self.max_bad_images:
             raise RunError(
                 f"{len(self.bad_images)} images cannot be read, more than --max_bad_images "
-                f"{self.max_bad_images}: mend the files named above, or raise the limit",
+                f"{self.max_bad_images}: fix the files named above, or raise the limit",
                 EXIT_DATA,
             )
 
