@@ -28,11 +28,11 @@ PROBES = {
 }
 
 
-def run(name: str, words: str) -> dict:
+def run(name: str, flags: str) -> dict:
     """The results of a main, which prints into a file."""
     folder = f"{OUTPUT}/{name.replace(' ', '_')}"
     os.makedirs(OUTPUT, exist_ok=True)
-    command = [sys.executable, *words.split(), "--output_dir", folder, "--log_every", "1000000"]
+    command = [sys.executable, *flags.split(), "--output_dir", folder, "--log_every", "1000000"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     with open(f"{folder}.log", "w") as file:
@@ -56,14 +56,14 @@ def main() -> None:
     }
     with ThreadPoolExecutor(CORES) as pool:
         training = [
-            pool.submit(run, name, f"main_pretrain.py {words}") for name, words in PRETRAIN.items()
+            pool.submit(run, name, f"main_pretrain.py {flags}") for name, flags in PRETRAIN.items()
         ]
         for job in training:
             job.result()
         jobs = {
-            (encoder, probe): pool.submit(run, f"{encoder}, {probe}", f"{words} {flags}")
+            (encoder, probe): pool.submit(run, f"{encoder}, {probe}", f"{probe_flags} {flags}")
             for encoder, flags in encoders.items()
-            for probe, words in PROBES.items()
+            for probe, probe_flags in PROBES.items()
             if (encoder, probe) != ("raw pixels", "fine-tuned")
         }
         results = {key: job.result() for key, job in jobs.items()}
@@ -71,8 +71,8 @@ def main() -> None:
     for encoder in encoders:
         cells = []
         for probe in PROBES:
-            found = results.get((encoder, probe), {})
-            accuracy = found.get("test_acc1", found.get("knn_acc1"))
+            numbers = results.get((encoder, probe), {})
+            accuracy = numbers.get("test_acc1", numbers.get("knn_acc1"))
             cells.append(f"{'–' if accuracy is None else f'{accuracy:.2f}':>16s}")
         print(f"{encoder:28s}" + "".join(cells))
     print("\none of the 382 test images, by unseen writers, is 0.26 points: below 2 it is noise")

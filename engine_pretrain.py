@@ -97,9 +97,9 @@ def _share_step(
 ) -> list[StepMI]:
     """For each micro-batch, the MI losses of the whole step, from a pass without the decoder."""
     parts = []
-    for imgs, own_noise in zip(micro_batches, noise, strict=True):
+    for imgs, micro_noise in zip(micro_batches, noise, strict=True):
         with precision.autocast():
-            parts.append(model.mi_inputs(imgs, own_noise))
+            parts.append(model.mi_inputs(imgs, micro_noise))
     return share_step(model.mi_losses, parts)
 
 

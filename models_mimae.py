@@ -53,7 +53,7 @@ def resolve_masking(num_patches: int, num_masks: int, mask_ratio: float) -> tupl
     """
     if not 0 < mask_ratio < 1:
         raise UsageError(f"--mask_ratio {mask_ratio} is not between 0 and 1: MAE uses 0.75")
-    num_visible = int(num_patches * (1 - mask_ratio))
+    num_visible = int(num_patches * (1 - mask_ratio) + 1e-6)  # 100 · (1 − 0.9) is 9.999…
     if num_visible < 1:
         raise UsageError(
             f"--mask_ratio {mask_ratio} leaves none of {num_patches} patches visible: "

@@ -52,9 +52,9 @@ class PixelPrediction(nn.Module):
         Raises:
             ValueError: images of another size than the model's.
         """
-        own = tuple(side * self.patch_size for side in self.grid)
-        if imgs.shape[2:] != own:
-            raise ValueError(f"images of {tuple(imgs.shape[2:])} pixels for a model of {own}")
+        expected = tuple(side * self.patch_size for side in self.grid)
+        if imgs.shape[2:] != expected:
+            raise ValueError(f"images of {tuple(imgs.shape[2:])} pixels for a model of {expected}")
         x = imgs.unflatten(3, (self.grid[1], -1)).unflatten(2, (self.grid[0], -1))
         return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [B, C, h, p, w, p] -> ...
 

@@ -88,7 +88,7 @@ def compare(
             paired[name] = np.stack(rows)
     squares = sum(((rows.mean(1) - rows.mean()) ** 2).sum() for rows in paired.values())
     freedom = sum(len(rows) - 1 for rows in paired.values())
-    rng, found = np.random.default_rng(0), {}
+    rng, comparisons = np.random.default_rng(0), {}
     for name, rows in paired.items():
         images = rows.mean(0)
         draws = rng.integers(len(images), size=(num_boots, len(images)))
@@ -99,16 +99,16 @@ def compare(
             of_seeds = stats.t.ppf(0.975, freedom) * spread
         half = math.hypot(of_images, of_seeds)
         mean = float(rows.mean())
-        found[name] = Comparison(mean, mean - half, mean + half, len(rows))
-    return found
+        comparisons[name] = Comparison(mean, mean - half, mean + half, len(rows))
+    return comparisons
 
 
 def by_variant(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records by their variant's name, in the order of their first runs, by seed."""
-    found: dict[str, list[Record]] = {}
+    rows_of: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record["variant"], []).append(record)
-    return {name: sorted(rows, key=lambda row: row["seed"]) for name, rows in found.items()}
+        rows_of.setdefault(record["variant"], []).append(record)
+    return {name: sorted(rows, key=lambda row: row["seed"]) for name, rows in rows_of.items()}
 
 
 def report(records: list[Record], reference: str) -> str:
@@ -140,9 +140,10 @@ def _mean(values: list, digits: int) -> str:
     return f"{np.mean(known):.{digits}f}{spread}" if known else "–"
 
 
-def _shown(found: Comparison | None) -> str:
-    if found is None:
+def _shown(comparison: Comparison | None) -> str:
+    if comparison is None:
         return "–"
-    if not math.isfinite(found.low):
-        return f"{found.difference:+.1f} (one seed)"
-    return f"{found.difference:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
+    if not math.isfinite(comparison.low):
+        return f"{comparison.difference:+.1f} (one seed)"
+    interval = f"[{comparison.low:+.1f}, {comparison.high:+.1f}]"
+    return f"{comparison.difference:+.1f} {interval} {comparison.verdict}"

@@ -7,7 +7,11 @@ import sys
 import pytest
 
 CASES = {
-    "find_images": ("--images 10000", r"ours, the second time +[\d.]+ s for 10000 images"),
+    "find_images": ("--images 10000", r"ours +[\d.]+ s for 10000 images"),
+    "checkpoint_cost": (
+        "--model mimae_vit_tiny_patch2 --input_size 8 --in_chans 1 --rounds 1 --wait 0.01",
+        r"waits for +[\d.]+ s\n.*training feels -?[\d.]+ s = -?[\d.]+ x of that: the copy",
+    ),
     "data_loading": ("--images 64 --rounds 1", r"ours, PIL +\d+ images/s of one core +[\d.]+ x"),
     "pretrain_step": (
         "--models small --images 1 --input_size 32 --steps 1 --rounds 1 --without_mi --threads 1 "
@@ -30,9 +34,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_it_runs(name, tmp_path):
     flags, pattern = CASES[name]
-    words = [f"benchmarks/{name}.py", *flags.split()]
+    command = [f"benchmarks/{name}.py", *flags.split()]
     if name == "equal_samples":
-        words += ["--study", str(tmp_path / "study.jsonl"), "--runs", str(tmp_path / "runs")]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+        command += ["--study", str(tmp_path / "study.jsonl"), "--runs", str(tmp_path / "runs")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(pattern, done.stdout), done.stdout

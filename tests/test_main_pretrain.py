@@ -120,6 +120,17 @@ def test_other_options_run(run_main_here, flags):
     assert losses(run_main_here("main_pretrain", *SHORT, *flags))["train_rec"] > 0
 
 
+def test_gradients_that_are_scaled_or_wide_may_be_compressed(run_main_here):
+    for flags in (("--amp", "fp16", "--grad_compression", "fp16"), ("--grad_compression", "bf16")):
+        assert losses(run_main_here("main_pretrain", *SHORT, *flags))["train_rec"] > 0
+
+
+def test_patches_that_no_mask_reveals_are_counted(run_main_here):
+    five = run_main_here("main_pretrain", *SHORT, "--mask_ratio", 0.8)  # 4 x 3 of 16
+    assert "4 of 16 patches are in no mask (4 masks x 3 visible)" in five.out
+    assert "in no mask" not in run_main_here("main_pretrain", *SHORT).out
+
+
 def test_an_argument_file(run_main_here, tmp_path):
     (tmp_path / "run.args").write_text("# a recipe\n--batch_size 32 # images\n\n--max_steps 1\n")
     outcome = run_main_here("main_pretrain", f"@{tmp_path}/run.args")
@@ -216,6 +227,9 @@ def test_bad_flags_are_refused_in_one_line(refuses, tmp_path):
     refuses(main, "--batch_size", 5000, names=("--batch_size 5000", "1415"))
     refuses(main, "--batch_size", 512, "--accum_iter", 3, names=("--accum_iter 3",))
     refuses(main, "--lambda_rec", 0, names=("--lambda_rec", "--mi_start_loss"))
+    for amp in ("bf16", "none"):
+        said = refuses(main, "--amp", amp, "--grad_compression", "fp16", names=(f"--amp {amp}",))
+        assert "--grad_compression fp16 loses" in said and "--grad_compression bf16, or" in said
     refuses(main, "--pred_ratio", 2, names=("--pred_ratio 2",))
     refuses(main, "--model", "simmim_swin_mini_patch2", "--pred_ratio", 0.5,
             names=("--pred_ratio", "SimMIM"))  # fmt: skip
@@ -280,7 +294,7 @@ def test_resuming_a_run_from_elsewhere_sets_aside_what_was_here(run_main_here, c
     aside = here.folder / "previous-1"
     assert (aside / "log.txt").read_text() == log
     assert (aside / "reconstructions.png").exists() and (aside / "checkpoint-last.pth").exists()
-    own = here.folder / "checkpoint-last.pth"
-    flags = ("--batch_size", 128, "--epochs", 4, "--resume", own)
+    last = here.folder / "checkpoint-last.pth"
+    flags = ("--batch_size", 128, "--epochs", 4, "--resume", last)
     assert run_main_here("main_pretrain", *flags, folder=here.folder).status == 0
     assert not (here.folder / "previous-2").exists()

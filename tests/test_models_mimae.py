@@ -83,6 +83,16 @@ def test_complete_masking_counts(ratio, count):
     assert resolve_masking(196, 0, ratio) == (count, int(196 * (1 - ratio)))
 
 
+def test_a_whole_number_of_visible_patches_is_not_rounded_down():
+    """In floating point 100 · (1 − 0.9) is below 10."""
+    assert resolve_masking(100, 0, 0.9) == (10, 10)
+    for num_patches in (16, 49, 64, 100, 144, 196, 256, 576, 1024):
+        for percent in range(1, 100):
+            num_visible = num_patches * (100 - percent) // 100
+            if num_visible:
+                assert resolve_masking(num_patches, 4, percent / 100) == (4, num_visible)
+
+
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [

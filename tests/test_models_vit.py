@@ -68,18 +68,18 @@ def test_a_bare_state_dict_and_an_encoder_alone_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "chans", "words"),
+    ("name", "size", "chans", "message"),
     [
         ("vit_tiny_patch4", 8, 1, "patch_embed.proj.weight [128, 1, 2, 2] instead of"),
         ("vit_tiny_patch2", 8, 3, "patch_embed.proj.weight [128, 1, 2, 2] instead of"),
         ("vit_small_patch16", 32, 1, "differences"),
     ],
 )
-def test_another_architecture_names_keys_and_shapes(saved, name, size, chans, words):
+def test_another_architecture_names_keys_and_shapes(saved, name, size, chans, message):
     path = saved(mimae_vit_tiny_patch2(img_size=8, in_chans=1))
     with pytest.raises(UsageError) as caught:
         Pretrained(path).load_into(build_vit(name, 10, size, chans))
-    assert words in str(caught.value) and path in str(caught.value)
+    assert message in str(caught.value) and path in str(caught.value)
 
 
 def test_what_holds_no_weights(tmp_path):

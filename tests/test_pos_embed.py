@@ -12,12 +12,12 @@ from util.pos_embed import interpolate_pos_embed, sincos_pos_embed, square_grid
 @pytest.mark.parametrize("grid", [(4, 4), (2, 5), (7, 3), (1, 1)])
 def test_values_follow_the_formula(grid):
     dim, quarter = 16, 4
-    found = sincos_pos_embed(dim, grid)
-    assert found.shape == (1, 1 + grid[0] * grid[1], dim) and found.dtype == torch.float32
-    assert (found[0, 0] == 0).all()
+    embedding = sincos_pos_embed(dim, grid)
+    assert embedding.shape == (1, 1 + grid[0] * grid[1], dim) and embedding.dtype == torch.float32
+    assert (embedding[0, 0] == 0).all()
     for row in range(grid[0]):
         for column in range(grid[1]):
-            token = found[0, 1 + row * grid[1] + column]
+            token = embedding[0, 1 + row * grid[1] + column]
             for i in range(quarter):
                 frequency = 1 / 10000 ** (i / quarter)
                 for half, position in ((0, column), (8, row)):

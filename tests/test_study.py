@@ -39,9 +39,9 @@ def test_what_was_right_survives_the_file(tmp_path):
 def test_verdicts(accuracies, verdict):
     rng = np.random.default_rng(1)
     variant, reference = (runs("x", share, range(3), rng, spread=0.005) for share in accuracies)
-    found = study.compare({"x": variant}, reference, "knn")["x"]
-    assert found.verdict == verdict and found.num_seeds == 3
-    assert found.low < found.difference < found.high
+    comparison = study.compare({"x": variant}, reference, "knn")["x"]
+    assert comparison.verdict == verdict and comparison.num_seeds == 3
+    assert comparison.low < comparison.difference < comparison.high
 
 
 def test_equal_predictions_are_no_difference_and_one_seed_tells_nothing():
@@ -56,8 +56,8 @@ def test_equal_predictions_are_no_difference_and_one_seed_tells_nothing():
 def test_only_common_seeds_are_compared():
     reference = [record("r", 0, [1, 1, 0, 0]), record("r", 1, [1, 0, 0, 0])]
     variant = [record("x", 1, [1, 1, 1, 0]), record("x", 2, [0, 0, 0, 0])]
-    found = study.compare({"x": variant}, reference, "knn")["x"]
-    assert found.difference == 50 and found.num_seeds == 1
+    comparison = study.compare({"x": variant}, reference, "knn")["x"]
+    assert comparison.difference == 50 and comparison.num_seeds == 1
     assert study.compare({"y": variant[1:]}, reference, "knn") == {}
 
 
@@ -73,8 +73,8 @@ def test_the_interval_covers_the_truth():
 
         reference = [row(0, seed) for seed in range(3)]
         variants = {str(i): [row(0, seed) for seed in range(3)] for i in range(4)}
-        found = study.compare(variants, reference, "knn", num_boots=200)
-        hits += sum(one.low <= 0 <= one.high for one in found.values())
+        comparison = study.compare(variants, reference, "knn", num_boots=200)
+        hits += sum(one.low <= 0 <= one.high for one in comparison.values())
     assert hits / (4 * trials) > 0.9
 
 

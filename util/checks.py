@@ -10,6 +10,22 @@ def check_one_of(flag: str, value: str, known: Sequence[str]) -> None:
         raise UsageError(f"{flag} {value} is unknown: use {', '.join(known)}")
 
 
+def check_compression(amp: str, compression: str) -> None:
+    """fp16 has no room below 6e-8, where many gradients are that no loss scaling has lifted.
+
+    Args:
+        amp: the value of --amp that is computed in. compression: of --grad_compression.
+
+    Raises:
+        UsageError: gradients would be lost.
+    """
+    if compression == "fp16" and amp != "fp16":
+        raise UsageError(
+            f"--grad_compression fp16 loses small gradients, which --amp {amp} does not scale: "
+            "use --grad_compression bf16, or --amp fp16"
+        )
+
+
 def image_size(
     img_size: int | Sequence[int], unit: int, what: str = "the patch of the model"
 ) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from util.errors import EXIT_LOST_RANKS, EXIT_MEMORY, RunError
 def run_main(
     main: Callable[[argparse.Namespace], None], parse_args: Callable[[], argparse.Namespace]
 ) -> None:
-    """Run a main; what a user can mend becomes one line on stderr and an exit status."""
+    """Run a main; what a user can fix becomes one line on stderr and an exit status."""
     try:
         main(parse_args())
     except RunError as error:

@@ -1,7 +1,7 @@
-"""Errors that a user can mend, and the exit statuses of every main."""
+"""Errors that a user can fix, and the exit statuses of every main."""
 
 # Exit statuses. 0 is kept for a finished run.
-EXIT_USAGE = 2  # unusable arguments, data or checkpoint: mend what the line names
+EXIT_USAGE = 2  # unusable arguments, data or checkpoint: fix what the line names
 EXIT_NONFINITE = 3  # the loss became NaN or infinite and could not be rolled back
 EXIT_DATA = 4  # too many unreadable images, or a data-loader worker died
 EXIT_MEMORY = 5  # the device ran out of memory
@@ -21,6 +21,6 @@ class RunError(Exception):
 
 
 class UsageError(RunError, ValueError):
-    """Bad input. The message is one line that names the flag or file and the mend."""
+    """Bad input. The message is one line that names the flag or file and the fix."""
 
     status = EXIT_USAGE

@@ -37,9 +37,9 @@ class SlurmJob:
     """A job that the launcher submitted."""
 
     def __init__(self, cluster: Cluster, said: str):
-        found = re.search(r"submitted job (\d+), log: (\S+)", said)
-        assert found, said
-        self.cluster, self.number, self.log_path = cluster, found[1], Path(found[2])
+        match = re.search(r"submitted job (\d+), log: (\S+)", said)
+        assert match, said
+        self.cluster, self.number, self.log_path = cluster, match[1], Path(match[2])
         self.folder = self.log_path.parent.parent / self.number
 
     def log(self) -> str:
@@ -50,8 +50,8 @@ class SlurmJob:
 
     def steps(self) -> list[int]:
         """The optimiser steps that it has logged, over all of its starts."""
-        found = re.findall(r"^epoch (\d+) (\d+)/", self.log(), re.MULTILINE)
-        return [int(epoch) * STEPS_PER_EPOCH + int(step) for epoch, step in found]
+        lines = re.findall(r"^epoch (\d+) (\d+)/", self.log(), re.MULTILINE)
+        return [int(epoch) * STEPS_PER_EPOCH + int(step) for epoch, step in lines]
 
     def resumed_at(self) -> list[int]:
         return [int(n) for n in re.findall(r"^resumed from .*\((\d+) in all\)", self.log(), re.M)]
@@ -211,9 +211,11 @@ def test_two_nodes_equal_one_process(cluster, runs, undisturbed):
     difference = float((expected - actual).norm() / expected.norm())
     print(f"relative difference of the weights: {difference:.2g}")
     assert difference < 1e-5
-    own, other = (json.loads((f / "log.txt").read_text()) for f in (job.folder, runs / "alone"))
-    assert own.keys() == other.keys()
-    assert all(own[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6) for key in own)
+    requeued, alone = (
+        json.loads((f / "log.txt").read_text()) for f in (job.folder, runs / "alone")
+    )
+    assert requeued.keys() == alone.keys()
+    assert all(requeued[key] == pytest.approx(alone[key], rel=1e-4, abs=1e-6) for key in requeued)
 
 
 def test_preempted_job_comes_back(disturbed, preempted, undisturbed):

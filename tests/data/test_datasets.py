@@ -68,10 +68,10 @@ def test_fashion_mnist_from_idx_files(tmp_path, layout):
             path = folder / (name + (".gz" if layout == "gz" else ""))
             path.write_bytes(gzip.compress(data) if layout == "gz" else data)
     for split, stem in (("pretrain", "train"), ("train", "train"), ("val", "t10k")):
-        found = load("fashion_mnist", split, tmp_path)
-        assert np.array_equal(found.images, arrays[stem][0])
-        assert np.array_equal(found.targets, arrays[stem][1])
-        assert np.array_equal(found.read(5)[0], arrays[stem][0][5])
+        dataset = load("fashion_mnist", split, tmp_path)
+        assert np.array_equal(dataset.images, arrays[stem][0])
+        assert np.array_equal(dataset.targets, arrays[stem][1])
+        assert np.array_equal(dataset.read(5)[0], arrays[stem][0][5])
 
 
 def test_fashion_mnist_that_is_missing_or_damaged(tmp_path):
@@ -184,20 +184,20 @@ def test_a_published_list_names_files_or_class_and_file(tmp_path):
     }
     for name, text in lists.items():
         (tmp_path / name).write_text(text)
-        found = load("image_folder", data_path=tmp_path, subset_file=str(tmp_path / name))
-        assert [found.name(i).rsplit("/")[-1] for i in range(2)] == [
+        dataset = load("image_folder", data_path=tmp_path, subset_file=str(tmp_path / name))
+        assert [dataset.name(i).rsplit("/")[-1] for i in range(2)] == [
             "n01440764_10026.JPEG", "n01443537_10027.JPEG",
         ]  # fmt: skip
-        assert found.targets.tolist() == [0, 1] and len(found.classes) == 2
+        assert dataset.targets.tolist() == [0, 1] and len(dataset.classes) == 2
 
     bad = tmp_path / "bad.txt"
-    for text, words in (
+    for text, message in (
         ("n01440764_10026.JPEG\nn01440764_99.JPEG", "1 of 2.*n01440764_99"),
         ("", "is empty"),
         ("10026.JPEG", "more than one"),
     ):
         bad.write_text(text)
-        with pytest.raises(UsageError, match=f"--subset_file.*{words}"):
+        with pytest.raises(UsageError, match=f"--subset_file.*{message}"):
             load("image_folder", data_path=tmp_path, subset_file=str(bad))
     with pytest.raises(UsageError, match=r"--subset_file.*absent"):
         load("image_folder", data_path=tmp_path, subset_file=str(tmp_path / "absent"))

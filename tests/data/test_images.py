@@ -129,8 +129,8 @@ def test_torchcodec_gives_pils_pixels(tmp_path, monkeypatch, pixels, options):
     Image.fromarray(big).save(tmp_path / "x.jpg", quality=90, **options)
     decoded = [read(tmp_path / "x.jpg", in_chans) for in_chans in (1, 3)]
     monkeypatch.setattr(images, "jpeg_decoder", lambda: None)
-    for found, in_chans in zip(decoded, (1, 3), strict=True):
-        assert np.array_equal(found, read(tmp_path / "x.jpg", in_chans))
+    for pixels, in_chans in zip(decoded, (1, 3), strict=True):
+        assert np.array_equal(pixels, read(tmp_path / "x.jpg", in_chans))
 
 
 @pytest.mark.skipif(jpeg_decoder() is None, reason="torchcodec is not installed")
@@ -147,13 +147,13 @@ def test_a_damaged_jpeg_is_for_both_decoders_the_same(tmp_path, monkeypatch):
         else:
             del data[rng.integers(len(data)) :]
         path.write_bytes(data)
-        found = [_pixels_or_none(path)]
+        pixels = [_pixels_or_none(path)]
         with monkeypatch.context() as patch:
             patch.setattr(images, "jpeg_decoder", lambda: None)
-            found.append(_pixels_or_none(path))
-        assert (found[0] is None) == (found[1] is None)
-        assert found[0] is None or np.array_equal(*found)
-        outcomes["refused" if found[0] is None else "read"] += 1
+            pixels.append(_pixels_or_none(path))
+        assert (pixels[0] is None) == (pixels[1] is None)
+        assert pixels[0] is None or np.array_equal(*pixels)
+        outcomes["refused" if pixels[0] is None else "read"] += 1
     assert min(outcomes.values()) > 10
 
 
@@ -189,9 +189,9 @@ def test_arrays_of_any_number_of_channels(tmp_path):
     cube = RNG.integers(0, 256, (6, 4, 5), dtype=np.uint8)
     np.save(tmp_path / "five.NPY", cube)
     (tmp_path / "five.NPY.npy").rename(tmp_path / "five.NPY")
-    found = read_image(str(tmp_path / "five.NPY"), 5)
-    assert found.dtype == torch.uint8 and found.shape == (5, 6, 4)
-    assert np.array_equal(found.numpy(), cube.transpose(2, 0, 1))
+    image = read_image(str(tmp_path / "five.NPY"), 5)
+    assert image.dtype == torch.uint8 and image.shape == (5, 6, 4)
+    assert np.array_equal(image.numpy(), cube.transpose(2, 0, 1))
     with pytest.raises(ValueError, match="3\\]"):
         read_image(str(tmp_path / "five.NPY"), 3)
 
@@ -207,9 +207,9 @@ def test_arrays_of_any_number_of_channels(tmp_path):
 )
 def test_array_types(tmp_path, array, expected):
     np.save(tmp_path / "a.npy", array)
-    found = read_image(str(tmp_path / "a.npy"), 1)
-    assert found.dtype == torch.float32 and found.shape == (1, 2, 3)
-    assert (found == expected).all()
+    image = read_image(str(tmp_path / "a.npy"), 1)
+    assert image.dtype == torch.float32 and image.shape == (1, 2, 3)
+    assert (image == expected).all()
 
 
 def test_arrays_that_are_refused(tmp_path):

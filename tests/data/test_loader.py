@@ -91,9 +91,9 @@ def test_evaluation_covers_each_image_once(as_rank, size, world):
     for rank in range(world):
         as_rank(rank, world)
         batches = Batches(Numbers(size), 2, False)
-        found = ids(batches)
-        assert len(batches) - len(found) in (0, 1)
-        seen += flat(found)
+        ids_read = ids(batches)
+        assert len(batches) - len(ids_read) in (0, 1)
+        seen += flat(ids_read)
     assert sorted(seen) == list(range(size))
 
 
@@ -136,11 +136,11 @@ class Dies(Numbers):
 def test_a_worker_that_dies_while_a_step_runs_costs_no_image(tmp_path, workers):
     expected = ids(Batches(Numbers(40), 4, True))
     batches = Batches(Dies(40, str(tmp_path / "died")), 4, True, num_workers=workers)
-    found = []
+    pixels = []
     for imgs, _ in batches.epoch():
-        found.append(imgs[:, 0].tolist())
+        pixels.append(imgs[:, 0].tolist())
         time.sleep(0.05)  # the step
-    assert found == expected
+    assert pixels == expected
     assert (tmp_path / "died").exists()
 
 

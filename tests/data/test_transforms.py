@@ -20,9 +20,9 @@ def picture(width, height, in_chans=3):
     return torch.from_numpy(RNG.integers(0, 256, (in_chans, height, width), dtype=np.uint8))
 
 
-def assert_within_rounding(found, expected):
+def assert_within_rounding(actual, expected):
     """Both round twice, after each direction: a level or two apart, and that seldom."""
-    difference = (found.int() - expected.int()).abs()
+    difference = (actual.int() - expected.int()).abs()
     assert difference.max() <= 2 and difference.float().mean() < 0.02
 
 
@@ -57,8 +57,8 @@ def test_the_evaluation_crop_takes_the_centre_of_the_resized_image():
     expected = to_tensor(VF.to_pil_image(image).resize((256, 128), Image.BICUBIC))
     left, top = (256 - 112) // 2, (128 - 112) // 2
     expected = expected[:, top : top + 112, left : left + 112]
-    found = ResizeCenterCrop((112, 112), 112 / 128)(image)
-    assert_within_rounding(found, expected)
+    actual = ResizeCenterCrop((112, 112), 112 / 128)(image)
+    assert_within_rounding(actual, expected)
 
 
 @pytest.mark.parametrize("size", [(500, 375), (200, 340)])
@@ -67,10 +67,10 @@ def test_crops_have_the_pixels_of_pil(size):
     transform = CropAndFlip((224, 224), 0.2, False)
     for seed in range(5):
         torch.manual_seed(seed)
-        found = transform(image)
+        actual = transform(image)
         torch.manual_seed(seed)
         expected = transform.crop(VF.to_pil_image(image))
-        assert_within_rounding(found, to_tensor(expected))
+        assert_within_rounding(actual, to_tensor(expected))
 
 
 def test_each_channel_is_resized_by_itself():

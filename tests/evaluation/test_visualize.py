@@ -19,8 +19,8 @@ def test_cells_lie_in_a_row_and_keep_their_pixels():
     top = sheet.shape[0] - MARGIN - cell_h
     for column, cell in ((0, originals[1]), (1, view), (2, predicted[1, 0])):
         left = MARGIN + column * (cell_w + MARGIN)
-        found = sheet[top + 7 : top + cell_h : 14, left + 7 : left + cell_w : 14]
-        assert np.abs(found / 255 - cell.permute(1, 2, 0).numpy()).max() < 0.003
+        pixels = sheet[top + 7 : top + cell_h : 14, left + 7 : left + cell_w : 14]
+        assert np.abs(pixels / 255 - cell.permute(1, 2, 0).numpy()).max() < 0.003
 
 
 def test_any_number_of_channels_becomes_rgb():

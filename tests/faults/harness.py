@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -69,6 +70,46 @@ def kill_after(pid: int, seconds: float) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def kill_when(pid: int, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """SIGKILL a training process as soon as `condition` holds, if that is before it ends."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline and not has_ended(pid):
+        time.sleep(0.0005)
+    kill_after(pid, 0)
+
+
+def has_ended(pid: int) -> bool:
+    """The process is gone, or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+class Saves:
+    """What lies in an output folder while a save is under way, or after it was killed."""
+
+    def __init__(self, output: pathlib.Path):
+        self.last, self.before = output / "checkpoint-last.pth", output / "checkpoint-last-1.pth"
+        self.temporary, self.seen = output / "checkpoint-last.pth.tmp", 0
+
+    def is_writing(self) -> bool:
+        return self.temporary.exists() and self.temporary.stat().st_size > 0
+
+    def is_rotating(self) -> bool:
+        """The one before has its new name, the new one not yet."""
+        return self.before.exists() and self.temporary.exists() and not self.last.exists()
+
+    def was_cut(self) -> bool:
+        """A save was in flight when the run was killed, and not yet at an earlier call."""
+        try:
+            before, self.seen = self.seen, self.temporary.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        return self.seen != before
+
+
 def differing(left: pathlib.Path, right: pathlib.Path) -> list[str]:
     """Names of what differs, bit by bit, between the final states of two runs."""
     states = [
@@ -77,10 +118,10 @@ def differing(left: pathlib.Path, right: pathlib.Path) -> list[str]:
     for state in states:
         # The output folders' names differ, and which flags are given to go on.
         del state["args"], state["flag_sources"]
-    found = _differing(*states, "")
+    names = _differing(*states, "")
     if (left / "log.txt").read_bytes() != (right / "log.txt").read_bytes():
-        found.append("log.txt")
-    return found
+        names.append("log.txt")
+    return names
 
 
 def _differing(left, right, name: str) -> list[str]:

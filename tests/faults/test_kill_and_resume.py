@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from harness import differing, flags, kill_after
+from harness import Saves, differing, flags, kill_after, kill_when
 
 MAINS = ("main_pretrain", "main_finetune", "main_linprobe")
 
@@ -16,15 +16,15 @@ def kill_and_resume(zygote, main, folder, expected, kills, seed, slow_disk=0.0, 
     """Kill runs at random moments until `kills` are done; compare every run that ends.
 
     Returns:
-        (kills done, runs that ended).
+        (kills done, those in the middle of a save, runs that ended).
     """
     draw = random.Random(seed)
-    longest = json.loads((expected / "results.json").read_text())["seconds"] + 40 * slow_disk + 0.5
-    done = ended = 0
+    longest = json.loads((expected / "results.json").read_text())["seconds"] + 80 * slow_disk + 0.5
+    done = ended = cut = 0
     while done < kills:
         output = folder / f"run{ended}"
         output.mkdir()
-        status = None
+        status, saves = None, Saves(output)
         while status != 0:
             # Another number of workers each time: it must not matter.
             workers = ["--num_workers", str(draw.choice((0, 0, 1, 2)))]
@@ -35,9 +35,14 @@ def kill_and_resume(zygote, main, folder, expected, kills, seed, slow_disk=0.0, 
             status = zygote.wait()
             assert status in (0, -signal.SIGKILL), (output / "stdout").read_text()
             done += status != 0
+            cut += status != 0 and saves.was_cut()
         assert differing(expected, output) == []
         ended += 1
-    return done, ended
+    print(
+        f"{main}: {done} kills survived, {cut} in the middle of a save; {ended} runs compared, "
+        "0 bytes differed"
+    )
+    return done, cut, ended
 
 
 @pytest.mark.parametrize(
@@ -51,8 +56,29 @@ def kill_and_resume(zygote, main, folder, expected, kills, seed, slow_disk=0.0, 
 )
 def test_killed_runs_end_with_the_same_bits(zygote, undisturbed, tmp_path, main, kills, slow_disk):
     expected = undisturbed(main)
-    done, ended = kill_and_resume(zygote, main, tmp_path, expected, kills, kills, slow_disk)
-    print(f"{main}: {done} kills survived, {ended} runs compared, 0 bytes differed")
+    kill_and_resume(zygote, main, tmp_path, expected, kills, kills, slow_disk)
+
+
+@pytest.mark.parametrize("phase", ["writing", "rotating"])
+def test_kills_in_the_middle_of_a_background_save(zygote, undisturbed, tmp_path, phase):
+    """Attempts are killed in the first, second or third save that they make, until it is done."""
+    expected, saves, cut = undisturbed("main_pretrain"), Saves(tmp_path), 0
+    log, argv = tmp_path / "stdout", flags("main_pretrain", tmp_path, "--resume", "auto")
+    log.touch()
+    is_there = saves.is_writing if phase == "writing" else saves.is_rotating
+    for attempt in range(8):
+        steps = log.read_text().count("\nepoch ") + 1 + attempt % 3
+        pid = zygote.start("main_pretrain", argv, log, slow_disk=0.03)
+        kill_when(
+            pid,
+            lambda steps=steps: log.read_text().count("\nepoch ") >= steps and is_there(),
+        )
+        assert zygote.wait() in (0, -signal.SIGKILL), log.read_text()
+        cut += saves.was_cut()
+    print(f"{phase}: {cut} kills in the middle of a save")
+    assert cut >= 4
+    assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
+    assert differing(expected, tmp_path) == []
 
 
 @pytest.mark.slow
@@ -60,8 +86,8 @@ def test_killed_runs_end_with_the_same_bits(zygote, undisturbed, tmp_path, main,
 @pytest.mark.parametrize("slow_disk", [0.0, 0.02])
 def test_hundreds_of_kills(zygote, undisturbed, tmp_path, main, slow_disk):
     expected = undisturbed(main)
-    done, ended = kill_and_resume(zygote, main, tmp_path, expected, 50, 7, slow_disk)
-    print(f"{main}: {done} kills survived, {ended} runs compared, 0 bytes differed")
+    _, cut, _ = kill_and_resume(zygote, main, tmp_path, expected, 50, 7, slow_disk)
+    assert cut > 0 or not slow_disk
 
 
 @pytest.mark.parametrize(
@@ -98,6 +124,24 @@ def test_signal_saves_the_step_in_flight(zygote, undisturbed, tmp_path, main, nu
     assert zygote.run(main, argv, log) == 0, log.read_text()
     assert "resumed from" in log.read_text()
     assert differing(expected, tmp_path) == []
+
+
+def test_a_second_interrupt_leaves_at_once_and_the_last_save_whole(zygote, undisturbed, tmp_path):
+    """The save in flight is given up, before its file has the name of a checkpoint."""
+    log, argv = tmp_path / "stdout", flags("main_pretrain", tmp_path, "--resume", "auto")
+    pid = zygote.start("main_pretrain", argv, log, slow_disk=0.3)
+    saves = Saves(tmp_path)
+    while not (saves.before.exists() and saves.last.exists() and saves.is_writing()):
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.05)
+    os.kill(pid, signal.SIGINT)
+    assert zygote.wait() == 130, log.read_text()
+    assert "error: interrupted at once, without saving" in log.read_text()
+    assert "is given up, the one before is intact" in log.read_text()
+    assert saves.last.exists() and not saves.temporary.exists()
+    assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
+    assert differing(undisturbed("main_pretrain"), tmp_path) == []
 
 
 def test_interrupt_of_the_whole_group_leaves_no_worker(zygote, tmp_path):
@@ -147,7 +191,7 @@ def wait_for(log, text: str, seconds: float = 60.0) -> None:
 
 def session_of(leader: int) -> list[int]:
     """Processes of the session that a training process leads, from /proc."""
-    found = []
+    processes = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as file:
@@ -155,5 +199,5 @@ def session_of(leader: int) -> list[int]:
         except OSError:
             continue
         if int(session) == leader and state != "Z":
-            found.append(int(name))
-    return sorted(found)
+            processes.append(int(name))
+    return sorted(processes)

@@ -16,8 +16,9 @@ from harness import REPOSITORY, differing, flags
 from test_kill_and_resume import wait_for
 
 from util.errors import UsageError
-from util.training import checkpoint
-from util.training.checkpoint import read_checkpoint, write_atomically
+from util.training import checkpoint_file
+from util.training.checkpoint import Checkpointer
+from util.training.checkpoint_file import read_checkpoint, write_atomically
 from util.training.output import OutputFolder
 
 
@@ -139,7 +140,7 @@ def test_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(checkpoint_file.os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
         write_atomically(str(path), {"step": 2})
     assert read_checkpoint(str(path)) == {"step": 1}
@@ -295,7 +296,7 @@ def test_rollback_goes_back_to_what_was_resumed_and_not_to_what_came_after(
 def test_rollback_that_finds_no_checkpoint_ends_with_3(
     run_main_here, monkeypatch, tmp_path, poisoned_images
 ):
-    monkeypatch.setattr(checkpoint.Checkpointer, "save", lambda self, keep_as=None: True)
+    monkeypatch.setattr(Checkpointer, "save", lambda self, keep_as=None, wait=False: True)
     argv = poisoned_flags(poisoned_images, tmp_path / "output", "--on_nonfinite", "rollback")
     outcome = run_main_here("main_pretrain", *argv, folder=tmp_path / "output")
     assert outcome.status == 3 and outcome.err.count("\n") == 1, outcome.err

@@ -3,7 +3,8 @@
 Reads one JSON object per line: {"main": "main_pretrain", "argv": [...], "log": path,
 "slow_disk": seconds}; answers with {"pid": ...} and, when that process has ended, with
 {"pid": ..., "status": ...} (negative: the signal that killed it). Each process leads a session of
-its own. `slow_disk` widens the moments in which a checkpoint is half written.
+its own. `slow_disk` widens the moments in which a checkpoint is half written, in the thread that
+writes it.
 """
 
 import json
@@ -13,7 +14,8 @@ import sys
 import time
 
 import sklearn.datasets  # noqa: F401 - what the mains import late is imported here, once
-import torch.utils.tensorboard  # noqa: F401
+import torch
+import torch.utils.tensorboard
 
 import main_finetune
 import main_linprobe
@@ -35,6 +37,21 @@ def slow_disk_calls(seconds: float) -> None:
             return result
 
         setattr(os, name, slow)
+    save = torch.save
+    torch.save = lambda state, file: save(state, SlowFile(file, seconds))
+
+
+class SlowFile:
+    """Takes `seconds` longer for every 500th write; torch makes some thousands."""
+
+    def __init__(self, file, seconds: float):
+        self.file, self.seconds, self.flush, self.count = file, seconds, file.flush, 0
+
+    def write(self, data) -> int:
+        self.count += 1
+        if self.count % 500 == 0:
+            time.sleep(self.seconds)
+        return self.file.write(data)
 
 
 def child(request: dict) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import models_mimae
-from util.training.preflight import estimate_memory
+from util.training.preflight import estimate_memory, unseen_patches
 
 
 def kept_for_backward(model, imgs, half):
@@ -47,3 +47,22 @@ def test_checkpointed_blocks_keep_their_inputs():
     _, activations = estimate_memory(model, shapes, 16, False, True)
     one_block = max(16 * tokens * dim * 64 for tokens, dim, _ in shapes)
     assert 0.6 < (activations - one_block) / kept < 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "1 of 49 patches are in no mask (4 masks x 12 visible)"),
+        ({"num_masks": 0, "mask_ratio": 0.6}, "11 of 49 patches are in no mask"),
+        ({"num_masks": 5}, ""),
+        ({"mask_type": "independent"}, ""),
+        ({"num_masks": 1, "lambda_max": 0, "lambda_min": 0}, ""),  # MAE
+    ],
+)
+def test_patches_in_no_mask(options, says):
+    model = models_mimae.mimae_vit_tiny_patch4(img_size=28, in_chans=1, **options)
+    assert unseen_patches(model).startswith(says) and bool(unseen_patches(model)) == bool(says)
+
+
+def test_what_has_no_masks_leaves_none_unseen():
+    assert unseen_patches(torch.nn.Linear(1, 1)) == ""

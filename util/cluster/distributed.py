@@ -274,6 +274,15 @@ def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def reduce_max(number: int) -> int:
+    """The largest of the ranks' numbers."""
+    if not is_distributed():
+        return number
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=cpu_group())
+    return int(largest)
+
+
 def reduce_mean_with_grad(tensor: torch.Tensor) -> torch.Tensor:
     """Mean over the ranks; its gradient is the mean of the ranks' gradients."""
     return _ReduceMean.apply(tensor) if is_distributed() else tensor

@@ -88,15 +88,17 @@ def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, l
     """
     parser = get_args_parser()
     parser.prog = f"launcher of {main.__name__}"
-    own, rest = parser.parse_known_args(argv)  # which reads every @file
+    launcher_args, rest = parser.parse_known_args(argv)  # which reads every @file
     main_args = main.parse_args(rest)
-    if own.array and (is_given("--seed", rest) or is_given("--output_dir", rest)):
+    if launcher_args.array and (is_given("--seed", rest) or is_given("--output_dir", rest)):
         raise UsageError("--array sets --seed and --output_dir itself: use --job_dir instead")
-    own_flags = {"--resume": "auto"} | ({} if own.array else {"--output_dir": own.job_dir})
-    for flag, value in own_flags.items():
+    added_flags = {"--resume": "auto"} | (
+        {} if launcher_args.array else {"--output_dir": launcher_args.job_dir}
+    )
+    for flag, value in added_flags.items():
         if hasattr(main_args, flag[2:]) and not is_given(flag, rest):
             rest += [flag, value]
-    return own, rest
+    return launcher_args, rest
 
 
 def is_given(flag: str, argv: list[str]) -> bool:

@@ -129,5 +129,5 @@ class _TermHandler:
 def job_state(job_number: str) -> str:
     """SLURM's word for the job's state, from the controller: sites without accounting have it."""
     command = ["squeue", "--noheader", "--jobs", job_number, "--format", "%T"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return found.stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip()

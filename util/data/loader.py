@@ -32,6 +32,7 @@ class Batches:
         training: shuffle, and drop the rest that does not fill a global micro-batch; else in
             order, each image once over all ranks, the last batches smaller (ranks may differ).
         alone: the data set is this rank's own, which reads all of it.
+        keep_workers: between epochs; else they are started for each.
     """
 
     max_restarts = 3  # of workers that died, in a row
@@ -39,7 +40,7 @@ class Batches:
     def __init__(
         self, dataset: TransformedImages, batch_size: int, training: bool, seed: int = 0,
         num_workers: int = 0, pin_memory: bool = False, max_bad_images: int = 100,
-        alone: bool = False,
+        alone: bool = False, keep_workers: bool = True,
     ):  # fmt: skip
         self.dataset, self.batch_size, self.training, self.seed = (
             dataset, batch_size, training, seed,
@@ -57,7 +58,8 @@ class Batches:
         self.plan = _Plan()
         self.loader_options = dict(
             batch_sampler=self.plan, num_workers=num_workers, pin_memory=pin_memory,
-            persistent_workers=num_workers > 0, worker_init_fn=_init_worker, collate_fn=_collate,
+            persistent_workers=keep_workers and num_workers > 0, worker_init_fn=_init_worker,
+            collate_fn=_collate,
         )  # fmt: skip
         self.loader = DataLoader(dataset, **self.loader_options)
         self.workers: list[multiprocessing.Process] = []
@@ -126,6 +128,7 @@ class Batches:
         before, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
         iterator = iter(self.loader)
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        self.workers = [worker for worker in self.workers if worker.is_alive()]
         self.workers += set(multiprocessing.active_children()) - others
         return iterator
 
@@ -147,7 +150,7 @@ class Batches:
         if len(self.bad_images) > self.max_bad_images:
             raise RunError(
                 f"{len(self.bad_images)} images cannot be read, more than --max_bad_images "
-                f"{self.max_bad_images}: mend the files named above, or raise the limit",
+                f"{self.max_bad_images}: fix the files named above, or raise the limit",
                 EXIT_DATA,
             )
 

@@ -1,14 +1,15 @@
 """Weighted k-nearest-neighbour classification of frozen features."""
 
 import argparse
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from util.cluster import distributed
+from util.cluster.node_memory import node_tensor, share_rows
 from util.data.datasets import DATASETS, TransformedImages, load_images
 from util.data.loader import Batches
 from util.data.transforms import ResizeCenterCrop
@@ -21,84 +22,123 @@ def extract_features(
 ) -> tuple[Tensor, Tensor]:
     """Features [n, D] (float32, CPU) and targets [n] of a whole set, in its order, on all ranks.
 
+    The ranks of a node share one copy.
+
     Args:
         encoder: images [B, C, H, W] -> features [B, D].
         batches: an evaluation loader, each image once over all ranks.
     """
     was_training = encoder.training
     encoder.eval()
-    features, targets = [], []
-    for imgs, target in batches.epoch():
+    parts = _encoded(encoder, batches, normalize, precision)
+    first = list(itertools.islice(parts, 1))  # none on a rank that has no image
+    dim = distributed.reduce_max(first[0][0].shape[1] if first else 0)
+    whole = (
+        node_tensor((len(batches.dataset), dim), torch.float32),
+        node_tensor((len(batches.dataset),), torch.long),
+    )
+    start = 0
+    for part in itertools.chain(first, parts):
+        # Rank r has every W-th image from r on, in each global batch.
+        for rows, values in zip(whole, part, strict=True):
+            rows[distributed.rank() :: distributed.world_size()][start : start + len(values)] = (
+                values
+            )
+        start += len(part[1])
+    for rows in whole:
+        share_rows(rows)
+    encoder.train(was_training)
+    return whole
+
+
+@torch.no_grad()
+def _encoded(
+    encoder: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features [B, D] and targets [B] of this rank's batches."""
+    for imgs, targets in batches.epoch():
         imgs = normalize(imgs.to(precision.device, non_blocking=True))
         with precision.autocast():
-            found = encoder(imgs)
-        features.append(found.float().cpu())
-        targets.append(target)
-    encoder.train(was_training)
-    if not distributed.is_distributed():
-        return torch.cat(features), torch.cat(targets)
-    own = (torch.cat(features), torch.cat(targets)) if features else None
-    parts: list = [None] * distributed.world_size()
-    dist.all_gather_object(parts, own, distributed.cpu_group())  # gigabytes, with many images
-    size = len(batches.dataset)
-    dim = next(part[0].shape[1] for part in parts if part is not None)
-    all_features, all_targets = torch.empty(size, dim), torch.empty(size, dtype=torch.long)
-    for rank, part in enumerate(parts):
-        if part is not None:  # rank r had every W-th image from r on, in each global batch
-            all_features[rank :: len(parts)], all_targets[rank :: len(parts)] = part
-    return all_features, all_targets
+            features = encoder(imgs)
+        yield features.float().cpu(), targets
 
 
 def predict_knn(
     train: tuple[Tensor, Tensor], queries: Tensor, k: int = 20, temperature: float = 0.07,
-    device: torch.device | str = "cpu", chunk: int | None = None,
+    device: torch.device | str = "cpu", **sizes: int,
 ) -> Tensor:  # fmt: skip
     """The class of each query [n, D] -> [n]; each of the k nearest votes with
     exp(cosine / temperature)."""
-    return predict_knn_grid(train, queries, (k,), (temperature,), device, chunk)[k, temperature]
+    return predict_knn_grid(train, queries, (k,), (temperature,), device, **sizes)[k, temperature]
 
 
 @torch.no_grad()
 def predict_knn_grid(
     train: tuple[Tensor, Tensor], queries: Tensor, ks: Sequence[int],
-    temperatures: Sequence[float], device: torch.device | str = "cpu", chunk: int | None = None,
+    temperatures: Sequence[float], device: torch.device | str = "cpu", **sizes: int,
 ) -> dict[tuple[int, float], Tensor]:  # fmt: skip
     """The classes of queries [n, D] for each (k, temperature), from one search: [n] each.
 
     Args:
         train: features [n, D] and targets [n].
-        chunk: queries at a time; by default so many that their similarities take half a GiB.
+        sizes: see `nearest_neighbours`.
     """
-    features, targets = F.normalize(train[0].float(), dim=1).to(device), train[1].to(device)
-    num_classes = int(targets.max()) + 1
-    chunk = chunk or max(1, 2**27 // len(features))
-    found = {(k, t): [targets.new_empty(0)] for k in ks for t in temperatures}
-    for start in range(0, len(queries), chunk):
-        part = F.normalize(queries[start : start + chunk].float(), dim=1).to(device)
-        similarity, ids = (part @ features.T).topk(min(max(ks), len(features)), dim=1)
-        for k, temperature in found:
+    num_classes = int(train[1].max()) + 1
+    similarity, labels = nearest_neighbours(train, queries, max(ks), device, **sizes)
+    predicted = {}
+    for k in ks:
+        for temperature in temperatures:
             # Relative to the nearest, whose vote is 1: a low temperature would overflow.
             weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).exp()
-            votes = part.new_zeros(len(part), num_classes)
-            votes.scatter_add_(1, targets[ids[:, :k]], weights)
-            found[k, temperature].append(votes.argmax(1))
-    return {setting: torch.cat(parts) for setting, parts in found.items()}
+            votes = weights.new_zeros(len(queries), num_classes)
+            votes.scatter_add_(1, labels[:, :k], weights)
+            predicted[k, temperature] = votes.argmax(1)
+    return predicted
 
 
-def weighted_knn(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **options) -> float:
+@torch.no_grad()
+def nearest_neighbours(
+    train: tuple[Tensor, Tensor], queries: Tensor, k: int, device: torch.device | str = "cpu",
+    chunk: int = 4096, block: int = 2**15,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Cosines and targets of each query's k nearest, the nearest first: [n, k] each.
+
+    Args:
+        train: features [n, D] and targets [n], of which no more than a block is copied.
+        chunk, block: queries and training images at a time: their similarities take half a GiB.
+    """
+    parts = [F.normalize(part.float(), dim=1).to(device) for part in queries.split(chunk)]
+    nearest = [(part[:, :0], torch.empty(len(part), 0).long().to(device)) for part in parts]
+    for features, targets in zip(train[0].split(block), train[1].split(block), strict=True):
+        features, targets = F.normalize(features.float(), dim=1).to(device), targets.to(device)
+        for i, part in enumerate(parts):
+            similarity, ids = (part @ features.T).topk(min(k, len(features)), dim=1)
+            similarity = torch.cat([nearest[i][0], similarity], dim=1)
+            labels = torch.cat([nearest[i][1], targets[ids]], dim=1)  # [chunk, 2k at most]
+            similarity, ids = similarity.topk(min(k, similarity.shape[1]), dim=1)
+            nearest[i] = similarity, labels.gather(1, ids)
+    return torch.cat([s for s, _ in nearest]), torch.cat([labels for _, labels in nearest])
+
+
+def weighted_knn(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int = 20,
+    temperature: float = 0.07, device: torch.device | str = "cpu", **sizes: int,
+) -> float:  # fmt: skip
     """Top-1 accuracy in percent of `predict_knn`.
 
     Args:
         train, test: features [n, D] and targets [n], the same on all ranks, which share the work.
     """
     features, targets = (part[distributed.rank() :: distributed.world_size()] for part in test)
-    predicted = predict_knn(train, features, **options)
+    predicted = predict_knn(train, features, k, temperature, device, **sizes)
     correct = (predicted == targets.to(predicted.device)).sum().float()
     return 100 * distributed.reduce_sum(correct).item() / len(test[0])
 
 
 class KNNMonitor:
     """k-NN accuracy (percent) of a class token in training, from the labelled to the test split.
+
+    Between its runs it keeps neither features nor loader processes.
 
     Args:
         args: the flags of the data.
@@ -111,6 +151,7 @@ class KNNMonitor:
             Batches(
                 TransformedImages(load_images(args, split), view, args.seed), args.batch_size,
                 training=False, num_workers=args.num_workers, max_bad_images=args.max_bad_images,
+                keep_workers=False,
             )
             for split in ("train", "val")
         ]  # fmt: skip

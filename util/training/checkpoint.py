@@ -2,12 +2,12 @@
 
 import argparse
 import contextlib
-import errno
 import glob
 import logging
 import os
-import shutil
+import threading
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,17 @@ from torch import nn
 
 from util.cluster import agreement, distributed
 from util.errors import RunError, UsageError
-from util.training.checkpoint_file import fingerprint, read_checkpoint, read_same, total_steps
+from util.training.background import Background, Snapshot
+from util.training.checkpoint_file import (
+    fingerprint,
+    link_or_copy,
+    read_checkpoint,
+    read_same,
+    reason_of,
+    sync_folder,
+    total_steps,
+    write_temporary,
+)
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +76,9 @@ class Progress:
     def load_state_dict(self, state: dict) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+
+# ------------------------------------------------------------------------------ a model's weights
 
 
 def load_weights(
@@ -119,21 +132,28 @@ class Checkpointer:
     ):
         self.output_dir, self.objects, self.progress = output_dir, objects, progress
         self.config, self.args = config, args
+        self.snapshot, self.background = Snapshot(), Background()
+        self.given_up = threading.Event()
 
     # ------------------------------------------------------------------------------------ saving
 
-    def save(self, keep_as: int | None = None) -> bool:
+    def save(self, keep_as: int | None = None, wait: bool = False) -> bool:
         """Write `checkpoint-last.pth`, the ones before becoming `checkpoint-last-1.pth` and so on.
+
+        The state is copied, once the save before has ended, and the copy is written in a thread
+        while training goes on. A run calls `wait` before it relies on it.
 
         Args:
             keep_as: also keep it for good, as `checkpoint-<keep_as>.pth`.
+            wait: return when it is on the disk; for that nothing is copied.
 
         Returns:
             False where it could not be written: the older ones are as they were, and the log
-            says so.
+            says so. Without `wait` the log alone says so.
         """
         if not distributed.is_main():
             return True
+        self.wait()
         state = {name: obj.state_dict() for name, obj in self.objects.items()}
         state |= {
             "progress": self.progress.state_dict(),
@@ -142,21 +162,46 @@ class Checkpointer:
             "args": {k: v for k, v in vars(self.args).items() if _is_plain(v)},
             "flag_sources": self.args.settings.sources,
         }
-        last = os.path.join(self.output_dir, LAST)
+        if not wait:
+            try:
+                state = self.snapshot.take(state)
+            except RuntimeError as error:
+                self.snapshot, wait = Snapshot(), True
+                log.warning("no memory to save in the background: training waits (%s)", error)
+        self.background.start(partial(self._write, state, keep_as))
+        return self.wait() if wait else True
+
+    def wait(self) -> bool:
+        """Until the save in flight has ended; whether the last one was written."""
+        return self.background.wait()
+
+    def close(self, give_up: bool = False) -> None:
+        """Wait for the save in flight, or end it: then the one before stays the last."""
+        if give_up:
+            self.given_up.set()
+        self.wait()
+
+    def _write(self, state: dict, keep_as: int | None) -> bool:
+        """What `save` does in the background; see there."""
+        last = self._aged(0)
         try:
             os.makedirs(self.output_dir, exist_ok=True)
-            temporary = write_atomically(last, state, rename=False)
+            temporary = write_temporary(last, state, self.given_up)
             self._rotate()
             os.replace(temporary, last)
             if keep_as is not None:
-                _link_or_copy(last, os.path.join(self.output_dir, f"checkpoint-{keep_as}.pth"))
+                link_or_copy(last, os.path.join(self.output_dir, f"checkpoint-{keep_as}.pth"))
             sync_folder(self.output_dir)
         except (OSError, RuntimeError) as error:
-            log.error(
-                "THE CHECKPOINT AT STEP %d COULD NOT BE SAVED (%s): training goes on, the one "
-                "before is intact; free space in %s",
-                self.progress.total_steps, _reason(error), self.output_dir,
-            )  # fmt: skip
+            step = state["progress"]["total_steps"]
+            if self.given_up.is_set():
+                log.warning("the checkpoint at step %d is given up, the one before is intact", step)
+            else:
+                log.error(
+                    "THE CHECKPOINT AT STEP %d COULD NOT BE SAVED (%s): training goes on, the one "
+                    "before is intact; free space in %s",
+                    step, reason_of(error), self.output_dir,
+                )  # fmt: skip
             with contextlib.suppress(OSError):
                 os.unlink(last + ".tmp")
             return False
@@ -183,6 +228,7 @@ class Checkpointer:
         Raises:
             UsageError: a checkpoint that cannot be used; on all ranks, and the line says why.
         """
+        self.wait()
         state, path = self._agreed(flag)
         if state is None:
             return False
@@ -279,49 +325,6 @@ class Checkpointer:
                     f"--resume {path} stands inside an epoch with {key} {saved.get(key)}, this "
                     f"run has {self.config[key]}: restore {flags}"
                 )
-
-
-def _reason(error: BaseException) -> str:
-    """torch hides what the file system said behind an error of its own zip writer."""
-    while not isinstance(error, OSError) and error.__context__ is not None:
-        error = error.__context__
-    return str(error).splitlines()[0]
-
-
-def write_atomically(path: str, state: Any, rename: bool = True) -> str:
-    """Write to `path`.tmp, flush it to the disk and rename it (unless told not to)."""
-    temporary = path + ".tmp"
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if rename:
-        os.replace(temporary, path)
-        sync_folder(os.path.dirname(path))
-    return temporary
-
-
-def sync_folder(folder: str) -> None:
-    """Flush a folder's entries, so that a rename outlives a power cut."""
-    descriptor = os.open(folder or ".", os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no such call
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    temporary = target + ".tmp"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint file, and telling whether it is the one that another rank read.
+"""A checkpoint's file: read without running anything of it, written whole or not at all.
 
 A checkpoint holds tensors and plain containers only and is read with `weights_only=True`: a file
 with anything else in it is refused and nothing of it runs.
@@ -6,12 +6,17 @@ with anything else in it is refused and nothing of it runs.
 
 import argparse
 import collections
+import contextlib
+import errno
 import os
 import pathlib
 import pickle
 import re
+import shutil
+import threading
 import zipfile
 import zlib
+from typing import Any, BinaryIO
 
 import torch
 
@@ -97,3 +102,70 @@ def read_same(path: str, steps: int, wanted: str) -> dict:
             f"{steps} and {wanted}: {shared}"
         )
     return state
+
+
+def write_atomically(path: str, state: Any) -> None:
+    """Write to `path`.tmp, flush it to the disk and rename it."""
+    os.replace(write_temporary(path, state), path)
+    sync_folder(os.path.dirname(path))
+
+
+def write_temporary(path: str, state: Any, given_up: threading.Event | None = None) -> str:
+    """Write to `path`.tmp and flush it to the disk; its name.
+
+    Args:
+        given_up: once it is set, from whichever thread, the writing ends with an error.
+
+    Raises:
+        OSError, RuntimeError: what could not be written; see `reason_of`.
+    """
+    temporary = path + ".tmp"
+    with open(temporary, "wb") as file:
+        torch.save(state, _Stoppable(file, given_up) if given_up else file)
+        file.flush()
+        os.fsync(file.fileno())
+    if given_up and given_up.is_set():
+        raise InterruptedError("given up")
+    return temporary
+
+
+class _Stoppable:
+    """A file, as torch writes to it, until `given_up` is set."""
+
+    def __init__(self, file: BinaryIO, given_up: threading.Event):
+        self.file, self.given_up, self.flush = file, given_up, file.flush
+
+    def write(self, data: Any) -> int:
+        if self.given_up.is_set():
+            raise InterruptedError("given up")
+        return self.file.write(data)
+
+
+def reason_of(error: BaseException) -> str:
+    """torch hides what the file system said behind an error of its own zip writer."""
+    while not isinstance(error, OSError) and error.__context__ is not None:
+        error = error.__context__
+    return str(error).splitlines()[0]
+
+
+def sync_folder(folder: str) -> None:
+    """Flush a folder's entries, so that a rename outlives a power cut."""
+    descriptor = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no such call
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    temporary = target + ".tmp"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

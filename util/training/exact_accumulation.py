@@ -56,7 +56,7 @@ def share_step(mi_losses: Callable[..., dict[str, Tensor]], parts: list[Rows]) -
     losses = [mi[name].detach() for name in ("max_mi", "min_mi", "info_nce_accuracy")]
     count = len(parts)
     grads = zip((g_grad * count).chunk(count), (z_grad * count).chunk(count), strict=True)
-    return [StepMI(*losses, *own) for own in grads]
+    return [StepMI(*losses, *gradients) for gradients in grads]
 
 
 def _gradient(loss: Tensor, leaf: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def report(
         "global batch": f"{images} images ({args.batch_size} x {distributed.world_size()} "
         f"process(es) x {args.accum_iter} micro-batch(es))",
         "masked samples": f"{images * masks} per step ({masks} masks per image)" * (masks > 1),
+        "unseen": unseen_patches(model),
         "steps": f"{steps} per epoch, {steps * args.epochs} in {args.epochs} epochs",
         "learning rate": f"{rate}, {args.warmup_epochs:g} epochs of warm-up, to {args.min_lr:g}",
         "precision": f"{precision.name if precision.dtype else 'fp32'} on {_device_name(device)}",
@@ -66,6 +67,19 @@ def _wrapped(name: str, text: str, width: int = 100, indent: int = 18) -> str:
         text, width, initial_indent=f"{name + ':':{indent}s}", subsequent_indent=" " * indent,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
+
+
+def unseen_patches(model: nn.Module) -> str:
+    """How many patches (mask units) of an image no mask reveals; empty where they all are.
+
+    Independent masks leave another number each time.
+    """
+    num_masks, mask_type = getattr(model, "num_masks", 1), getattr(model, "mask_type", "")
+    if num_masks == 1 or mask_type != "orthogonal":
+        return ""
+    unseen = model.num_patches - num_masks * model.num_visible
+    shown = f"{num_masks} masks x {model.num_visible} visible"
+    return f"{unseen} of {model.num_patches} patches are in no mask ({shown})" * (unseen > 0)
 
 
 def _decoder_name() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from util.checks import check_compression
 from util.cluster import agreement, distributed
 from util.data.loader import Batches
 from util.errors import EXIT_NONFINITE, RunError, UsageError
@@ -50,15 +51,20 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.signals.restore()
-        if self.journal is not None:
-            self.journal.close()
-        distributed.shutdown()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        try:
+            if self.checkpointer is not None:  # only a second Ctrl-C does not wait for a save
+                self.checkpointer.close(give_up=kind is KeyboardInterrupt)
+        finally:
+            self.signals.restore()
+            if self.journal is not None:
+                self.journal.close()
+            distributed.shutdown()
 
     def precision(self, width: int) -> Precision:
         """Mixed precision by --amp, which from then on says what `auto` took."""
         precision = Precision(self.args.amp, self.device, width)
+        check_compression(precision.name, self.args.grad_compression)
         self.args.amp = precision.name
         return precision
 
@@ -147,10 +153,10 @@ class Run:
             self.save()
 
     def save(self, keep_as: int | None = None, for_certain: bool = False) -> None:
-        """Save, once it is certain that nothing bad is saved.
+        """Save, once it is certain that nothing bad is saved; see `Checkpointer.save`.
 
         Args:
-            for_certain: all ranks wait until it is done; a failure ends the run.
+            for_certain: all ranks wait until it is on the disk; a failure ends the run.
         """
         self.meters.check()
         self._check_weights()
@@ -162,7 +168,7 @@ class Run:
 
     def _save_for_certain(self, keep_as: int | None = None, which: str = "last") -> None:
         """torchrun ends all ranks once one has left: none leaves before rank 0 has written."""
-        saved = agreement.main_does(lambda: self.checkpointer.save(keep_as))
+        saved = agreement.main_does(lambda: self.checkpointer.save(keep_as, wait=True))
         require_saved(saved, self.args.output_dir, which)
 
     def _check_weights(self) -> None:
