@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from util.settings import Settings
 from util.training import background, checkpoint_file
 from util.training.background import Snapshot
 from util.training.checkpoint import Checkpointer, Progress
@@ -25,7 +26,8 @@ def checkpointer(folder, **flags) -> Checkpointer:
     optimizer = adamw(decay_groups(model, 0.05))
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    args = argparse.Namespace(keep_checkpoints=3, amp="none", seed=0, **flags)
+    settings = Settings({}, {})
+    args = argparse.Namespace(keep_checkpoints=3, amp="none", seed=0, settings=settings, **flags)
     objects = {"model": model, "optimizer": optimizer}
     return Checkpointer(str(folder), objects, Progress(), {"model": "linear"}, args)
 

@@ -45,7 +45,7 @@ def nodes(tmp_path, monkeypatch):
             folder.mkdir()
             monkeypatch.chdir(folder)
             for state in states:
-                assert checkpointer(*state).save()
+                assert checkpointer(*state).save(wait=True)
             folders.append(str(folder))
         return folders
 
