@@ -44,6 +44,7 @@ def train_one_epoch(
         clock.count(num_micro * run.batches.global_size)
 
         def scalars(latent=latent) -> dict[str, float]:
+            unwrap(model).gate.settle()
             return dict(rank=effective_rank(latent), images_per_second=clock.rate())
 
         run.after_step(losses, scalars)

@@ -21,8 +21,9 @@ from models_features import FrozenEncoder
 from util import args as arguments
 from util.args import number
 from util.cluster import distributed
-from util.data.datasets import DATASETS, Images, Subset, load_images, load_test_folder
-from util.data.transforms import Normalize, ResizeCenterCrop
+from util.data.datasets import Images, Subset, load_images, load_test_folder
+from util.data.loader import evaluation_view
+from util.data.transforms import Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation import frozen, report
@@ -161,8 +162,7 @@ class Encoder:
         train: Images, tests: dict[str, Images],
     ):  # fmt: skip
         self.name, self.model, self.flags = name, model, flags
-        size = tuple((list(flags.input_size) * 2)[:2])
-        self.view = ResizeCenterCrop(size, DATASETS[flags.dataset].crop_share)
+        self.view = evaluation_view(flags)
         self.precision = run.precision(0 if model.encoder is None else 384)
         self.train = self._store(run, "train", train, flags.block_images)
         self.tests = {

@@ -16,9 +16,9 @@ from util import args as arguments
 from util.args import number
 from util.cluster import distributed
 from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
-from util.data.datasets import DATASETS, TransformedImages, load_images
-from util.data.loader import Batches
-from util.data.transforms import AutoAugment, CropAndFlip, Normalize, ResizeCenterCrop
+from util.data.datasets import TransformedImages, load_images
+from util.data.loader import evaluation_view, open_batches
+from util.data.transforms import AutoAugment, CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.training import optim, preflight
@@ -148,15 +148,10 @@ def main(args: argparse.Namespace) -> None:
         normalize = Normalize(args.mean, args.std).to(run.device)
         augment = None if args.aa == "none" else AutoAugment(args.aa, args.input_size, args.mean)
         train = CropAndFlip(args.input_size, args.min_crop, args.flip, augment=augment)
-        val = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
         batches, val_batches = (
-            Batches(
-                TransformedImages(images, transform, args.seed), args.batch_size, training,
-                args.seed, args.num_workers, args.pin_mem and run.device.type == "cuda",
-                args.max_bad_images,
-            )
-            for images, transform, training in (
-                (train_images, train, True), (val_images, val, False),
+            open_batches(args, TransformedImages(images, view, args.seed), training, run.device)
+            for images, view, training in (
+                (train_images, train, True), (val_images, evaluation_view(args), False),
             )
         )  # fmt: skip
         shapes = models_encoder.block_shapes(bare)

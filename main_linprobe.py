@@ -20,9 +20,9 @@ from util import args as arguments
 from util.args import number
 from util.checks import image_size
 from util.cluster import distributed
-from util.data.datasets import DATASETS, TransformedImages, load_images
-from util.data.loader import Batches
-from util.data.transforms import CropAndFlip, Normalize, ResizeCenterCrop
+from util.data.datasets import TransformedImages, load_images
+from util.data.loader import Batches, evaluation_view, open_batches
+from util.data.transforms import CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.knn import extract_features, weighted_knn
@@ -133,7 +133,7 @@ def main(args: argparse.Namespace) -> None:
         args.input_size = list(image_size(args.input_size, 1))
         normalize = Normalize(args.mean, args.std).to(run.device)
         train_transform = CropAndFlip(args.input_size, args.min_crop, args.flip, tf_style=True)
-        view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
+        view = evaluation_view(args)
         train_images, val_images = (load_images(args, split) for split in ("train", "val"))
         train_view = view if args.knn else train_transform
         train = TransformedImages(train_images, train_view, args.seed)
@@ -191,11 +191,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 def loader(args: argparse.Namespace, data: Dataset, run: Run, training: bool) -> Batches:
-    return Batches(
-        data, args.batch_size, training, args.seed,
-        num_workers=0 if isinstance(data, FeatureSet) else args.num_workers,
-        pin_memory=args.pin_mem and run.device.type == "cuda", max_bad_images=args.max_bad_images,
-    )  # fmt: skip
+    options = {"num_workers": 0} if isinstance(data, FeatureSet) else {}
+    return open_batches(args, data, training, run.device, **options)
 
 
 def features_of(args, encoder, normalize, precision, data: TransformedImages, run: Run):

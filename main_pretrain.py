@@ -19,10 +19,10 @@ from engine_pretrain import train_one_epoch
 from util import args as arguments
 from util.args import number
 from util.cluster import distributed
-from util.data.datasets import DATASETS, TransformedImages, load_images
+from util.data.datasets import TransformedImages, load_images
 from util.data.images import to_tensor
-from util.data.loader import Batches
-from util.data.transforms import CropAndFlip, Normalize, ResizeCenterCrop
+from util.data.loader import Batches, evaluation_view, open_batches
+from util.data.transforms import CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.knn import KNNMonitor
@@ -208,19 +208,15 @@ def main(args: argparse.Namespace) -> None:
         bare.to(run.device)
         args.input_size = [side * bare.patch_size for side in bare.grid]
         crop = CropAndFlip(args.input_size, args.min_crop, args.flip)
-        batches = Batches(
-            TransformedImages(load_images(args, "pretrain"), crop, args.seed), args.batch_size,
-            training=True, seed=args.seed, num_workers=args.num_workers,
-            pin_memory=args.pin_mem and run.device.type == "cuda",
-            max_bad_images=args.max_bad_images,
-        )  # fmt: skip
+        data = TransformedImages(load_images(args, "pretrain"), crop, args.seed)
+        batches = open_batches(args, data, True, run.device)
         normalize = Normalize(args.mean, args.std).to(run.device)
         per_step = args.accum_iter * batches.global_size * bare.num_masks
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         optimizer = optim.adamw(optim.decay_groups(bare, args.weight_decay), betas=args.betas)
         shapes = bare.block_shapes()
         precision = run.precision(max(dim for _, dim, _ in shapes))
-        monitor = KNNMonitor(args, normalize, precision) if args.knn_every else None
+        monitor = knn_monitor(args, normalize, precision) if args.knn_every else None
 
         preflight.report(args, bare, batches, precision, bare.num_masks, shapes, run.device)
         if args.accum_iter > 1 and args.lambda_max > 0 and not args.exact_accum:
@@ -237,10 +233,11 @@ def main(args: argparse.Namespace) -> None:
             distributed.compile_in_place(bare, args.grad_checkpointing)
         model = distributed.wrap(bare, run.device, args.grad_compression, sync_buffers=False)
 
+        uses_mi = args.lambda_max > 0 or args.lambda_min > 0
         while not run.is_finished():
             try:
                 means = train_one_epoch(model, normalize, optimizer, precision, run)
-                extra = {"mi_losses": int(bare.gate.is_open)}
+                extra = {"mi_losses": int(uses_mi and bare.gate.is_open)}
                 if monitor and (run.is_finished() or run.progress.epoch % args.knn_every == 0):
                     extra["knn_acc1"] = monitor(bare)
                 run.log_epoch(means, extra)
@@ -250,7 +247,6 @@ def main(args: argparse.Namespace) -> None:
 
         if args.visualize and distributed.is_main():
             _visualize(bare, batches, normalize, run, args)
-        uses_mi = args.lambda_max > 0 or args.lambda_min > 0
         if uses_mi and run.progress.total_steps and not bare.gate.is_open:
             log.warning(
                 "L_rec never fell below --mi_start_loss %g: the run went on without MI losses",
@@ -259,11 +255,22 @@ def main(args: argparse.Namespace) -> None:
         run.finish()
 
 
+def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KNNMonitor:
+    """From the labelled to the test split; between its runs no loader processes wait."""
+    train, val = (
+        open_batches(
+            args, TransformedImages(load_images(args, split), evaluation_view(args), args.seed),
+            False, precision.device, keep_workers=False,
+        )
+        for split in ("train", "val")
+    )  # fmt: skip
+    return KNNMonitor(train, val, normalize, precision)
+
+
 def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) -> None:
     """Write reconstructions.png (and to TensorBoard)."""
     model.eval()
-    view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
-    pictures = TransformedImages(batches.dataset.images, view, args.seed)
+    pictures = TransformedImages(batches.dataset.images, evaluation_view(args), args.seed)
     count = min(args.visualize, len(pictures))
     imgs = torch.stack([pictures[0, i * len(pictures) // count][0] for i in range(count)])
     imgs = normalize(imgs.to(run.device))

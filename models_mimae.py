@@ -190,29 +190,32 @@ def follow_above_zero(bound: Tensor) -> Tensor:
 class ReconstructionGate(nn.Module):
     """Assumption 3: the MI losses count only once L_rec has fallen below ε.
 
-    Our choice: a running mean of L_rec over all ranks is tested, and once met it stays met. The
-    engine updates it, once per optimiser step; its state is saved beside the model's.
+    Our choice: a running mean over all ranks is tested; once met it stays met. Saved by the run.
     """
 
     decay = 0.95
 
     def __init__(self, threshold: float):
         super().__init__()
-        self.threshold = threshold
-        self.register_buffer("is_open", torch.tensor(float(threshold == math.inf)), False)
+        self.threshold, self.is_watched = threshold, threshold < math.inf
+        self.register_buffer("is_open", torch.tensor(float(not self.is_watched)), False)
         self.register_buffer("rec_mean", torch.tensor(0.0), False)
         self.register_buffer("num_updates", torch.tensor(0.0), False)
 
     @torch.no_grad()
     def update(self, rec: Tensor) -> None:
-        """Count a step's mean L_rec on this rank."""
-        if self.threshold == math.inf:
+        """Count an optimiser step's mean L_rec on this rank."""
+        if not self.is_watched:
             return
         rec = distributed.reduce_mean(rec).to(self.rec_mean.dtype)
         self.num_updates += 1
         self.rec_mean.lerp_(rec, 1 - self.decay)
         unbiased = self.rec_mean / (1 - self.decay**self.num_updates)
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
+
+    def settle(self) -> None:
+        """Ranks exchange nothing more once it is open; for log steps, since the device waits."""
+        self.is_watched = self.is_watched and not bool(self.is_open)
 
 
 # ----------------------------------------------------------------------- the losses' sum [Eq. 11]
@@ -278,7 +281,8 @@ class MutualInformationModel(nn.Module):
         self.latent_pool, self.club_level = latent_pool, club_level
         self.club_negatives, self.mi_head_type = club_negatives, mi_head
         self.lambda_rec, self.lambda_max, self.lambda_min = lambda_rec, lambda_max, lambda_min
-        self.train_approximation, self.gate = train_approximation, ReconstructionGate(mi_start_loss)
+        self.train_approximation, uses_mi = train_approximation, lambda_max > 0 or lambda_min > 0
+        self.gate = ReconstructionGate(mi_start_loss if uses_mi else math.inf)
 
     def add_mi_networks(self, dim: int, input_dim: int | None = None) -> None:
         """φ and the projection, where they are used; without them the parameters are MAE's.
@@ -358,11 +362,7 @@ class MutualInformationModel(nn.Module):
 
 
 class MaskedAutoencoderViT(MAEViT, MutualInformationModel):
-    """Masked autoencoder with a ViT encoder and the losses of MI-MAE.
-
-    Args:
-        sizes, options: the arguments of `MAEViT` and, by name, of `MutualInformationModel`.
-    """
+    """MAE with the losses of MI-MAE; takes what `MAEViT` and `MutualInformationModel` take."""
 
     def __init__(self, *sizes, **options):
         super().__init__(*sizes, **options)

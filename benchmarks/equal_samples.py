@@ -29,10 +29,9 @@ import main_linprobe
 import main_pretrain
 from benchmarks import study
 from util.args import number
-from util.checks import image_size
-from util.data.datasets import DATASETS, Subset, TransformedImages, load_images
-from util.data.loader import Batches
-from util.data.transforms import Normalize, ResizeCenterCrop
+from util.data.datasets import Subset, TransformedImages, load_images
+from util.data.loader import Batches, evaluation_view
+from util.data.transforms import Normalize
 from util.evaluation.knn import extract_features, predict_knn
 from util.provenance import commit
 from util.training.precision import Precision
@@ -100,7 +99,7 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = main_linprobe.build_encoder(own)[0].to(device)
     normalize = Normalize(own.mean, own.std).to(device)
-    view = ResizeCenterCrop(image_size(own.input_size, 1), DATASETS[own.dataset].crop_share)
+    view = evaluation_view(own)
     train, test = load_images(own, "train"), load_images(own, "val")
     chosen = np.random.RandomState(0).permutation(len(train))[: args.probe_images]
     found = []

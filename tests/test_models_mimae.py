@@ -369,6 +369,26 @@ def test_the_gate_is_the_engines_to_move_and_inf_is_open_at_once(tiny):
     assert tiny().gate.is_open
 
 
+def test_ranks_exchange_nothing_for_a_gate_that_is_open_or_not_needed(tiny, monkeypatch):
+    exchanged = []
+    reduce_mean = models_mimae.distributed.reduce_mean
+    monkeypatch.setattr(
+        models_mimae.distributed, "reduce_mean", lambda x: exchanged.append(1) or reduce_mean(x)
+    )
+    gate = tiny(mi_start_loss=0.5).gate
+    for rec in (1.0, 0.1, 0.1):
+        gate.update(torch.tensor(rec))
+        gate.settle()
+        if not gate.is_open:
+            assert gate.is_watched
+    assert gate.is_open and not gate.is_watched
+    before = len(exchanged)
+    gate.update(torch.tensor(0.1))
+    for needless in (tiny(lambda_max=0.0, lambda_min=0.0, mi_start_loss=0.5), tiny()):
+        needless.gate.update(torch.tensor(0.1))
+    assert len(exchanged) == before > 0
+
+
 # ------------------------------------------------------------------------- the MI losses' networks
 
 

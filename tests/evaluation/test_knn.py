@@ -15,7 +15,7 @@ from util.cluster import distributed, node_memory
 from util.data.loader import Batches
 from util.data.transforms import Normalize
 from util.errors import RunError
-from util.evaluation.knn import KNNMonitor, extract_features, weighted_knn
+from util.evaluation.knn import extract_features, weighted_knn
 from util.training.precision import Precision
 
 
@@ -200,7 +200,7 @@ def test_the_monitor_keeps_no_processes(monkeypatch):
     args = main_pretrain.parse_args(flags.split())
     model, args.input_size = main_pretrain.build_model(args), [8, 8]
     normalize = Normalize(args.mean, args.std)
-    monitor = KNNMonitor(args, normalize, Precision("none", torch.device("cpu")))
+    monitor = main_pretrain.knn_monitor(args, normalize, Precision("none", torch.device("cpu")))
     before = set(multiprocessing.active_children())
     started = []
     encode = model.encode

@@ -3,6 +3,7 @@
 A global micro-batch holds W·`batch_size` images, of which rank r takes every W-th from r on.
 """
 
+import argparse
 import atexit
 import logging
 import multiprocessing
@@ -12,11 +13,13 @@ import threading
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from util.checks import image_size
 from util.cluster import distributed
-from util.data.datasets import TransformedImages
+from util.data.datasets import DATASETS, TransformedImages
 from util.data.images import to_float
+from util.data.transforms import ResizeCenterCrop
 from util.errors import EXIT_DATA, RunError, UsageError
 from util.randomness import epoch_order
 
@@ -153,6 +156,27 @@ class Batches:
                 f"{self.max_bad_images}: fix the files named above, or raise the limit",
                 EXIT_DATA,
             )
+
+
+def open_batches(
+    args: argparse.Namespace, data: Dataset, training: bool, device: torch.device, **options
+) -> Batches:
+    """The loader that the flags of the data describe.
+
+    Args:
+        options: further ones of `Batches`.
+    """
+    options = {"num_workers": args.num_workers} | options
+    return Batches(
+        data, args.batch_size, training, args.seed,
+        pin_memory=args.pin_mem and device.type == "cuda", max_bad_images=args.max_bad_images,
+        **options,
+    )  # fmt: skip
+
+
+def evaluation_view(args: argparse.Namespace) -> ResizeCenterCrop:
+    """The evaluation's view of an image, by the flags of the data."""
+    return ResizeCenterCrop(image_size(args.input_size, 1), DATASETS[args.dataset].crop_share)
 
 
 class _Plan:

@@ -1,6 +1,5 @@
 """Weighted k-nearest-neighbour classification of frozen features."""
 
-import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -10,9 +9,7 @@ from torch import Tensor, nn
 
 from util.cluster import distributed
 from util.cluster.node_memory import node_tensor, share_rows
-from util.data.datasets import DATASETS, TransformedImages, load_images
 from util.data.loader import Batches
-from util.data.transforms import ResizeCenterCrop
 from util.training.precision import Precision
 
 
@@ -136,25 +133,16 @@ def weighted_knn(
 
 
 class KNNMonitor:
-    """k-NN accuracy (percent) of a class token in training, from the labelled to the test split.
+    """k-NN accuracy (percent) of a class token in training, from one labelled set to another.
 
-    Between its runs it keeps neither features nor loader processes.
+    Between its runs it keeps no features.
 
     Args:
-        args: the flags of the data.
+        train, val: evaluation loaders.
     """
 
-    def __init__(self, args: argparse.Namespace, normalize: nn.Module, precision: Precision):
-        view = ResizeCenterCrop(tuple(args.input_size), DATASETS[args.dataset].crop_share)
-        self.normalize, self.precision = normalize, precision
-        self.loaders = [
-            Batches(
-                TransformedImages(load_images(args, split), view, args.seed), args.batch_size,
-                training=False, num_workers=args.num_workers, max_bad_images=args.max_bad_images,
-                keep_workers=False,
-            )
-            for split in ("train", "val")
-        ]  # fmt: skip
+    def __init__(self, train: Batches, val: Batches, normalize: nn.Module, precision: Precision):
+        self.loaders, self.normalize, self.precision = (train, val), normalize, precision
 
     def __call__(self, model: nn.Module) -> float:
         """Of a model whose `encode` gives [B, 1 + L, D], the class token first."""
