@@ -11,15 +11,16 @@ from ranks import free_port
 
 from util.training.checkpoint_file import read_checkpoint
 
-# The flush of the first checkpoint takes seconds, and is announced.
+# A checkpoint's flush is announced, and takes until the test lets it go on.
 SLOW = """
-import os, time
+import os, sys, time
 import main_pretrain
 from util.entry import run_main
 flush = os.fsync
 def slow(descriptor):
     print("flushing", flush=True)
-    time.sleep(4)
+    while not os.path.exists(sys.argv[-1] + ".go"):
+        time.sleep(0.05)
     flush(descriptor)
 os.fsync = slow
 run_main(main_pretrain.main, main_pretrain.parse_args)
@@ -29,7 +30,8 @@ run_main(main_pretrain.main, main_pretrain.parse_args)
 @pytest.fixture
 def ranks(tmp_path):
     flags = "--device cpu --max_steps 100000 --log_every 1 --batch_size 32 --num_workers 0"
-    words = [*flags.split(), "--output_dir", str(tmp_path / "run")]
+    words = [*flags.split(), "--save_every_epochs", "100000"]  # so the signal alone saves
+    words += ["--output_dir", str(tmp_path / "run")]
     environment = os.environ | {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
@@ -56,6 +58,10 @@ def wait_for(process: subprocess.Popen, beginning: str) -> None:
 def test_a_signal_to_one_rank_saves_before_any_leaves(ranks, tmp_path):
     """torchrun ends all ranks as soon as one has left: the checkpoint must be there by then."""
     ranks[1].send_signal(signal.SIGTERM)
+    wait_for(ranks[0], "flushing")
+    with pytest.raises(subprocess.TimeoutExpired):
+        ranks[1].wait(8)
+    (tmp_path / "run.go").touch()
     said = ranks[1].communicate(timeout=120)[1]
     assert ranks[1].returncode == 75, said
     state = read_checkpoint(str(tmp_path / "run" / "checkpoint-last.pth"))
@@ -69,6 +75,8 @@ def test_a_peer_that_dies_during_the_save_costs_no_checkpoint(ranks, tmp_path):
     ranks[0].send_signal(signal.SIGTERM)
     wait_for(ranks[0], "flushing")
     ranks[1].kill()
+    ranks[1].wait()
+    (tmp_path / "run.go").touch()
     said = ranks[0].communicate(timeout=120)[1]
     assert ranks[0].returncode == 69, said
     assert said.splitlines()[-1].startswith("error: other ranks are lost (")
