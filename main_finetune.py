@@ -143,8 +143,8 @@ def main(args: argparse.Namespace) -> None:
         )
         train_images, val_images = (load_images(args, split) for split in ("train", "val"))
         num_classes = len(train_images.classes)
-        bare = build_model(args, pretrained, num_classes).to(run.device)
-        args.input_size = list(bare.patch_embed.img_size)
+        model = build_model(args, pretrained, num_classes).to(run.device)
+        args.input_size = list(model.patch_embed.img_size)
         normalize = Normalize(args.mean, args.std).to(run.device)
         augment = None if args.aa == "none" else AutoAugment(args.aa, args.input_size, args.mean)
         train = CropAndFlip(args.input_size, args.min_crop, args.flip, augment=augment)
@@ -154,26 +154,26 @@ def main(args: argparse.Namespace) -> None:
                 (train_images, train, True), (val_images, evaluation_view(args), False),
             )
         )  # fmt: skip
-        shapes = models_encoder.block_shapes(bare)
+        shapes = models_encoder.block_shapes(model)
         precision = run.precision(max(dim for _, dim, _ in shapes))
         if args.eval:
-            return run.finish(**evaluate(bare, val_batches, normalize, precision, run.device))
+            return run.finish(**evaluate(model, val_batches, normalize, precision, run.device))
 
         per_step = args.accum_iter * batches.global_size
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         groups = optim.layer_decay_groups(
-            bare, args.weight_decay, models_encoder.layer_of(bare), args.layer_decay
+            model, args.weight_decay, models_encoder.layer_of(model), args.layer_decay
         )
         optimizer = optim.adamw(groups)
-        preflight.report(args, bare, batches, precision, 1, shapes, run.device)
+        preflight.report(args, model, batches, precision, 1, shapes, run.device)
         run.start(
-            dict(model=bare, optimizer=optimizer, scaler=precision.scaler),
-            models_encoder.describe(args, bare, grid=list(bare.patch_embed.grid_size)), batches,
+            dict(model=model, optimizer=optimizer, scaler=precision.scaler),
+            models_encoder.describe(args, model, grid=list(model.patch_embed.grid_size)), batches,
         )  # fmt: skip
-        drop_paths = DropPaths(bare, args.seed)
+        drop_paths = DropPaths(model, args.seed)
         if args.compile:
-            distributed.compile_in_place(bare, args.grad_checkpointing)
-        model = distributed.wrap(bare, run.device, args.grad_compression, sync_buffers=False)
+            distributed.compile_in_place(model, args.grad_checkpointing)
+        wrapped = distributed.wrap(model, run.device, args.grad_compression, sync_buffers=False)
         augmentation = build_augmentation(args, normalize, num_classes)
         smoothing = 0.0 if augmentation.mix else args.smoothing  # mixup smooths its own targets
 
@@ -183,8 +183,8 @@ def main(args: argparse.Namespace) -> None:
 
         while not run.is_finished():
             try:
-                means = train_one_epoch(model, prepare, optimizer, precision, run, smoothing)
-                scores = evaluate(bare, val_batches, normalize, precision, run.device)
+                means = train_one_epoch(wrapped, prepare, optimizer, precision, run, smoothing)
+                scores = evaluate(model, val_batches, normalize, precision, run.device)
                 run.log_epoch(means, run.with_best(scores))
                 run.save_epoch()
             except NonFiniteLoss as error:

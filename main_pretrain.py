@@ -204,50 +204,50 @@ def build_model(args: argparse.Namespace) -> nn.Module:
 
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
-        bare = build_model(args)
-        bare.to(run.device)
-        args.input_size = [side * bare.patch_size for side in bare.grid]
+        model = build_model(args)
+        model.to(run.device)
+        args.input_size = [side * model.patch_size for side in model.grid]
         crop = CropAndFlip(args.input_size, args.min_crop, args.flip)
         data = TransformedImages(load_images(args, "pretrain"), crop, args.seed)
         batches = open_batches(args, data, True, run.device)
         normalize = Normalize(args.mean, args.std).to(run.device)
-        per_step = args.accum_iter * batches.global_size * bare.num_masks
+        per_step = args.accum_iter * batches.global_size * model.num_masks
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
-        optimizer = optim.adamw(optim.decay_groups(bare, args.weight_decay), betas=args.betas)
-        shapes = bare.block_shapes()
+        optimizer = optim.adamw(optim.decay_groups(model, args.weight_decay), betas=args.betas)
+        shapes = model.block_shapes()
         precision = run.precision(max(dim for _, dim, _ in shapes))
         monitor = knn_monitor(args, normalize, precision) if args.knn_every else None
 
-        preflight.report(args, bare, batches, precision, bare.num_masks, shapes, run.device)
+        preflight.report(args, model, batches, precision, model.num_masks, shapes, run.device)
         if args.accum_iter > 1 and args.lambda_max > 0 and not args.exact_accum:
             log.info("InfoNCE's negatives come from one micro-batch of the %d", args.accum_iter)
         run.start(
             dict(
-                model=bare, optimizer=optimizer, scaler=precision.scaler,
-                gate=BufferState(bare.gate),
+                model=model, optimizer=optimizer, scaler=precision.scaler,
+                gate=BufferState(model.gate),
             ),
-            models_encoder.describe(args, patch_size=bare.patch_size, grid=list(bare.grid)),
+            models_encoder.describe(args, patch_size=model.patch_size, grid=list(model.grid)),
             batches,
         )  # fmt: skip
         if args.compile:
-            distributed.compile_in_place(bare, args.grad_checkpointing)
-        model = distributed.wrap(bare, run.device, args.grad_compression, sync_buffers=False)
+            distributed.compile_in_place(model, args.grad_checkpointing)
+        wrapped = distributed.wrap(model, run.device, args.grad_compression, sync_buffers=False)
 
         uses_mi = args.lambda_max > 0 or args.lambda_min > 0
         while not run.is_finished():
             try:
-                means = train_one_epoch(model, normalize, optimizer, precision, run)
-                extra = {"mi_losses": int(uses_mi and bare.gate.is_open)}
+                means = train_one_epoch(wrapped, normalize, optimizer, precision, run)
+                extra = {"mi_losses": int(uses_mi and model.gate.is_open)}
                 if monitor and (run.is_finished() or run.progress.epoch % args.knn_every == 0):
-                    extra["knn_acc1"] = monitor(bare)
+                    extra["knn_acc1"] = monitor(model)
                 run.log_epoch(means, extra)
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
 
         if args.visualize and distributed.is_main():
-            _visualize(bare, batches, normalize, run, args)
-        if uses_mi and run.progress.total_steps and not bare.gate.is_open:
+            _visualize(model, batches, normalize, run, args)
+        if uses_mi and run.progress.total_steps and not model.gate.is_open:
             log.warning(
                 "L_rec never fell below --mi_start_loss %g: the run went on without MI losses",
                 args.mi_start_loss,

@@ -13,6 +13,7 @@ from models_layouts import IMAGENET, open_encoder
 from util.checks import image_size
 from util.errors import UsageError
 from util.pos_embed import interpolate_pos_embed, square_grid
+from util.training.checkpoint import differences
 
 log = logging.getLogger(__name__)
 
@@ -142,14 +143,8 @@ class Pretrained:
                     and weights[k].shape != own[k].shape]  # fmt: skip
         for key in ignored:
             del weights[key]
-        left_over = [k for k in weights if k not in own]
-        missing = [k for k in own if k not in weights]
+        missing, left_over, wrong = differences(own, weights)
         new = ("head.", "fc_norm.")
-        wrong = [
-            f"{k} {list(weights[k].shape)} instead of {list(own[k].shape)}"
-            for k in own
-            if k in weights and weights[k].shape != own[k].shape
-        ]
         wrong += [f"{k} is missing" for k in missing if not k.startswith(new)]
         wrong += [f"{k} is unknown" for k in left_over if not k.startswith(("norm.", *new))]
         if wrong:

@@ -81,6 +81,21 @@ class Progress:
 # ------------------------------------------------------------------------------ a model's weights
 
 
+def differences(
+    expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
+) -> tuple[list[str], list[str], list[str]]:
+    """Keys of `expected` that a state dict lacks, its keys that are not expected, and the shapes
+    that differ, in words."""
+    missing = [key for key in expected if key not in state]
+    unknown = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    return missing, unknown, shapes
+
+
 def load_weights(
     model: nn.Module, state: dict[str, torch.Tensor], path: str, may_miss: tuple[str, ...] = ()
 ) -> None:
@@ -89,14 +104,8 @@ def load_weights(
     Raises:
         UsageError: the checkpoint is of another architecture; the line says which keys and shapes.
     """
-    own = model.state_dict()
-    missing = [key for key in own if key not in state and not key.startswith(may_miss)]
-    unknown = [key for key in state if key not in own]
-    shapes = [
-        f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
+    missing, unknown, shapes = differences(model.state_dict(), state)
+    missing = [key for key in missing if not key.startswith(may_miss)]
     if missing or unknown or shapes:
         parts = [("missing", missing), ("unknown", unknown), ("other shapes:", shapes)]
         found = "; ".join(
