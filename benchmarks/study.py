@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-MARGIN = 1.0  # points; a difference that is certainly smaller is called none
+from util.evaluation import paired
+
 Record = dict
 
 
@@ -48,23 +49,10 @@ def append(path: str, record: Record) -> None:
 
 
 @dataclass
-class Comparison:
-    """A variant against a reference, in points; `verdict` says what can be said of it."""
+class Comparison(paired.Difference):
+    """A variant against a reference, by the seeds that both have."""
 
-    difference: float
-    low: float  # of the 95 % interval over seeds and test images
-    high: float
-    num_seeds: int
-
-    @property
-    def verdict(self) -> str:
-        if self.low > 0:
-            return "gain"
-        if self.high < 0:
-            return "loss"
-        if max(abs(self.low), abs(self.high)) <= MARGIN:
-            return "no difference"
-        return "cannot be told"
+    num_seeds: int = 1
 
 
 def compare(
@@ -77,7 +65,7 @@ def compare(
     that is pooled over the variants, and Student's t counts what was pooled.
     """
     by_seed = {record["seed"]: record for record in reference}
-    paired: dict[str, np.ndarray] = {}  # [seeds, images]
+    compared: dict[str, np.ndarray] = {}  # [seeds, images]
     for name, records in variants.items():
         rows = [
             percentages(record, score) - percentages(by_seed[record["seed"]], score)
@@ -85,22 +73,17 @@ def compare(
             if record["seed"] in by_seed
         ]
         if rows:
-            paired[name] = np.stack(rows)
-    squares = sum(((rows.mean(1) - rows.mean()) ** 2).sum() for rows in paired.values())
-    freedom = sum(len(rows) - 1 for rows in paired.values())
-    rng, comparisons = np.random.default_rng(0), {}
-    for name, rows in paired.items():
-        images = rows.mean(0)
-        draws = rng.integers(len(images), size=(num_boots, len(images)))
-        of_images = 1.96 * images[draws].mean(1).std()
+            compared[name] = np.stack(rows)
+    spread, freedom = paired.seed_spread([rows.mean(1) for rows in compared.values()])
+    found = {}
+    for name, rows in compared.items():
+        of_images = 1.96 * paired.bootstrap_spread(rows.mean(0), num_boots)
         of_seeds = math.inf
         if freedom:
-            spread = math.sqrt(squares / freedom / len(rows))
-            of_seeds = stats.t.ppf(0.975, freedom) * spread
-        half = math.hypot(of_images, of_seeds)
-        mean = float(rows.mean())
-        comparisons[name] = Comparison(mean, mean - half, mean + half, len(rows))
-    return comparisons
+            of_seeds = stats.t.ppf(0.975, freedom) * spread / math.sqrt(len(rows))
+        half, mean = math.hypot(of_images, of_seeds), float(rows.mean())
+        found[name] = Comparison(mean, mean - half, mean + half, len(rows))
+    return found
 
 
 def by_variant(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -127,9 +110,9 @@ def report(records: list[Record], reference: str) -> str:
         others = {name: rows for name, rows in variants.items() if name != reference}
         lines += ["", f"| against {reference} | {' | '.join(scores)} |"]
         lines += ["|---" * (len(scores) + 1) + "|"]
-        compared = {score: compare(others, variants[reference], score) for score in scores}
+        against = {score: compare(others, variants[reference], score) for score in scores}
         for name in others:
-            cells = [_shown(compared[score].get(name)) for score in scores]
+            cells = [_shown(against[score].get(name)) for score in scores]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
