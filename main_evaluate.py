@@ -28,6 +28,7 @@ from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation import frozen, report
 from util.evaluation.features import FeatureStore, checksum, images_checksum
+from util.randomness import STREAM_INIT, seed_libraries
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def open_encoder(
     Args:
         like: the flags of the first checkpoint, after which a baseline is made.
     """
+    seed_libraries(args.seed, STREAM_INIT)  # a baseline's weights depend on nothing else
     flags = copy.copy(like if name in BASELINES and like else args)
     flags.settings = copy.deepcopy(flags.settings)
     if name == "pixels":
@@ -125,26 +127,38 @@ def open_encoder(
     return FrozenEncoder(encoder, Normalize(flags.mean, flags.std)), flags
 
 
+def image_sets(args: argparse.Namespace, in_chans: int) -> tuple[Images, dict[str, Images]]:
+    """The training set, and the test sets by name, `val` first."""
+    flags = copy.copy(args)
+    flags.in_chans = in_chans
+    train = load_images(flags, "train")
+    # In an order of its own, so that the first images are a fair draw.
+    train = Subset(train, np.random.default_rng(0).permutation(len(train)))
+    tests = {"val": load_images(flags, "val")}
+    for name, folder in named("--test", args.test).items():
+        tests[name] = load_test_folder(folder, train.classes, in_chans)
+    return train, tests
+
+
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
-        train = load_images(args, "train")
-        # In an order of its own, so that the first images are a fair draw.
-        train = Subset(train, np.random.default_rng(0).permutation(len(train)))
-        tests = {"val": load_images(args, "val")}
-        tests |= {
-            name: load_test_folder(folder, train.classes, args.in_chans)
-            for name, folder in named("--test", args.test).items()
-        }
+        opened, like = [], None
+        for word in args.checkpoints:
+            model, flags = open_encoder(args, word, like)
+            like = like if like or word in BASELINES else flags
+            opened.append((model.to(run.device), flags))
+        # Encoders may differ in their channels, which are a matter of reading an image.
+        sets = {n: image_sets(args, n) for n in dict.fromkeys(f.in_chans for _, f in opened)}
+        train, tests = next(iter(sets.values()))
         real = frozen.read_real_labels(args.real_labels, tests["val"]) if args.real_labels else None
         lists = {
             name: frozen.listed_ids(path, train)
             for name, path in named("--few_list", args.few_list).items()
         }
-        encoders, like = [], None
-        for name, word in zip(args.names, args.checkpoints, strict=True):
-            model, flags = open_encoder(args, word, like)
-            like = like if like or word in BASELINES else flags
-            encoders.append(Encoder(run, name, model.to(run.device), flags, train, tests))
+        encoders = [
+            Encoder(run, name, model, flags, *sets[flags.in_chans])
+            for name, (model, flags) in zip(args.names, opened, strict=True)
+        ]
         if not distributed.is_main():
             return
         results = {}

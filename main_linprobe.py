@@ -26,8 +26,10 @@ from util.data.transforms import CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.knn import extract_features, weighted_knn
+from util.settings import take_from_checkpoint
 from util.training import optim, preflight
 from util.training.checkpoint import load_weights
+from util.training.checkpoint_file import read_checkpoint
 from util.training.metrics import NonFiniteLoss
 from util.training.run import Run
 
@@ -94,8 +96,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
     """The frozen encoder that the flags describe, and the width of its features."""
-    pretrained = models_encoder.open_checkpoint(args.finetune, args)
-    described = models_encoder.open_checkpoint(args.resume, args) if args.eval else pretrained
+    pretrained = described = models_encoder.open_checkpoint(args.finetune, args)
+    if args.eval:
+        config = read_checkpoint(args.resume).get("config")
+        if isinstance(config, dict) and config.get("model") == "pixels":
+            take_from_checkpoint(args, config)
+        else:
+            described = models_encoder.open_checkpoint(args.resume, args)
     if args.model == "pixels":
         size = image_size(args.input_size, 1)
         return models_vit.Pixels(), args.in_chans * size[0] * size[1]
@@ -143,7 +150,7 @@ def main(args: argparse.Namespace) -> None:
 
         probe = models_vit.LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
         if args.eval:  # before features are computed with it
-            load_weights(probe, models_vit.Pretrained(args.resume).raw, args.resume)
+            load_weights(probe, read_checkpoint(args.resume).get("model", {}), args.resume)
         trained: nn.Module = probe
         if not train_transform.is_random:  # the features never change: compute them once
             log.info("no augmentation: features of %d images, once", len(train) + len(val))

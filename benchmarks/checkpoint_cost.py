@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from models_mimae import MODELS
 from util.args import number
+from util.settings import Settings
 from util.training.checkpoint import Checkpointer, Progress
 from util.training.checkpoint_file import read_checkpoint
 from util.training.optim import adamw, decay_groups
@@ -56,7 +57,7 @@ def main() -> None:
             torch.cuda.synchronize()
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        flags = argparse.Namespace(keep_checkpoints=2)
+        flags = argparse.Namespace(keep_checkpoints=2, settings=Settings({}, {}))
         objects = {"model": model, "optimizer": optimizer}
         saver = Checkpointer(folder, objects, Progress(), {"model": args.model}, flags)
         step()

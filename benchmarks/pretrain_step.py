@@ -111,9 +111,10 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
     wrapped = distributed.wrap(bare, device, sync_buffers=False)
 
     def train(num_steps: int) -> None:
+        shape = bare.noise_shape(images * distributed.world_size())
         wrapped.train()
         for step in range(num_steps):
-            noise = step_noise(bare.noise_shape(images), 1, 0, step, device)
+            noise = step_noise(shape, 1, 0, step, device)
             batch = [normalize(imgs.to(device, non_blocking=True))]
             train_step(wrapped, batch, noise, optimizer, precision)
 

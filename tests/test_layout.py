@@ -34,7 +34,12 @@ def room(path: Path) -> str:
 def imports(path: Path) -> set[Path]:
     """Files of this project that a file imports, anywhere in it."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    # What stands below `if __name__ == "__main__"` is no import of the module's.
+    tree.body = [
+        n for n in tree.body if not (isinstance(n, ast.If) and "__name__" in ast.unparse(n))
+    ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
