@@ -15,8 +15,8 @@ OUTPUT = "demo_output"
 CORES = 2
 # Four masks of an image a step are four of MAE's images: as many steps, and as many samples.
 PRETRAIN = {
-    "MI-MAE": "--epochs 60 --warmup_epochs 5 --batch_size 32 --num_masks 4 --visualize",
-    "MAE": "--epochs 240 --warmup_epochs 20 --batch_size 128 --num_masks 1 --lambda_max 0 "
+    "MI-MAE": "--epochs 40 --warmup_epochs 4 --batch_size 32 --num_masks 4 --visualize",
+    "MAE": "--epochs 160 --warmup_epochs 16 --batch_size 128 --num_masks 1 --lambda_max 0 "
     "--lambda_min 0",
 }
 PROBES = {
