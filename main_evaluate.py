@@ -207,7 +207,8 @@ class Encoder:
 
     def _masked_views(self, run: Run, images: Images) -> torch.Tensor | None:
         """Of the first images of a set, the features of four masks: [n, 4, D]."""
-        if self.model.encoder is None or not distributed.is_main():
+        is_wanted = "label_free" in self.flags.only and distributed.is_main()
+        if self.model.encoder is None or not is_wanted:
             return None
         found, generator = [], torch.Generator().manual_seed(0)
         for start in range(0, min(len(images), frozen.VIEWED), 64):

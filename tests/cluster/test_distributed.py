@@ -1,7 +1,6 @@
 """The same objective, batches and updates for 1, 2 and 4 processes."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,8 +8,7 @@ import sys
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from ranks import PRELOAD, free_port
+from ranks import free_port, in_ranks
 
 from engine_pretrain import LOSSES, step_noise, train_step
 from models_mimae import MaskedAutoencoderViT
@@ -21,16 +19,9 @@ from util.training.precision import Precision
 STEPS, GLOBAL_BATCH = 20, 8
 
 
-def train(
-    rank: int, world: int, port: int, options: dict, path: str, num_micro: int, exact: bool
-) -> None:
+def train(rank: int, options: dict, path: str, num_micro: int, exact: bool) -> None:
     """20 steps on this rank's rows of fixed global batches; rank 0 writes losses and weights."""
-    torch.set_num_threads(1)
-    os.environ |= dict(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )  # fmt: skip
-    device = distributed.init_process_group("cpu", 2.0)
+    world, device = distributed.world_size(), torch.device("cpu")
     torch.manual_seed(0)
     bare = MaskedAutoencoderViT(
         8, 2, 1, embed_dim=32, depth=2, num_heads=2, decoder_embed_dim=16, decoder_depth=1,
@@ -51,14 +42,12 @@ def train(
         history.append(distributed.reduce_mean(torch.stack([losses[n].double() for n in LOSSES])))
     if rank == 0:
         torch.save({"history": torch.stack(history), "model": bare.state_dict()}, path)
-    distributed.shutdown()
 
 
 def start(world: int, options: dict, path, num_micro: int, exact: bool) -> None:
-    """Run `train` in new processes; a server that has imported torch forks them."""
-    multiprocessing.set_forkserver_preload(PRELOAD)
-    arguments = (world, free_port(), options, str(path), num_micro, exact)
-    mp.start_processes(train, arguments, nprocs=world, start_method="forkserver")
+    """Run `train` in ranks of their own."""
+    answers = in_ranks(train, world, path.parent, options, str(path), num_micro, exact)
+    assert answers == [None] * world and path.exists(), answers
 
 
 @pytest.fixture(scope="module")
