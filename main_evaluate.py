@@ -20,13 +20,13 @@ import models_encoder
 from models_features import FrozenEncoder
 from util import args as arguments
 from util.args import number
-from util.cluster import distributed
+from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset, load_images, load_test_folder
 from util.data.loader import evaluation_view
 from util.data.transforms import Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.evaluation import frozen, report
+from util.evaluation import attentive, frozen, report
 from util.evaluation.features import FeatureStore, checksum, images_checksum
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training.run import Run
@@ -65,6 +65,22 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="another test set: CLASS/IMAGE, with the training set's classes")  # fmt: skip
     add("--real_labels", metavar="JSON",
         help="ImageNet-ReaL's file: the right labels of each validation image")  # fmt: skip
+
+    add = parser.add_argument_group("attentive probe", "learned queries on the patch tokens, by "
+        "the protocol of *efficient probing*").add_argument  # fmt: skip
+    add("--attentive", action="store_true", help="evaluate it, too")
+    add("--attentive_queries", type=number(int, 1), default=32, help="a divisor of the width")
+    add("--attentive_epochs", type=number(int, 1), default=90, help="a ninth of them warm-up")
+    add("--attentive_batch", type=number(int, 2), default=4096,
+        help="images a step; less where an epoch would have fewer than 16 steps")  # fmt: skip
+    add("--attentive_blr", type=number(float, 1e-9), nargs="+", default=[0.1],
+        help="rates per 256 images, of which one is chosen on the held-out tenth")  # fmt: skip
+    add("--tokens", choices=("auto", "kept", "images"), default="auto",
+        help="of the training images: kept on the disk, in half precision, or encoded from random "
+        "crops in each epoch; auto: kept where half of the free disk holds them")  # fmt: skip
+    add("--min_crop", type=number(float, 0.01, 1), default=0.08,
+        help="smallest area of such a crop")  # fmt: skip
+    add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half of them")
 
     add = parser.add_argument_group("features").add_argument
     add("--features", default="", help="where they are kept (default: in --output_dir)")
@@ -177,26 +193,38 @@ class Encoder:
     ):  # fmt: skip
         self.name, self.model, self.flags = name, model, flags
         self.view = evaluation_view(flags)
-        self.precision = run.precision(0 if model.encoder is None else 384)
-        self.train = self._store(run, "train", train, flags.block_images)
+        # On a CPU always fp32: what `auto` takes there depends on what else the machine does.
+        self.precision = run.precision(width=0)
+        with_blocks = "blocks" in flags.only
+        self.train = self._store(run, "train", train, flags.block_images * with_blocks)
         self.tests = {
-            name: self._store(run, name, images, len(images)) for name, images in tests.items()
+            name: self._store(run, name, images, len(images) * (with_blocks and name == "val"))
+            for name, images in tests.items()
         }
         self.views = self._masked_views(run, tests["val"])
+        self.tokens = self._kept_tokens(run, train) if flags.attentive else None
 
-    def _store(self, run: Run, part: str, images: Images, detailed: int) -> FeatureStore:
+    def _folder(self, part: str) -> str:
+        root = self.flags.features or os.path.join(self.flags.output_dir, "features")
+        return os.path.join(root, f"{self.name.replace(os.sep, '_')}-{part}")
+
+    def _store(
+        self, run: Run, part: str, images: Images, detailed: int = 0, tokens: bool = False
+    ) -> FeatureStore:
         flags = self.flags
-        root = flags.features or os.path.join(flags.output_dir, "features")
         about = dict(
             encoder=checksum(self.model), model=flags.model or "pixels", part=part,
             image_names=images_checksum(images), precision=self.precision.name,
             input_size=list(self.view.size), crop_share=self.view.crop_share,
             batch_size=flags.batch_size,
         )  # fmt: skip
-        folder = os.path.join(root, f"{self.name.replace(os.sep, '_')}-{part}")
-        store = FeatureStore(folder, about, images, flags.feature_dtype, detailed)
+        dtype = "fp16" if tokens else flags.feature_dtype
+        store = FeatureStore(self._folder(part), about, images, dtype, detailed)
+        encode = self._encode
+        if tokens:
+            encode = lambda imgs, _: {attentive.TOKENS: self.encode_tokens(imgs)}  # noqa: E731
         store.extract(
-            self._encode, self.view, run.device, flags.batch_size, flags.num_workers,
+            encode, self.view, run.device, flags.batch_size, flags.num_workers,
             flags.max_bad_images, f"{self.name}, {part}",
         )  # fmt: skip
         return store
@@ -204,6 +232,23 @@ class Encoder:
     def _encode(self, imgs: torch.Tensor, detailed: bool) -> dict[str, torch.Tensor]:
         with self.precision.autocast():
             return self.model(imgs, detailed)
+
+    def encode_tokens(self, imgs: torch.Tensor) -> torch.Tensor:
+        """Patch tokens [B, L, D]."""
+        with self.precision.autocast():
+            return self.model.patch_tokens(imgs).float()
+
+    def _kept_tokens(self, run: Run, images: Images) -> FeatureStore | None:
+        """The training images' patch tokens, where they are to be kept."""
+        if self.model.encoder is None:
+            return None
+        one = self.encode_tokens(self.view(images.read(0))[None].to(run.device))
+        kept = agreement.main_does(
+            lambda: attentive.are_kept(
+                self.flags, self._folder("tokens"), len(images), one[0].numel()
+            )
+        )
+        return self._store(run, "tokens", images, tokens=True) if kept else None
 
     def _masked_views(self, run: Run, images: Images) -> torch.Tensor | None:
         """Of the first images of a set, the features of four masks: [n, 4, D]."""

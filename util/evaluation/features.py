@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 SHARD = 1024  # images
 ABOUT = "about.json"
+DETAILED = "detailed"  # the labels once more, in shards that were encoded in detail
 Outputs = dict[str, Tensor]  # by name, [B, ...] each
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
@@ -60,7 +61,8 @@ class FeatureStore:
         folder: of its own. about: plain values from which the features follow; a folder of others
             is refused.
         images: the set. dtype: `fp16` or `fp32`, in which features are kept.
-        detailed: so many images, the first, in whole shards, are encoded in detail.
+        detailed: so many images, the first, in whole shards, are encoded in detail; a later run may
+            ask for more.
 
     Raises:
         UsageError: a folder that holds other features, or that cannot be written.
@@ -69,9 +71,7 @@ class FeatureStore:
     def __init__(self, folder: str, about: dict, images: Images, dtype: str, detailed: int = 0):
         self.folder, self.images, self.dtype = folder, images, DTYPES[dtype]
         self.detailed = min(-(-detailed // SHARD) * SHARD, len(images))
-        self.about = about | {
-            "images": len(images), "dtype": dtype, "shard": SHARD, "detailed": self.detailed
-        }  # fmt: skip
+        self.about = about | {"images": len(images), "dtype": dtype, "shard": SHARD}
         if distributed.is_main():
             self._claim()
         distributed.barrier()
@@ -84,7 +84,8 @@ class FeatureStore:
                 with open(path) as file:
                     known = json.load(file)
                 if known != self.about:
-                    other = [key for key in self.about if known.get(key) != self.about[key]]
+                    keys = sorted({*known, *self.about})
+                    other = [key for key in keys if known.get(key) != self.about.get(key)]
                     raise UsageError(
                         f"--features {self.folder} holds other features ({', '.join(other)} "
                         "differ): name another folder, or remove it"
@@ -103,7 +104,11 @@ class FeatureStore:
         return os.path.join(self.folder, f"{name}-{shard:05d}.npy")
 
     def _is_done(self, shard: int) -> bool:
-        return os.path.exists(self._path("targets", shard))  # which is written last
+        return all(os.path.exists(self._path(name, shard)) for name in self._marks(shard))
+
+    def _marks(self, shard: int) -> tuple[str, ...]:
+        """What a shard has written last."""
+        return ("targets", DETAILED) if shard * SHARD < self.detailed else ("targets",)
 
     def extract(
         self, encode: Callable[[Tensor, bool], Outputs], transform: Callable,
@@ -149,7 +154,9 @@ class FeatureStore:
                 line.update(done)
             arrays = {name: np.concatenate(values) for name, values in parts.items()}
             try:
-                for name, array in (arrays | {"targets": np.concatenate(labels)}).items():
+                for name in self._marks(shard):
+                    arrays[name] = np.concatenate(labels)
+                for name, array in arrays.items():
                     _write(self._path(name, shard), lambda file, a=array: np.save(file, a))
             except OSError as error:
                 raise RunError(
@@ -162,15 +169,38 @@ class FeatureStore:
         """Labels [n]."""
         return self.read("targets")
 
-    def read(self, name: str) -> Tensor:
-        """An output of all images that have it, [n, ...], in the set's order."""
-        paths = [self._path(name, shard) for shard in range(self.num_shards())]
-        parts = [np.load(path) for path in paths if os.path.exists(path)]
-        return torch.from_numpy(np.concatenate(parts))
+    def read(self, name: str, in_detail: bool = False) -> Tensor:
+        """An output of all images, or of those that are encoded in detail: [n, ...], in the set's
+        order."""
+        count = self.detailed if in_detail else len(self.images)
+        paths = [self._path(name, shard) for shard in range(-(-count // SHARD))]
+        return torch.from_numpy(np.concatenate([np.load(path) for path in paths]))
+
+    def rows(self, name: str) -> "Rows":
+        """An output that is too large to be read whole."""
+        return Rows([self._path(name, shard) for shard in range(self.num_shards())])
 
     def digest(self) -> str:
         """A checksum of everything that the features follow from."""
         return checksum(self.about)[:12]
+
+
+class Rows:
+    """An output of an image set on disk: `rows[i]` is image i's, [...], read when it is asked for.
+
+    Args:
+        paths: of its shards.
+    """
+
+    def __init__(self, paths: list[str]):
+        self.paths = paths
+        self.shards: dict[int, np.ndarray] = {}  # opened so far, by each worker of its own
+
+    def __getitem__(self, index: int) -> Tensor:
+        number, row = divmod(index, SHARD)
+        if number not in self.shards:
+            self.shards[number] = np.load(self.paths[number], mmap_mode="r")
+        return torch.from_numpy(self.shards[number][row].copy())
 
 
 def _write(path: str, write: Callable) -> None:

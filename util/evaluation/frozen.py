@@ -12,7 +12,7 @@ from torch import Tensor
 
 from util.data.datasets import Images, listed_positions
 from util.errors import UsageError
-from util.evaluation import monitors, probes
+from util.evaluation import attentive, monitors, probes
 from util.evaluation.features import FeatureStore
 from util.evaluation.probes import Probe, TestSet
 
@@ -43,7 +43,8 @@ def evaluate(
     """Everything that --only asks for.
 
     Args:
-        encoder: has `model.kinds`, `model.depth`, the stores `train` and `tests`, and `views`.
+        encoder: has `model.kinds`, `model.depth`, the stores `train` and `tests`, `views`, and what
+            `attentive.evaluate` asks for.
         real: ReaL's labels of the first test set. lists: ids of published lists.
     """
     kinds = encoder.model.kinds
@@ -59,6 +60,8 @@ def evaluate(
         found.probes |= probes.knn(train, targets, tests, device)
     if "logistic" in args.only:
         found.probes |= probes.regression(train, targets, tests, device)
+    if args.attentive and encoder.model.depth:
+        found.probes["attentive"] = attentive.evaluate(encoder, tests, args, device)
     if "few" in args.only:
         found.few = few_labels(train, targets, tests["val"], args, lists, device)
     if "blocks" in args.only and encoder.model.depth:
@@ -103,9 +106,9 @@ def blocks(encoder, test: TestSet, device: torch.device) -> dict[str, list[float
     for number in range(encoder.model.depth):
         for kind in encoder.model.kinds:
             name = f"block {number} {kind}"
-            features = encoder.train.read(name)
+            features = encoder.train.read(name, in_detail=True)
             targets = encoder.train.targets()[: len(features)]
-            query = TestSet({kind: encoder.tests["val"].read(name)}, test.truth)
+            query = TestSet({kind: encoder.tests["val"].read(name, in_detail=True)}, test.truth)
             probe = probes.regression({kind: features}, targets, {"val": query}, device)
             found[kind].append(probe[f"logistic, {kind}"].accuracy("val"))
     return found

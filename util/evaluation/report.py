@@ -20,6 +20,8 @@ Logistic regression: on standardised features, to its optimum by L-BFGS; penalty
 Chosen: on a tenth of each class of the training set, held out; then trained on all of it.
 Few labels: logistic regression on all kinds side by side, penalty {FEW_PENALTY:g}, never tuned.
 Blocks: logistic regression on each block's output before the final norm.
+Attentive: efficient probing, learned queries on the patch tokens, then MAE's linear probe; the \
+last epoch's.
 Label-free numbers are monitors: they choose nothing."""
 
 
@@ -51,7 +53,7 @@ def markdown(
         f"{name}: {evaluation}: {probe.chosen}"
         for name, found in results.items()
         for evaluation, probe in found.probes.items()
-        if "chosen" in evaluation
+        if "chosen" in evaluation or evaluation == "attentive"
     ]
     draws = f"Few labels: {args.draws} draws, mean ± standard deviation."
     return "\n".join([*lines, "", PROTOCOL, draws, *chosen])
