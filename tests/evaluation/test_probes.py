@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+import main_evaluate
+from util.data.datasets import load_images
 from util.errors import UsageError
 from util.evaluation import logistic, paired, probes
 from util.evaluation.knn import predict_knn_grid
@@ -144,3 +147,27 @@ def test_the_interval_covers_the_truth():
         found = paired.compare(100.0 * one, 100.0 * other, num_boots=100)
         hits += found.low <= truth <= found.high
     assert 0.91 < hits / 400 < 0.98
+
+
+def test_fashion_mnist_is_scikit_learns_to_a_tenth_of_a_point():
+    """Pixels pooled to 7 x 7, 4000 training and 10 000 test images."""
+    args = main_evaluate.parse_args(["pixels", "--dataset", "fashion_mnist"])
+    try:
+        sets = [load_images(args, split) for split in ("train", "val")]
+    except UsageError:
+        pytest.skip("Fashion-MNIST is not on this machine")
+    (train, targets), (test, truth) = (
+        (F.avg_pool2d(torch.stack([s.read(i) for i in range(n)]).float(), 4).flatten(1),
+         torch.from_numpy(s.targets[:n]).long())
+        for s, n in zip(sets, (4000, 10000), strict=True)
+    )  # fmt: skip
+    heads = logistic.fit(train, targets, 10, [1e-2])
+    scale = StandardScaler().fit(train)
+    model = LogisticRegression(C=1 / 40, max_iter=3000, tol=1e-6)
+    model.fit(scale.transform(train), targets)
+    ours = (heads.predict(test)[0] == truth).float().mean()
+    assert abs(ours - (model.predict(scale.transform(test)) == truth.numpy()).mean()) <= 1e-3
+    near = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    near.fit(train, targets)
+    ours = (predict_knn_grid((train, targets), test, (20,), (0.07,))[20, 0.07] == truth).float()
+    assert abs(ours.mean() - near.score(test, truth)) <= 1e-3

@@ -41,7 +41,7 @@ class Heads:
 
 def fit(
     features: Tensor, targets: Tensor, num_classes: int, penalties: Sequence[float],
-    max_iter: int = 100, tolerance: float = 1e-3,
+    max_iter: int = 300, tolerance: float = 1e-3, like: Tensor | None = None,
 ) -> Heads:  # fmt: skip
     """Minimise mean cross-entropy + penalty / 2 · ‖W‖² for each penalty.
 
@@ -52,10 +52,12 @@ def fit(
         features: [n, D], of any floating type; computed with in float32.
         targets: [n] in 0 … C − 1. penalties: H numbers above 0.
         tolerance: of the gradient's largest entry, relative to that at the start.
+        like: features [m, D] by whose mean and deviation they are standardised, in place of theirs.
     """
     features = features.float()
-    mean = features.mean(0)
-    scale = (features - mean).square().mean(0).sqrt()
+    like = features if like is None else like.float()
+    mean = like.mean(0)
+    scale = (like - mean).square().mean(0).sqrt()
     scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))
     heads, dim = len(penalties), features.shape[1]
     shape = (heads, dim + 1, num_classes)  # the last row is the bias
