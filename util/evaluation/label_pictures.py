@@ -14,7 +14,7 @@ from util.cluster import distributed
 from util.data.ade20k import Labels
 from util.data.file_index import find_images
 from util.data.images import read_image, to_float
-from util.errors import EXIT_DATA, RunError, UsageError
+from util.errors import EXIT_DATA, RunError, UsageError, first_line
 from util.evaluation.visualize import BACKGROUND, HEADER, INK, MARGIN, to_image
 from util.logging import ProgressLine
 
@@ -63,16 +63,16 @@ def write_predictions(
             image = read_image(os.path.join(folder, paths[index]), in_chans)
         except Exception as error:  # whatever a decoder makes of a damaged file
             bad += 1
-            log.warning("unreadable, left out: %s (%s)", paths[index], str(error).splitlines()[:1])
+            log.warning("unreadable, left out: %s (%s)", paths[index], first_line(error))
             continue
         classes = predict(image[None].to(device))[0].cpu()
-        for kind in ("labels", "overlays"):
-            path = os.path.join(args.output_dir, kind, names[index])
+        label_path, overlay_path = (
+            os.path.join(args.output_dir, kind, names[index]) for kind in ("labels", "overlays")
+        )
+        for path in (label_path, overlay_path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            if kind == "labels":
-                labels.write(path, classes)
-            else:
-                overlay(image, classes, labels).save(path)
+        labels.write(label_path, classes)
+        overlay(image, classes, labels).save(overlay_path)
         line.update(done)
     line.close()
     bad = int(distributed.reduce_sum(torch.tensor(bad, device=device)))
@@ -111,7 +111,7 @@ def comparison_sheet(
         draw.text((MARGIN + column * step, MARGIN), name, INK, font)
     for row, image in enumerate(images):
         cells = [to_image(to_float(image))]
-        cells += [overlay(image, maps[row], labels) for maps in columns.values()]
+        cells += [overlay(image, maps[row], labels, opacity=1.0) for maps in columns.values()]
         for column, picture in enumerate(cells):
             place = (MARGIN + column * step, top + row * (cell[1] + MARGIN))
             sheet.paste(picture.resize(cell, Image.Resampling.NEAREST), place)
