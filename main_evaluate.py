@@ -26,7 +26,7 @@ from util.data.loader import evaluation_view
 from util.data.transforms import Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.evaluation import attentive, frozen, report
+from util.evaluation import attentive, dense, frozen, report
 from util.evaluation.features import FeatureStore, checksum, images_checksum
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training.run import Run
@@ -51,7 +51,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--names", nargs="+", default=[], help="of the checkpoints in the tables")
 
     add = parser.add_argument_group("evaluations").add_argument
-    add("--only", nargs="+", choices=frozen.EVALUATIONS, default=list(frozen.EVALUATIONS),
+    add("--only", nargs="*", choices=frozen.EVALUATIONS, default=list(frozen.EVALUATIONS),
         help="these evaluations")  # fmt: skip
     add("--few", type=number(int, 1), nargs="*", default=[1, 2, 5, 10], help="labels per class")
     add("--few_shares", type=number(float, 1e-6, 1), nargs="*", default=[0.01, 0.1],
@@ -81,6 +81,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--min_crop", type=number(float, 0.01, 1), default=0.08,
         help="smallest area of such a crop")  # fmt: skip
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half of them")
+
+    add = parser.add_argument_group("dense evaluation").add_argument
+    add("--dense", metavar="FOLDER", default="",
+        help="images with label maps in ADE20K's layout: k-NN and logistic regression of their "
+        "patches, mIoU; with an empty --only nothing else")  # fmt: skip
+    add("--dense_patches", type=number(int, 10), default=100_000,
+        help="labelled training patches, as many of each image")  # fmt: skip
 
     add = parser.add_argument_group("features").add_argument
     add("--features", default="", help="where they are kept (default: in --output_dir)")
@@ -164,7 +171,9 @@ def main(args: argparse.Namespace) -> None:
             like = like if like or word in BASELINES else flags
             opened.append((model.to(run.device), flags))
         # Encoders may differ in their channels, which are a matter of reading an image.
-        sets = {n: image_sets(args, n) for n in dict.fromkeys(f.in_chans for _, f in opened)}
+        channels = dict.fromkeys(flags.in_chans for _, flags in opened)
+        sets = {n: image_sets(args, n) for n in channels}
+        mapped = {n: dense.load(args.dense, n) for n in channels} if args.dense else {}
         train, tests = next(iter(sets.values()))
         real = frozen.read_real_labels(args.real_labels, tests["val"]) if args.real_labels else None
         lists = {
@@ -180,7 +189,11 @@ def main(args: argparse.Namespace) -> None:
         results = {}
         for encoder in encoders:
             log.info("evaluating %s", encoder.name)
-            results[encoder.name] = frozen.evaluate(encoder, args, real, lists, run.device)
+            found = frozen.evaluate(encoder, args, real, lists, run.device)
+            if mapped and encoder.model.encoder is not None:
+                pair = mapped[encoder.flags.in_chans]
+                found.dense = dense.evaluate(encoder, *pair, args, run.device)
+            results[encoder.name] = found
         write(run, args, encoders, results)
 
 
@@ -223,6 +236,8 @@ class Encoder:
         encode = self._encode
         if tokens:
             encode = lambda imgs, _: {attentive.TOKENS: self.encode_tokens(imgs)}  # noqa: E731
+        if not flags.only and not flags.attentive:
+            return store  # of which nothing is asked
         store.extract(
             encode, self.view, run.device, flags.batch_size, flags.num_workers,
             flags.max_bad_images, f"{self.name}, {part}",

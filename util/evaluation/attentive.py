@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from util.data.datasets import Images, Subset, TransformedImages
+from util.data.datasets import Images, Subset
 from util.data.loader import Batches
+from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip
 from util.errors import UsageError
 from util.evaluation.features import FeatureStore, checksum

@@ -13,6 +13,7 @@ from torch import Tensor
 from util.data.datasets import Images, listed_positions
 from util.errors import UsageError
 from util.evaluation import attentive, monitors, probes
+from util.evaluation.dense import Dense
 from util.evaluation.features import FeatureStore
 from util.evaluation.probes import Probe, TestSet
 
@@ -27,13 +28,14 @@ class Frozen:
     """What was found of one encoder; per-image hits are kept for paired comparisons.
 
     probes: by evaluation. few: accuracies on the first test set by draw, by what was asked for.
-    blocks: accuracies on the first test set, by kind. label_free: monitors.
+    blocks: accuracies on the first test set, by kind. label_free: monitors. dense: on --dense.
     """
 
     probes: dict[str, Probe] = field(default_factory=dict)
     few: dict[str, np.ndarray] = field(default_factory=dict)  # [draws, test images]
     blocks: dict[str, list[float]] = field(default_factory=dict)
     label_free: dict[str, float] = field(default_factory=dict)
+    dense: dict[str, Dense] = field(default_factory=dict)
 
 
 def evaluate(
@@ -47,7 +49,9 @@ def evaluate(
             `attentive.evaluate` asks for.
         real: ReaL's labels of the first test set. lists: ids of published lists.
     """
-    kinds = encoder.model.kinds
+    kinds, found = encoder.model.kinds, Frozen()
+    if not args.only and not args.attentive:
+        return found
     train, targets = by_kind(encoder.train, kinds), encoder.train.targets()
     tests = {
         name: TestSet(by_kind(store, kinds), store.targets())
@@ -55,7 +59,6 @@ def evaluate(
     }
     if real is not None:
         tests["ReaL"] = TestSet(tests["val"].features, real)
-    found = Frozen()
     if "knn" in args.only:
         found.probes |= probes.knn(train, targets, tests, device)
     if "logistic" in args.only:

@@ -85,12 +85,28 @@ def predict_knn_grid(
     predicted = {}
     for k in ks:
         for temperature in temperatures:
-            # Relative to the nearest, whose vote is 1: a low temperature would overflow.
-            weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).exp()
-            votes = weights.new_zeros(len(queries), num_classes)
-            votes.scatter_add_(1, labels[:, :k], weights)
+            votes = _votes(similarity[:, :k], labels[:, :k], temperature, num_classes)
             predicted[k, temperature] = votes.argmax(1)
     return predicted
+
+
+@torch.no_grad()
+def knn_votes(
+    train: tuple[Tensor, Tensor], queries: Tensor, k: int, temperature: float, num_classes: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:  # fmt: skip
+    """The share of each class in the votes for each query: [n, C]."""
+    similarity, labels = nearest_neighbours(train, queries, k, device)
+    votes = _votes(similarity, labels, temperature, num_classes)
+    return votes / votes.sum(1, keepdim=True)
+
+
+def _votes(similarity: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
+    """Sums of exp(cosine / temperature) by class, [n, C], of neighbours [n, k]."""
+    # Relative to the nearest, whose vote is 1: a low temperature would overflow.
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    votes = weights.new_zeros(len(weights), num_classes)
+    return votes.scatter_add_(1, labels, weights)
 
 
 @torch.no_grad()

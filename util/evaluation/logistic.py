@@ -29,12 +29,13 @@ class Heads:
     def predict(self, features: Tensor) -> Tensor:
         """Classes of features [n, D], by head: [H, n]."""
         parts = [
-            self._logits(part).argmax(2) for part in features.split(_chunk(self.weight))
+            self.logits(part).argmax(2) for part in features.split(_chunk(self.weight))
         ]  # [H, m, C] each
         empty = features.new_empty((len(self.weight), 0), dtype=torch.long)
         return torch.cat([empty, *parts], dim=1)
 
-    def _logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor) -> Tensor:
+        """Of features [n, D], by head: [H, n, C]."""
         inputs = (features.to(self.mean) - self.mean) / self.scale
         return inputs @ self.weight + self.bias[:, None]
 

@@ -1,6 +1,7 @@
 """Two encoders on the same test images: what of their difference is more than chance."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,27 @@ def compare(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Dif
     per_image = np.asarray(first, float) - np.asarray(second, float)
     half, mean = 1.96 * bootstrap_spread(per_image, num_boots), float(per_image.mean())
     return Difference(mean, mean - half, mean + half)
+
+
+def compare_statistic(
+    first: np.ndarray, second: np.ndarray, statistic: Callable[[np.ndarray], float],
+    num_boots: int = 1000, seed: int = 0,
+) -> Difference:  # fmt: skip
+    """statistic(sum over images) of first − second, by a bootstrap of the images.
+
+    Args:
+        first, second: counts of each test image, [n, ...].
+    """
+    rng, count = np.random.default_rng(seed), len(first)
+    shares = np.full(count, 1 / count)
+    boots = []
+    for _ in range(num_boots):
+        drawn = rng.multinomial(count, shares)
+        boots.append(
+            statistic(np.tensordot(drawn, first, 1)) - statistic(np.tensordot(drawn, second, 1))
+        )
+    difference, half = statistic(first.sum(0)) - statistic(second.sum(0)), 1.96 * np.std(boots)
+    return Difference(float(difference), float(difference - half), float(difference + half))
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:

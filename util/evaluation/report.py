@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from util.evaluation import paired
+from util.evaluation import dense, paired
 from util.evaluation.charts import line_chart
 from util.evaluation.frozen import Frozen
 from util.evaluation.probes import FEW_PENALTY, KS, PENALTIES, TEMPERATURES
@@ -22,6 +22,9 @@ Few labels: logistic regression on all kinds side by side, penalty {FEW_PENALTY:
 Blocks: logistic regression on each block's output before the final norm.
 Attentive: efficient probing, learned queries on the patch tokens, then MAE's linear probe; the \
 last epoch's.
+Dense: patches of whole images resized to the encoder's input, each of its pixels' most frequent \
+class; k-NN as above, logistic regression with the penalty chosen on a tenth of the training \
+images; scores enlarged to the label maps, mIoU over pixels.
 Label-free numbers are monitors: they choose nothing."""
 
 
@@ -32,7 +35,9 @@ def markdown(
     """The tables, with their protocol."""
     names = list(results)
     num_test = _num_test(results)
-    lines = [f"Top-1 accuracy, %. {num_train} training images, {num_test} test images."]
+    lines = []
+    if num_test:
+        lines.append(f"Top-1 accuracy, %. {num_train} training images, {num_test} test images.")
     lines += [_row("", names), _rule(names)]
     first = results[names[0]]
     for evaluation in _union(found.probes for found in results.values()):
@@ -44,6 +49,12 @@ def markdown(
     for amount in first.few:
         cells = [_few(found, amount) for found in results.values()]
         lines.append(_row(f"few labels, {amount}", cells))
+    for evaluation in _union(found.dense for found in results.values()):
+        cells = [
+            _number(found.dense[evaluation].miou() if evaluation in found.dense else None)
+            for found in results.values()
+        ]
+        lines.append(_row(f"{evaluation}, mIoU", cells))
     for monitor in _union(found.label_free for found in results.values()):
         cells = [_number(found.label_free.get(monitor)) for found in results.values()]
         lines.append(_row(f"{monitor} (monitor)", cells))
@@ -54,6 +65,11 @@ def markdown(
         for name, found in results.items()
         for evaluation, probe in found.probes.items()
         if "chosen" in evaluation or evaluation == "attentive"
+    ]
+    chosen += [
+        f"{name}: {evaluation}: {one.chosen}"
+        for name, found in results.items()
+        for evaluation, one in found.dense.items()
     ]
     draws = f"Few labels: {args.draws} draws, mean ± standard deviation."
     return "\n".join([*lines, "", PROTOCOL, draws, *chosen])
@@ -75,6 +91,10 @@ def differences(results: Mapping[str, Frozen]) -> list[str]:
             rows = (results[n].few[amount].mean(0) * 100 for n in (name, names[0]))
             cells.append(_shown(paired.compare(*rows)))
         lines.append(_row(f"few labels, {amount}", cells))
+    for evaluation, reference in results[names[0]].dense.items():
+        others = [results[name].dense.get(evaluation) for name in names[1:]]
+        cells = [_shown(dense.compare(other, reference)) if other else "–" for other in others]
+        lines.append(_row(f"{evaluation}, mIoU", cells))
     return lines
 
 
@@ -118,6 +138,7 @@ def as_json(
             },
             "blocks": found.blocks,
             "monitors": found.label_free,
+            "mIoU": {evaluation: one.miou() for evaluation, one in found.dense.items()},
             f"against {first}": {
                 evaluation: {
                     "difference": pair[0].difference, "low": pair[0].low, "high": pair[0].high,
@@ -134,8 +155,12 @@ def as_json(
 
 
 def headline(results: Mapping[str, Frozen]) -> dict[str, float]:
-    """The numbers of results.json: each encoder's chosen logistic regression and k-NN."""
+    """The numbers of results.json: each encoder's chosen logistic regression and k-NN, mIoU."""
     return {
+        f"{name}, {evaluation}, mIoU": one.miou()
+        for name, found in results.items()
+        for evaluation, one in found.dense.items()
+    } | {
         f"{name}, {evaluation}": probe.accuracy("val")
         for name, found in results.items()
         for evaluation, probe in found.probes.items()
