@@ -66,17 +66,17 @@ def test_what_a_run_writes_says_where_its_values_are_from(pretrained):
     """The log, results.json, TensorBoard and the checkpoint."""
     assert "flags, and where those come from" in pretrained.out
     shown = " ".join(pretrained.out.split())
-    assert "lambda_max 0.1 [data set]" in shown and "temperature 0.07," in shown
+    assert "mi_start_loss 0.45 [data set]" in shown and "temperature 0.07," in shown
     assert "batch_size 128 [command line]" in shown
     results = pretrained.results()
-    assert results["flags"]["lambda_max"] == 0.1 and results["flags"]["temperature"] == 0.07
-    assert results["flag_sources"]["lambda_max"] == "data set"
+    assert results["flags"]["mi_start_loss"] == 0.45 and results["flags"]["temperature"] == 0.07
+    assert results["flag_sources"]["mi_start_loss"] == "data set"
     assert "temperature" not in results["flag_sources"]
     assert "output_dir" not in results["flags"]
     state = torch.load(pretrained.folder / "checkpoint-last.pth", weights_only=True)
     assert state["flag_sources"]["batch_size"] == "command line"
     events = next(pretrained.folder.glob("events.*")).read_bytes()
-    assert b"lambda_max 0.1 [data set]" in events
+    assert b"mi_start_loss 0.45 [data set]" in events
 
 
 def test_resume_names_what_changed(run_main_here, tmp_path):

@@ -17,12 +17,10 @@ _ENCODERS = {
 _FLIPPED = {"digits": False, "fashion_mnist": True, "cifar10": True, "cifar100": True}
 
 # Small images: a hard crop would destroy their classes, Adam's rate is for --blr's 256 masked
-# samples, and the MI losses wait until pixels are predicted well and weigh a tenth of the paper's,
-# whose pixels are normalised. RESULTS.md has what these do.
+# samples, and the MI losses wait until pixels, which are not normalised, are predicted well.
 _SMALL = {
     "pretrain": dict(
-        min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45, lambda_max=0.1,
-        lambda_min=1.0,
+        min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45
     ),
     "linprobe": dict(min_crop=1.0, flip=False, batch_size=64, optimizer="sgd", blr=1.0),
     "finetune": dict(min_crop=0.6),
