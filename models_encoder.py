@@ -10,6 +10,7 @@ from torch import nn
 import models_beit
 import models_swin
 import models_vit
+from util.errors import UsageError
 from util.settings import take_from_checkpoint
 
 SIZES = models_vit.SIZES | models_swin.SIZES
@@ -74,6 +75,28 @@ def build_for(pretrained: models_vit.Pretrained | None, args: argparse.Namespace
     )  # fmt: skip
     if pretrained:
         load_pretrained(pretrained, model)
+    return model
+
+
+def load_classifier(pretrained: models_vit.Pretrained, args: argparse.Namespace) -> nn.Module:
+    """A fine-tuned classifier with its head, images [B, C, H, W] -> logits [B, classes].
+
+    Raises:
+        UsageError: a checkpoint without a head.
+    """
+    keys = ("head.weight", "head.fc.weight")  # a ViT's, a Swin's
+    head = next((pretrained.weights[k] for k in keys if k in pretrained.weights), None)
+    if head is None:
+        raise UsageError(
+            f"{pretrained.path} has no classifier (no head.weight): fine-tune it with "
+            "main_finetune.py first"
+        )
+    model = build_encoder(
+        args.model, len(head), args.input_size, args.in_chans,
+        global_pool="fc_norm.weight" in pretrained.weights,
+        architecture=architecture(pretrained, args.model),
+    )  # fmt: skip
+    load_pretrained(pretrained, model)
     return model
 
 

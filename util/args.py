@@ -107,7 +107,8 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
     return parse
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
+def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> None:
+    """The flags of the data; `training`: those of a part of the training set, too."""
     group = parser.add_argument_group("data")
     add = group.add_argument
     add(
@@ -129,13 +130,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--in_chans", type=number(int, 1), help="image channels")
     add("--mean", type=float, nargs="+", help="per channel, of values in 0..1")
     add("--std", type=number(float, 1e-6), nargs="+", help="per channel")
-    add(
-        "--train_fraction",
-        type=number(float, 1e-9, 1.0),
-        default=1.0,
-        help="train on this share of each class, drawn once and for all",
-    )
-    add("--subset_file", default="", help="train on the images listed in this file, a name a line")
+    if training:
+        add("--train_fraction", type=number(float, 1e-9, 1.0), default=1.0,
+            help="train on this share of each class, drawn once and for all")  # fmt: skip
+        add("--subset_file", default="",
+            help="train on the images listed in this file, a name a line")  # fmt: skip
     add(
         "--max_bad_images",
         type=number(int, 0),

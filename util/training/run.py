@@ -39,6 +39,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.started = args, time.monotonic()
+        self.is_guest = distributed.is_distributed()  # of a group that outlives the run
         self.device = distributed.init_process_group(args.device, args.dist_timeout)
         setup_logging()
         self.folder = agreement.all_or_none(lambda: OutputFolder(args.output_dir))
@@ -59,7 +60,8 @@ class Run:
             self.signals.restore()
             if self.journal is not None:
                 self.journal.close()
-            distributed.shutdown()
+            if not self.is_guest:
+                distributed.shutdown()
 
     def precision(self, width: int) -> Precision:
         """Mixed precision by --amp, which from then on says what `auto` took."""
