@@ -149,13 +149,7 @@ def build_augmentation(
 
 def main(args: argparse.Namespace) -> None:
     if args.draws:
-        draws.run_all(args, finetune)
-    else:
-        finetune(args)
-
-
-def finetune(args: argparse.Namespace) -> None:
-    """One run, of one draw of the labelled images."""
+        return draws.run_all(args, main)  # which runs this for each draw
     with Run(args) as run:
         pretrained = models_encoder.open_checkpoint(
             args.resume if args.eval else args.finetune, args

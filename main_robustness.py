@@ -81,7 +81,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("corruptions").add_argument
     add("--corrupt", action=argparse.BooleanOptionalAction,
-        help="corrupt the clean images on the fly (default: where they are not ImageNet's)")  # fmt: skip
+        help="corrupt the clean images on the fly (default: if not ImageNet's)")  # fmt: skip
     add("--corruptions", nargs="+", choices=list(CORRUPTIONS), default=list(CORRUPTIONS),
         metavar="NAME", help=f"which of: {', '.join(CORRUPTIONS)}")  # fmt: skip
     add("--severities", nargs="+", type=int, choices=SEVERITIES, default=list(SEVERITIES),

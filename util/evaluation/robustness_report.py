@@ -66,6 +66,7 @@ class Report:
         self.mean_ce = {
             name: mean_corruption_error(found, self.unit) for name, found in self.results.items()
         }
+        self.differences = {name: self._compared(name) for name in self.names[1:]}
 
     def _unit(self) -> Mapping[str, float | None]:
         """By corruption, the error that is 100 %; empty where there is none."""
@@ -151,15 +152,15 @@ class Report:
             return []
         lines = [f"Against {self.names[0]}, in points, with the 95 % interval over test images and "
                  "McNemar's p.", "", row("", others), rule(others)]  # fmt: skip
-        for label in self.compared(others[0]):
+        for label in self.differences[others[0]]:
             cells = []
             for name in others:
-                found, p = self.compared(name)[label]
+                found, p = self.differences[name][label]
                 cells.append(shown_difference(found) + (f", p {p:.2g}" if p is not None else ""))
             lines.append(row(label, cells))
         return lines
 
-    def compared(self, name: str) -> dict[str, tuple[paired.Difference, float | None]]:
+    def _compared(self, name: str) -> dict[str, tuple[paired.Difference, float | None]]:
         """A classifier's differences to the first, a gain being positive, and McNemar's p.
 
         Of errors it is what they are lower by.
@@ -196,7 +197,7 @@ class Report:
             if name != self.names[0]:
                 classifiers[name][f"against {self.names[0]}"] = {
                     label: vars(difference) | {"verdict": difference.verdict, "mcnemar_p": p}
-                    for label, (difference, p) in self.compared(name).items()
+                    for label, (difference, p) in self.differences[name].items()
                 }
         return {
             "protocol": self.protocol, "unit": dict(self.unit), "missing": self.missing,

@@ -87,7 +87,7 @@ def run_all(args: argparse.Namespace, finetune: Finetune) -> None:
 
 
 def _run_draw(args: argparse.Namespace, draw: int, finetune: Finetune) -> dict:
-    one = _changed(args, f"draw-{draw}", draw=draw, seed=args.seed + draw)
+    one = _changed(args, f"draw-{draw}", draw=draw, seed=args.seed + draw, draws=None)
     if args.choose_blr:
         blr = _choose_blr(one, finetune)
         one = _changed(one, blr=blr, hold_out=None)
