@@ -70,6 +70,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="train, test and save the running mean of the weights, which forgets at this rate "
         "at most; 0: none")  # fmt: skip
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    add("--test_every", type=number(int, 1), default=1,
+        help="epochs between tests; after the last one there always is one")  # fmt: skip
     add("--eval", action="store_true", help="only evaluate the model in --resume")
 
     draws.add_flags(parser)
@@ -203,8 +205,11 @@ def main(args: argparse.Namespace) -> None:
                 means = train_one_epoch(
                     wrapped, prepare, optimizer, precision, run, smoothing, mean.update
                 )
-                scores = evaluate(mean.model, val_batches, normalize, precision, run.device)
-                run.log_epoch(means, run.with_best(scores))
+                scores = {}
+                if run.is_due(args.test_every):
+                    found = evaluate(mean.model, val_batches, normalize, precision, run.device)
+                    scores = run.with_best(found)
+                run.log_epoch(means, scores)
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)

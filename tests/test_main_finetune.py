@@ -52,6 +52,14 @@ def test_other_options_run_on_the_checkpoint(run_main_here, checkpoint, flags):
     assert outcome.log()[0]["train_loss"] > 0
 
 
+def test_it_is_tested_as_often_as_asked_and_at_the_end(run_main_here):
+    short = ("--train_fraction", 0.05, "--epochs", 5, "--aa", "none", "--warmup_epochs", 0)
+    outcome = run_main_here("main_finetune", *short, "--test_every", 2)
+    assert outcome.status == 0, outcome.err
+    assert [line["epoch"] for line in outcome.log() if "test_acc1" in line] == [1, 3, 4]
+    assert "test_acc1" in outcome.results()
+
+
 def test_from_scratch_it_learns_faster_than_that(run_main_here):
     outcome = run_main_here(
         "main_finetune", "--epochs", 1, "--batch_size", 32, "--lr", 1e-3, "--warmup_epochs", 0.5,
