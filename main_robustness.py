@@ -197,15 +197,15 @@ def main(args: argparse.Namespace) -> None:
             flags = members[0].flags
             sets = open_sets(flags, members[0].classes)
             protocol += robustness_report.protocol(flags, sets)
-            labels = {}
-            if args.real_labels:
-                labels["ImageNet-ReaL"] = read_real_labels(args.real_labels, sets[0].images)
+            real = None
+            if args.real_labels:  # then ImageNet itself is the first set
+                real = read_real_labels(args.real_labels, sets[0].images, members[0].classes)
             while sets:
                 test_set = sets.pop(0)  # and with it the images that it keeps
                 for classifier in members:
                     predicted = predict(run, precision, classifier, test_set)
                     if distributed.is_main():
-                        keep(classifier, test_set, predicted, labels)
+                        keep(classifier, test_set, predicted, real)
         if distributed.is_main():
             write(run, args, classifiers, list(dict.fromkeys(protocol)))
 
@@ -244,12 +244,12 @@ def predict(
 
 def keep(
     classifier: Classifier, test_set: TestSet, predictions: FeatureStore,
-    labels: dict[str, list[frozenset[int]]],
+    real: list[frozenset[int]] | None,
 ) -> None:  # fmt: skip
     """Which of a set's images a classifier got right.
 
     Args:
-        labels: further labels of the first set's images, by what they are called.
+        real: ReaL's labels of ImageNet's images.
     """
     predicted, found = predictions.read("predicted").long(), classifier.found
     right = probes.TestSet({}, predictions.targets()).right(predicted)
@@ -257,9 +257,9 @@ def keep(
     if test_set.corruption:
         found.corrupted[test_set.corruption, test_set.severity] = right
         return
-    is_first, found.clean[test_set.name] = not found.clean, right
-    for name, truth in labels.items() if is_first else ():
-        found.clean[name] = probes.TestSet({}, truth).right(predicted)
+    found.clean[test_set.name] = right
+    if real is not None and test_set.name == "ImageNet":
+        found.clean["ImageNet-ReaL"] = probes.TestSet({}, real).right(predicted)
 
 
 def write(

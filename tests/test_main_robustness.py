@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_in_process
 from PIL import Image
+from ranks import in_ranks
 
 from models_encoder import build_encoder
 from util.data import corrupt_folder, imagenet, robustness_sets
@@ -89,6 +92,21 @@ def test_a_baselines_relative_ce_to_itself_is_100(run_main_here, finetuned):
     assert outcome.status == 0, outcome.err
     found = [v for k, v in outcome.results().items() if "mean relative CE" in k]
     assert found == [pytest.approx(100)]
+
+
+def on_two_ranks(rank: int, saved: str, folder: str) -> str:
+    words = (saved, "--corruptions", "contrast", "--severities", 2, "--max_images", 64)
+    return run_in_process("main_robustness", *words, "--names", "T", folder=Path(folder)).err
+
+
+def test_the_number_of_processes_changes_nothing(finetuned, tmp_path):
+    saved = str(finetuned.folder / "checkpoint-last.pth")
+    texts = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        assert in_ranks(on_two_ranks, world, tmp_path, saved, str(folder)) == [""] * world
+        texts.append((folder / "robustness.md").read_text())
+    assert texts[0] == texts[1]
 
 
 # ---------------------------------------------------------------------------- the published sets

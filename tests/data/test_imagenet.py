@@ -138,3 +138,5 @@ def test_real_labels_that_timm_carries():
     names = [f"c/ILSVRC2012_val_{n:08d}.JPEG" for n in (1, 2, 50000)]
     found = read_real_labels("timm", FileImages("", names, [0, 0, 0], ["c"], 3))
     assert found[:2] == [frozenset(), {970, 795}] and len(found) == 3
+    backwards = read_real_labels("timm", FileImages("", names, [0, 0, 0], ["c"], 3), CLASSES[::-1])
+    assert backwards[1] == {29, 204}

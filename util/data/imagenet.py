@@ -129,12 +129,15 @@ def load_published(
     return FileImages(folder, paths, [number[n] for n in of_images], list(classes), in_chans)
 
 
-def read_real_labels(path: str, images: Images) -> list[frozenset[int]]:
+def read_real_labels(
+    path: str, images: Images, classes: Sequence[str] | None = None
+) -> list[frozenset[int]]:
     """ImageNet-ReaL's labels [Beyer et al., 2020] of a validation set's images, in their order.
 
     Args:
         path: a list with a list of labels for each image in the order of their numbers, which end
             their names; some have none and do not count. `timm`: the one that timm carries.
+        classes: the names of a classifier's logits, where they are not the sorted synsets.
 
     Raises:
         UsageError: another kind of file, or images whose names have no number in it.
@@ -142,6 +145,9 @@ def read_real_labels(path: str, images: Images) -> list[frozenset[int]]:
     try:
         file = _timm_file("imagenet_real_labels.json") if path == "timm" else Path(path)
         known = [frozenset(map(int, entry)) for entry in json.loads(file.read_text())]
+        if classes is not None and list(classes) != list(synsets()):
+            place = [classes.index(name) for name in synsets()]
+            known = [frozenset(place[label] for label in entry) for entry in known]
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"--real_labels {path} is no list of lists of labels ({error})") from None
     found = []
