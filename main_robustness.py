@@ -220,7 +220,7 @@ def predict(
         competing = torch.tensor(test_set.competing, device=run.device)
     about = test_set.about | dict(
         classifier=classifier.checksum, image_names=images_checksum(test_set.images),
-        precision=precision.name, input_size=list(flags.input_size), competing=test_set.competing,
+        view=str(test_set.view), precision=precision.name, competing=test_set.competing,
         batch_size=flags.batch_size,
     )  # fmt: skip
 

@@ -77,6 +77,14 @@ def test_it_goes_on_where_it_stopped_and_gives_the_same_bytes(compared, run_main
         assert (again.folder / name).read_bytes() == (outcome.folder / name).read_bytes()
 
 
+def test_predictions_of_another_view_are_not_taken(compared, refuses, finetuned):
+    outcome, _ = compared
+    flags = (finetuned.folder / "checkpoint-last.pth", "--names", "tuned", *QUICK, "--predictions",
+             outcome.folder / "predictions")  # fmt: skip
+    for change, named in ((("--crop_share", 0.8), "view"), (("--seed", 1), "corruption")):
+        refuses("main_robustness", *flags, *change, names=("other predictions", named))
+
+
 def test_all_clean_images_are_those_of_fine_tuning(run_main_here, finetuned):
     outcome = run_main_here(
         "main_robustness", finetuned.folder / "checkpoint-last.pth", "--no-corrupt"
@@ -164,7 +172,7 @@ def test_the_published_sets(run_main_here, trees, monkeypatch):
     assert "B, ImageNet-ReaL" in found
     text = (outcome.folder / "robustness.md").read_text()
     assert "| spatter (extra) | 50.00 |" in text
-    assert "as stored, 224 x 224 pixels, resized to 16 x 16" in text
+    assert "as stored, 224 x 224 pixels, resized (bicubic) to 16 x 16" in text
     assert "ImageNet-A's 200 and of ImageNet-R's 200" in text and "cover 18 x 18 pixels" in text
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as VF
 
@@ -81,10 +82,11 @@ class AsStored:
         self.place, self.size, self.interpolation = place, size, interpolation
 
     def __str__(self) -> str:
-        resized = f", resized to {' x '.join(map(str, self.size))}" * (
-            set(self.size) != {PUBLISHED_SIZE}
-        )
-        return f"as stored, {PUBLISHED_SIZE} x {PUBLISHED_SIZE} pixels{resized}"
+        stored = f"as stored, {PUBLISHED_SIZE} x {PUBLISHED_SIZE} pixels"
+        if self.size == (PUBLISHED_SIZE, PUBLISHED_SIZE):
+            return stored
+        size = " x ".join(map(str, self.size))
+        return f"{stored}, resized ({self.interpolation.value}) to {size}"
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[1:]
@@ -189,16 +191,12 @@ def _made_corruptions(args: argparse.Namespace, clean: TestSet) -> list[TestSet]
         TestSet(
             f"{corruption} {severity}",
             CorruptedImages(clean.images, clean.view, Corruption(corruption, severity, args.seed)),
-            _as_it_is, corruption, severity,
-            about=dict(corruption=[corruption, severity, args.seed]),
+            nn.Identity(), corruption, severity,
+            about=dict(corruption=[corruption, severity, args.seed], seen=str(clean.view)),
         )
         for corruption in args.corruptions
         for severity in args.severities
     ]  # fmt: skip
-
-
-def _as_it_is(image: torch.Tensor) -> torch.Tensor:
-    return image
 
 
 def _stored_corruptions(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]:

@@ -31,9 +31,12 @@ def protocol(args: argparse.Namespace, sets: Sequence[TestSet]) -> list[str]:
         args: with the classifier's own flags.
     """
     lines = []
-    for view in dict.fromkeys(str(one.view) for one in sets if not one.corruption):
-        names = [f"{one.name} ({len(one.images)} images)" for one in sets if str(one.view) == view]
-        lines.append(f"{', '.join(names)}: {view}.")
+    of_view: dict[str, list[str]] = {}
+    for one in sets:
+        if not one.corruption:
+            name = f"{one.name} ({len(one.images)} images)"
+            of_view.setdefault(str(one.view), []).append(name)
+    lines += [f"{', '.join(names)}: {view}." for view, names in of_view.items()]
     masked = [f"{one.name}'s {len(one.competing)}" for one in sets if one.competing is not None]
     if masked:
         lines.append(f"The prediction is the largest of {' and of '.join(masked)} classes' logits.")
