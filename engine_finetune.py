@@ -24,6 +24,7 @@ def train_one_epoch(
     precision: Precision,
     run: Run,
     smoothing: float = 0.0,
+    after_update: Callable[[int], None] = lambda step: None,
 ) -> dict[str, float]:
     """Train the rest of the epoch in which `run.progress` stands.
 
@@ -32,6 +33,7 @@ def train_one_epoch(
         prepare: normalises a micro-batch on the device, erases or mixes, draws for drop path. It is
             called just before the micro-batch's forward pass.
         smoothing: label smoothing of hard targets.
+        after_update: called with a step's number once it has changed the weights.
 
     Returns:
         The epoch's mean `loss` and `grad_norm` over all ranks.
@@ -49,6 +51,7 @@ def train_one_epoch(
         losses = train_step(
             model, prepared, num_micro, optimizer, precision, run.args.clip_grad, smoothing
         )
+        after_update(step)
         run.after_step(losses)
     return run.close_epoch()
 

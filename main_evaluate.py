@@ -22,12 +22,19 @@ from util import args as arguments
 from util.args import number
 from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset, load_images, load_test_folder
+from util.data.imagenet import read_real_labels
 from util.data.loader import evaluation_view
 from util.data.transforms import Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation import attentive, dense, frozen, report
-from util.evaluation.features import FeatureStore, checksum, images_checksum
+from util.evaluation.features import (
+    FeatureStore,
+    check_batch_size,
+    checksum,
+    images_checksum,
+)
+from util.evaluation.tables import column_names
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training.run import Run
 
@@ -63,8 +70,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="training images whose every block is looked at")  # fmt: skip
     add("--test", action="append", default=[], metavar="NAME=FOLDER",
         help="another test set: CLASS/IMAGE, with the training set's classes")  # fmt: skip
-    add("--real_labels", metavar="JSON",
-        help="ImageNet-ReaL's file: the right labels of each validation image")  # fmt: skip
+    add("--real_labels", metavar="JSON", nargs="?", const="timm",
+        help="ImageNet-ReaL's file: the right labels of each validation image; without a name the "
+        "one that timm carries")  # fmt: skip
 
     add = parser.add_argument_group("attentive probe", "learned queries on the patch tokens, by "
         "the protocol of *efficient probing*").add_argument  # fmt: skip
@@ -97,26 +105,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "evaluate", argv)
-    args.names = args.names or short_names(args.checkpoints)
-    if len(args.names) != len(args.checkpoints) or len(set(args.names)) < len(args.names):
-        raise UsageError(
-            f"--names {' '.join(args.names)}: give each of the {len(args.checkpoints)} "
-            "checkpoints a name of its own"
-        )
-    if 1024 % args.batch_size:
-        raise UsageError(f"--batch_size {args.batch_size} does not divide 1024: use 32, 64, 128 …")
+    args.names = column_names(args.names, args.checkpoints)
+    check_batch_size(args.batch_size)
     return args
-
-
-def short_names(paths: list[str]) -> list[str]:
-    """The paths' last folders and names without what all of them share."""
-    names = []
-    for path in paths:
-        folder, file = os.path.split(path)
-        stem = os.path.splitext(file)[0]
-        parent = os.path.basename(os.path.abspath(folder)) if folder else ""
-        names.append(parent if stem == "checkpoint-last" and parent else stem)
-    return names if len(set(names)) == len(names) else list(paths)
 
 
 def named(flag: str, values: list[str]) -> dict[str, str]:
@@ -175,7 +166,7 @@ def main(args: argparse.Namespace) -> None:
         sets = {n: image_sets(args, n) for n in channels}
         mapped = {n: dense.load(args.dense, n) for n in channels} if args.dense else {}
         train, tests = next(iter(sets.values()))
-        real = frozen.read_real_labels(args.real_labels, tests["val"]) if args.real_labels else None
+        real = read_real_labels(args.real_labels, tests["val"]) if args.real_labels else None
         lists = {
             name: frozen.listed_ids(path, train)
             for name, path in named("--few_list", args.few_list).items()

@@ -1,6 +1,11 @@
 """Fine-tune a pre-trained encoder end to end, or evaluate a fine-tuned one (--eval).
 
 python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth
+
+With few labels, several draws of them, and the learning rate chosen on a part of them:
+
+python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth \
+    --train_fraction 0.1 --draws 3 --choose_blr 1e-4 1e-3 1e-2
 """
 
 import argparse
@@ -16,17 +21,17 @@ from util import args as arguments
 from util.args import number
 from util.cluster import distributed
 from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
-from util.data.datasets import load_images
 from util.data.loader import evaluation_view, open_batches
 from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.training import optim, preflight
+from util.training import draws, optim, preflight
 from util.training.checkpoint import load_weights
 from util.training.drop_path import DropPaths
 from util.training.metrics import NonFiniteLoss
 from util.training.run import Run
+from util.training.weight_mean import WeightMean
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +66,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--cls_token", action="store_false", dest="global_pool", help="classify the class token")
     add("--drop_path", type=number(float, 0, 0.99), default=0.1, help="of the last block")
     add("--layer_decay", type=number(float, 0, 1), default=0.65, help="of the learning rate")
+    add("--ema_decay", type=number(float, 0, 1), default=0.0,
+        help="test and save the running mean of the weights, which forgets at this rate at most "
+        "(at first faster); 0: none")  # fmt: skip
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    add("--test_every", type=number(int, 1), default=1,
+        help="epochs between tests; after the last one there always is one")  # fmt: skip
     add("--eval", action="store_true", help="only evaluate the model in --resume")
 
+    draws.add_flags(parser)
     add = parser.add_argument_group("augmentation").add_argument
     add(
         "--min_crop",
@@ -95,6 +106,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "finetune", argv)
     if args.eval and args.resume in ("", "auto"):
         raise UsageError("--eval needs --resume FILE: name the fine-tuned checkpoint")
+    draws.check_flags(args)
     if uses_mixup(args) and args.batch_size % 2:
         raise UsageError(
             f"--batch_size {args.batch_size} is odd, and mixup pairs images: use an even one, or "
@@ -138,11 +150,13 @@ def build_augmentation(
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.draws:
+        return draws.run_all(args, main)  # which runs this for each draw
     with Run(args) as run:
         pretrained = models_encoder.open_checkpoint(
             args.resume if args.eval else args.finetune, args
         )
-        train_images, val_images = (load_images(args, split) for split in ("train", "val"))
+        train_images, val_images = draws.load(args)
         num_classes = len(train_images.classes)
         model = build_model(args, pretrained, num_classes).to(run.device)
         args.input_size = list(model.patch_embed.img_size)
@@ -167,10 +181,14 @@ def main(args: argparse.Namespace) -> None:
         )
         optimizer = optim.adamw(groups)
         preflight.report(args, model, batches, precision, 1, shapes, run.device)
+        mean = WeightMean(model, args.ema_decay)
         run.start(
-            dict(model=model, optimizer=optimizer, scaler=precision.scaler),
-            models_encoder.describe(args, model, grid=list(model.patch_embed.grid_size)), batches,
-        )  # fmt: skip
+            mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler),
+            models_encoder.describe(
+                args, model, grid=list(model.patch_embed.grid_size), classes=train_images.classes
+            ),
+            batches,
+        )
         drop_paths = DropPaths(model, args.seed)
         if args.compile:
             distributed.compile_in_place(model, args.grad_checkpointing)
@@ -184,9 +202,14 @@ def main(args: argparse.Namespace) -> None:
 
         while not run.is_finished():
             try:
-                means = train_one_epoch(wrapped, prepare, optimizer, precision, run, smoothing)
-                scores = evaluate(model, val_batches, normalize, precision, run.device)
-                run.log_epoch(means, run.with_best(scores))
+                means = train_one_epoch(
+                    wrapped, prepare, optimizer, precision, run, smoothing, mean.update
+                )
+                scores = {}
+                if run.is_due(args.test_every):
+                    found = evaluate(mean.model, val_batches, normalize, precision, run.device)
+                    scores = run.with_best(found)
+                run.log_epoch(means, scores)
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)

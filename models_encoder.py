@@ -106,6 +106,28 @@ def build_backbone(
     return model
 
 
+def load_classifier(pretrained: models_vit.Pretrained, args: argparse.Namespace) -> nn.Module:
+    """A fine-tuned classifier with its head, images [B, C, H, W] -> logits [B, classes].
+
+    Raises:
+        UsageError: a checkpoint without a head.
+    """
+    keys = ("head.weight", "head.fc.weight")  # a ViT's, a Swin's
+    head = next((pretrained.weights[k] for k in keys if k in pretrained.weights), None)
+    if head is None:
+        raise UsageError(
+            f"{pretrained.path} has no classifier (no head.weight): fine-tune it with "
+            "main_finetune.py first"
+        )
+    model = build_encoder(
+        args.model, len(head), args.input_size, args.in_chans,
+        global_pool="fc_norm.weight" in pretrained.weights,
+        architecture=architecture(pretrained, args.model),
+    )  # fmt: skip
+    load_pretrained(pretrained, model)
+    return model
+
+
 def describe(args: argparse.Namespace, model: nn.Module | None = None, **more) -> dict[str, object]:
     """Plain values from which a downstream main builds the same encoder and the same images."""
     names = ("model", "input_size", "in_chans", "mean", "std", "dataset")

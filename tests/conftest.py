@@ -128,6 +128,18 @@ def checkpoint(pretrained) -> Path:
     return pretrained.folder / "checkpoint-last.pth"
 
 
+@pytest.fixture(scope="session")
+def finetuned(tmp_path_factory, checkpoint) -> Outcome:
+    """A classifier of digits that has learnt a little."""
+    # A few steps of pre-training leave a large mean in the tokens: all layers have to learn.
+    return run_script(
+        "main_finetune", "--finetune", checkpoint, "--epochs", 3, "--batch_size", 32, "--lr",
+        3e-3, "--warmup_epochs", 0.5, "--layer_decay", 1, "--mixup", 0, "--cutmix", 0, "--aa",
+        "none", "--reprob", 0, "--min_crop", 1, "--drop_path", 0,
+        folder=tmp_path_factory.mktemp("finetune"),
+    )  # fmt: skip
+
+
 def tiny_mimae(**changes) -> torch.nn.Module:
     """A two-block MI-MAE of width 16 on 8 x 8 pixels, patch 2, in float64, the same each time."""
     from models_mimae import MaskedAutoencoderViT

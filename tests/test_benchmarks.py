@@ -12,6 +12,10 @@ CASES = {
         "--model mimae_vit_tiny_patch2 --input_size 8 --in_chans 1 --rounds 1 --wait 0.01",
         r"waits for +[\d.]+ s\n.*training feels -?[\d.]+ s = -?[\d.]+ x of that: the copy",
     ),
+    "corruptions": (
+        "--images 2",
+        r"\| fog( \| 0\.\d{4}){5} \| [\d.]+ \|\n[^$]*ImageNet-C: +[\d.]+ hours of one core",
+    ),
     "data_loading": ("--images 64 --rounds 1", r"ours, PIL +\d+ images/s of one core +[\d.]+ x"),
     "pretrain_step": (
         "--models small --images 1 --input_size 32 --steps 1 --rounds 1 --without_mi --threads 1 "

@@ -11,9 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import main_evaluate
 from models_features import CLASS_TOKEN, PATCH_MEAN, FrozenEncoder
-from util.errors import UsageError
 
 QUICK = ("--only", "knn", "logistic", "--train_fraction", 0.3)
 
@@ -96,23 +94,6 @@ def test_other_test_sets_and_any_of_labels(run_main_here, image_tree, tmp_path):
     assert "| logistic, pixels, V2 |" in outcome.out
 
 
-def test_real_labels_follow_the_images_numbers(tmp_path):
-    from util.data.datasets import FileImages
-    from util.evaluation.frozen import read_real_labels
-
-    names = [f"c/ILSVRC2012_val_0000000{n}.JPEG" for n in (3, 1, 2)]
-    images = FileImages("", names, [0, 0, 0], ["c"], 3)
-    path = tmp_path / "real.json"
-    path.write_text("[[5], [], [1, 2]]")
-    assert read_real_labels(str(path), images) == [{1, 2}, {5}, frozenset()]
-    path.write_text("[[5]]")
-    with pytest.raises(UsageError, match=r"has 1 images, and .*is none of them"):
-        read_real_labels(str(path), images)
-    path.write_text("{")
-    with pytest.raises(UsageError, match="no list of lists"):
-        read_real_labels(str(path), images)
-
-
 def test_what_cannot_be_used_is_one_line(refuses, evaluated, checkpoint, image_tree, tmp_path):
     refuses("main_evaluate", "absent.pth", names=("absent.pth",))
     refuses("main_evaluate", "pixels", "pixels", names=("--names",))
@@ -130,14 +111,6 @@ def test_what_cannot_be_used_is_one_line(refuses, evaluated, checkpoint, image_t
         "main_evaluate", "untrained", "--names", "MI-MAE", "--train_fraction", 0.3, "--features",
         features, "--seed", 5, names=("--features", "other features", "encoder"),
     )  # fmt: skip
-
-
-def test_short_names_are_folders_where_files_are_called_alike():
-    assert main_evaluate.short_names(["a/mae/checkpoint-last.pth", "b/x.pth", "pixels"]) == [
-        "mae", "x", "pixels"
-    ]  # fmt: skip
-    same = ["a/m/checkpoint-last.pth", "b/m/checkpoint-last.pth"]
-    assert main_evaluate.short_names(same) == same
 
 
 # ------------------------------------------------------------------------------------ the encoder

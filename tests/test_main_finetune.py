@@ -1,21 +1,20 @@
 """Fine-tuning end to end on digits, and what it refuses."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from conftest import run_in_process
 from PIL import Image
+from ranks import in_ranks
+
+import main_finetune
+from util.training import draws
+from util.training.signals import StopSignal
 
 SHORT = ("--batch_size", 64, "--max_steps", 3, "--aa", "none", "--warmup_epochs", 0)
-
-
-@pytest.fixture(scope="session")
-def finetuned(run_main_script, tmp_path_factory, checkpoint):
-    # A few steps of pre-training leave a large mean in the tokens: all layers have to learn.
-    return run_main_script(
-        "main_finetune", "--finetune", checkpoint, "--epochs", 3, "--batch_size", 32, "--lr",
-        3e-3, "--warmup_epochs", 0.5, "--layer_decay", 1, "--mixup", 0, "--cutmix", 0, "--aa",
-        "none", "--reprob", 0, "--min_crop", 1, "--drop_path", 0,
-        folder=tmp_path_factory.mktemp("finetune"),
-    )  # fmt: skip
 
 
 def test_it_learns_and_logs(finetuned):
@@ -51,6 +50,14 @@ def test_other_options_run_on_the_checkpoint(run_main_here, checkpoint, flags):
     outcome = run_main_here("main_finetune", "--finetune", checkpoint, *SHORT, *flags)
     assert outcome.status == 0, outcome.err
     assert outcome.log()[0]["train_loss"] > 0
+
+
+def test_it_is_tested_as_often_as_asked_and_at_the_end(run_main_here):
+    short = ("--train_fraction", 0.05, "--epochs", 5, "--aa", "none", "--warmup_epochs", 0)
+    outcome = run_main_here("main_finetune", *short, "--test_every", 2)
+    assert outcome.status == 0, outcome.err
+    assert [line["epoch"] for line in outcome.log() if "test_acc1" in line] == [1, 3, 4]
+    assert "test_acc1" in outcome.results()
 
 
 def test_from_scratch_it_learns_faster_than_that(run_main_here):
@@ -116,3 +123,119 @@ def test_an_image_folder_end_to_end(run_main_here, image_tree):
 
 def test_eval_needs_a_file(refuses):
     refuses("main_finetune", "--eval", "--resume", "auto", names=("--eval", "--resume"))
+
+
+# ---------------------------------------------------------------------------------- few labels
+
+FEW = ("--train_fraction", 0.05, "--batch_size", 16, "--epochs", 2, "--warmup_epochs", 0, "--aa",
+       "none", "--ema_decay", 0.8)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    outcome = run_in_process(
+        "main_finetune", *FEW, "--draws", 2, "--choose_blr", 1e-3, 1e-1, folder=folder
+    )
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def weights(folder) -> dict:
+    return torch.load(folder / "checkpoint-last.pth", weights_only=True)
+
+
+def test_draws_are_runs_of_their_own_with_a_mean(drawn, run_main_here):
+    runs = [json.loads((drawn.folder / f"draw-{d}/results.json").read_text()) for d in (0, 1)]
+    found, scores = drawn.results(), [run["test_acc1"] for run in runs]
+    assert found["test_acc1_of_draws"] == scores
+    assert found["test_acc1"] == pytest.approx(np.mean(scores))
+    assert found["test_acc1_std"] == pytest.approx(np.std(scores, ddof=1))
+    assert found["blr_of_draws"] == [run["flags"]["blr"] for run in runs]
+    for draw, run in enumerate(runs):  # the rate that was best on the held-out part
+        trials = {
+            blr: json.loads((drawn.folder / f"draw-{draw}/blr-{blr}/results.json").read_text())
+            for blr in (0.001, 0.1)
+        }
+        ranks = {blr: (t["test_acc1"], -t["test_loss"]) for blr, t in trials.items()}
+        assert run["flags"]["blr"] == max(ranks, key=ranks.get)
+        assert run["flags"]["draw"] == draw and run["flags"]["hold_out"] is None
+        assert all(trial["flags"]["hold_out"] == 0.2 for trial in trials.values())
+    by_hand = run_main_here(
+        "main_finetune", *FEW, "--draw", 1, "--seed", 1, "--hold_out", 0.2, "--blr", 0.1
+    )
+    torch.testing.assert_close(
+        weights(by_hand.folder)["model"], weights(drawn.folder / "draw-1/blr-0.1")["model"],
+        rtol=0, atol=0,
+    )  # fmt: skip
+
+
+def test_labelled_held_out_and_test_images_are_disjoint():
+    names = {}
+    for hold_out in (None, 0.2):
+        args = main_finetune.parse_args(["--train_fraction", "0.05", "--draw", "3"])
+        args.hold_out = hold_out
+        train, tested = draws.load(args)
+        names[hold_out] = [{one.name(i) for i in range(len(one))} for one in (train, tested)]
+    (labelled, test), (trained, held) = names[None], names[0.2]
+    assert trained | held == labelled and not trained & held and not held & test
+    assert len(held) == 10 and len(labelled) == 70  # one of seven of each class: 20 % rounded down
+
+
+def test_draws_go_on_one_by_one(drawn, run_main_here, monkeypatch, tmp_path):
+    """Ended in the middle of the fifth of six runs, and again: the bits of an undisturbed run."""
+    calls, agreed = 0, StopSignal.agreed
+
+    def stop_at_the_28th_step(self) -> bool:
+        nonlocal calls
+        calls += 1
+        self.received = 15 if calls == 28 else None
+        return agreed(self)
+
+    flags = (*FEW, "--draws", 2, "--choose_blr", 1e-3, 1e-1, "--resume", "auto")
+    monkeypatch.setattr(StopSignal, "agreed", stop_at_the_28th_step)
+    stopped = run_main_here("main_finetune", *flags, folder=tmp_path / "out")
+    assert stopped.status == 75 and "saved" in stopped.err
+    assert not (tmp_path / "out" / "results.json").exists()
+    done = sorted(p.parent.name for p in (tmp_path / "out").rglob("results.json"))
+    assert done == ["blr-0.001", "blr-0.001", "blr-0.1", "draw-0"]
+    first = (tmp_path / "out/draw-0/checkpoint-last.pth").stat().st_mtime_ns
+    resumed = run_main_here("main_finetune", *flags, folder=tmp_path / "out")
+    assert resumed.status == 0, resumed.err
+    assert (tmp_path / "out/draw-0/checkpoint-last.pth").stat().st_mtime_ns == first
+    assert resumed.results()["test_acc1_of_draws"] == drawn.results()["test_acc1_of_draws"]
+    ends = [weights(folder / "draw-1") for folder in (resumed.folder, drawn.folder)]
+    for part in ("model", "trained"):
+        torch.testing.assert_close(ends[0][part], ends[1][part], rtol=0, atol=0)
+
+
+def test_the_mean_of_the_weights_is_what_is_tested_and_saved(drawn, run_main_here):
+    saved = drawn.folder / "draw-0" / "checkpoint-last.pth"
+    outcome = run_main_here("main_finetune", "--eval", "--resume", saved)
+    assert outcome.results()["acc1"] == pytest.approx(drawn.results()["test_acc1_of_draws"][0])
+    state = weights(saved.parent)
+    assert not torch.equal(state["model"]["head.weight"], state["trained"]["head.weight"])
+
+
+def test_draws_that_contradict_other_flags(refuses, tmp_path):
+    main = "main_finetune"
+    refuses(main, "--draws", 2, "--draw", 1, names=("--draws", "--draw"))
+    refuses(main, "--choose_blr", 1e-3, "--blr", 1e-3, names=("--choose_blr", "--blr"))
+    refuses(main, "--choose_blr", 1e-3, "--lr", 1e-3, names=("--choose_blr", "--lr"))
+    refuses(main, "--draws", 2, "--resume", tmp_path / "x.pth", names=("--draws", "--resume auto"))
+    refuses(main, "--draws", 2, "--eval", "--resume", tmp_path / "x.pth", names=("--eval",))
+    refuses(main, "--train_fraction", 1e-4, "--hold_out", 0.5, "--batch_size", 2,
+            names=("no class has two",))  # fmt: skip
+
+
+def over_two_ranks(rank: int, folder: str) -> float:
+    words = [str(word) for word in (*FEW, "--batch_size", 8, "--draws", 2, "--device", "cpu")]
+    outcome = run_in_process("main_finetune", *words, folder=Path(folder))
+    return 0 if outcome.status == 0 else outcome.err
+
+
+def test_draws_share_a_process_group(tmp_path, run_main_here):
+    assert in_ranks(over_two_ranks, 2, tmp_path, str(tmp_path / "two")) == [0, 0]
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    one = run_main_here("main_finetune", *FEW, "--draws", 2)
+    assert two["test_acc1_of_draws"] == pytest.approx(one.results()["test_acc1_of_draws"], abs=1.1)

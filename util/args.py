@@ -107,8 +107,9 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
     return parse
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Of the mains whose images have one label each, or none."""
+def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> None:
+    """Of the mains whose images have one label each, or none; `training`: those of a part of the
+    training set, too."""
     add = parser.add_argument_group("data").add_argument
     add(
         "--dataset",
@@ -119,13 +120,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--data_path", default="", help="the data's folder; image_folder: with train/ and val/")
     add("--download", action="store_true", help="let torchvision download what is missing")
-    add(
-        "--train_fraction",
-        type=number(float, 1e-9, 1.0),
-        default=1.0,
-        help="train on this share of each class, drawn once and for all",
-    )
-    add("--subset_file", default="", help="train on the images listed in this file, a name a line")
+    if training:
+        add("--train_fraction", type=number(float, 1e-9, 1.0), default=1.0,
+            help="train on this share of each class, drawn once and for all")  # fmt: skip
+        add("--subset_file", default="",
+            help="train on the images listed in this file, a name a line")  # fmt: skip
     add_image_flags(add)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from util.data.datasets import DATASETS, Subset, balanced_draw, load_images
+from util.data.datasets import DATASETS, Subset, load_images
 from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, ResizeCenterCrop
 from util.errors import UsageError
@@ -157,16 +157,6 @@ def test_flat_takes_any_tree_without_labels(image_tree):
 
 
 # ----------------------------------------------------------------------------------------- subsets
-
-
-def test_a_balanced_draw():
-    targets = RNG.permutation(np.repeat([0, 1, 2, 7], [100, 50, 10, 1]))
-    ids = balanced_draw(targets, 0.1)
-    assert np.array_equal(ids, balanced_draw(targets, 0.1))
-    assert (np.diff(ids) > 0).all()
-    assert {t: (targets[ids] == t).sum() for t in (0, 1, 2, 7)} == {0: 10, 1: 5, 2: 1, 7: 1}
-    assert np.isin(balanced_draw(targets, 0.05), ids).all()  # a smaller share is part of a larger
-    assert np.array_equal(balanced_draw(targets, 1.0), np.arange(161))
 
 
 def test_train_fraction_leaves_the_test_split_alone():

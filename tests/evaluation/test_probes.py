@@ -72,13 +72,6 @@ def test_one_search_serves_the_whole_grid(digits):
     assert (grid[5000, 1e6] == targets.bincount().argmax()).all()
 
 
-def test_the_held_out_tenth_is_balanced_and_always_the_same():
-    targets = torch.tensor([0] * 50 + [1] * 20 + [2] * 2 + [3])
-    held = probes.held_out(targets)
-    assert torch.equal(held, probes.held_out(targets))
-    assert targets[held].bincount(minlength=4).tolist() == [5, 2, 1, 0]
-
-
 def test_nothing_is_chosen_on_the_test_set():
     """One kind is right in training and wrong in the test set, the other the reverse."""
     torch.manual_seed(0)
@@ -102,16 +95,6 @@ def test_the_strongest_of_equal_penalties_is_taken():
     targets = torch.arange(2).repeat(100)
     features = torch.eye(2)[targets]
     assert probes.choose_penalty(features, targets, CPU) == (max(probes.PENALTIES), 100.0)
-
-
-@pytest.mark.parametrize(("amount", "counts"), [(3, [3, 3, 3]), (0.1, [6, 2, 1])])
-def test_few_labels_are_drawn_from_each_class(amount, counts):
-    targets = torch.tensor([0] * 60 + [1] * 20 + [2] * 4)
-    first, second = (probes.draw_labels(targets, amount, seed) for seed in (0, 1))
-    assert targets[first].bincount().tolist() == counts
-    assert len(set(first.tolist())) == len(first) and first.tolist() != second.tolist()
-    with pytest.raises(UsageError, match="class 2 has 4 images, fewer than 5: lower --few"):
-        probes.draw_labels(targets, 5, 0)
 
 
 def test_any_of_an_images_labels_is_right_and_images_without_do_not_count():

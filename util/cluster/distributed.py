@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -144,6 +145,16 @@ def init_process_group(device_flag: str, timeout_minutes: float = 10.0) -> torch
     if device.type == "cuda":
         _groups["cpu"] = dist.new_group(backend="gloo", timeout=timeout)
     return device
+
+
+@contextlib.contextmanager
+def process_group(device_flag: str, timeout_minutes: float) -> Iterator[None]:
+    """One process group for several runs, which join it in turns."""
+    init_process_group(device_flag, timeout_minutes)
+    try:
+        yield
+    finally:
+        shutdown()
 
 
 def cpu_group() -> dist.ProcessGroup | None:

@@ -207,13 +207,13 @@ def elastic_transform(
 def pixelate(image: np.ndarray, rng: Rng, share: float) -> np.ndarray:
     height, width, _ = image.shape
     small = to_pil(image).resize((int(width * share), int(height * share)), Image.BOX)
-    return np.asarray(small.resize((width, height), Image.BOX)).reshape(image.shape)
+    return np.array(small.resize((width, height), Image.BOX)).reshape(image.shape)
 
 
 def jpeg_compression(image: np.ndarray, rng: Rng, quality: int) -> np.ndarray:
     data = io.BytesIO()
     to_pil(image).save(data, "JPEG", quality=quality)
-    return np.asarray(Image.open(data)).reshape(image.shape)
+    return np.array(Image.open(data)).reshape(image.shape)
 
 
 # ------------------------------------------------------------------------------------------- usage

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from util.cluster import agreement
+from util.data.few_labels import balanced_draw
 from util.data.file_index import find_images
 from util.data.images import convert, read_image, to_tensor
 from util.data.same_data import check_same
+from util.data.scene_labels import largest_objects
 from util.errors import UsageError
-from util.randomness import STREAM_SUBSET, generator
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
@@ -199,23 +200,31 @@ def _image_folder(split: str, data_path: str, in_chans: int, download: bool) -> 
     return FileImages(folder, paths, targets, classes, in_chans)
 
 
-def load_test_folder(folder: str, classes: list[str], in_chans: int) -> Images:
+def _scenes(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+    folder, part = _existing_folder(data_path), "validation" if split == "val" else "training"
+    paths, targets, classes = largest_objects(folder, part)
+    return FileImages(os.path.join(folder, "images", part), paths, targets, classes, in_chans)
+
+
+def load_test_folder(
+    folder: str, classes: list[str], in_chans: int, flag: str = "--test"
+) -> Images:
     """Labelled images FOLDER/CLASS/IMAGE, numbered as the classes of a training set are.
 
     Raises:
         UsageError: no such folder, no image, or classes that training does not have.
     """
     if not os.path.isdir(folder):
-        raise UsageError(f"--test {folder} is not a folder: name one with CLASS/IMAGE in it")
+        raise UsageError(f"{flag} {folder} is not a folder: name one with CLASS/IMAGE in it")
     paths = [path for path in find_images(folder) if os.sep in path]
     if not paths:
-        raise UsageError(f"--test {folder} has no image in a class folder: name CLASS/'s parent")
+        raise UsageError(f"{flag} {folder} has no image in a class folder: name CLASS/'s parent")
     number = {name: i for i, name in enumerate(classes)}
     names = [path.split(os.sep)[0] for path in paths]
     unknown = sorted(set(names) - set(classes))
     if unknown:
         raise UsageError(
-            f"--test {folder} has {len(unknown)} class folders that the training set lacks "
+            f"{flag} {folder} has {len(unknown)} class folders that the training set lacks "
             f"({', '.join(unknown[:3])}): both need the same names"
         )
     return FileImages(folder, paths, [number[name] for name in names], classes, in_chans)
@@ -273,6 +282,7 @@ DATASETS = {
     "stl10": DatasetInfo(
         _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)
     ),
+    "scenes": DatasetInfo(_scenes, 128, 3, IMAGENET_MEAN, IMAGENET_STD),
     "image_folder": DatasetInfo(_image_folder, *_FOLDER),
     "flat": DatasetInfo(_flat, *_FOLDER),
 }
@@ -297,18 +307,9 @@ def _load_own(args, split: str) -> Images:
     if args.subset_file:
         images = Subset(images, listed_positions(images, args.subset_file, "--subset_file"))
     if args.train_fraction < 1:
-        images = Subset(images, balanced_draw(images.targets, args.train_fraction))
+        draw = getattr(args, "draw", 0)  # a flag of fine-tuning alone
+        images = Subset(images, balanced_draw(images.targets, args.train_fraction, draw))
     return images
-
-
-def balanced_draw(targets: np.ndarray, fraction: float) -> np.ndarray:
-    """Sorted ids of the same share of every class (at least one image each), always the same."""
-    drawn = []
-    for target in np.unique(targets):
-        ids = np.flatnonzero(targets == target)
-        order = torch.randperm(len(ids), generator=generator(STREAM_SUBSET, int(target))).numpy()
-        drawn.append(ids[order[: max(1, round(fraction * len(ids)))]])
-    return np.sort(np.concatenate(drawn))
 
 
 def listed_positions(images: Images, path: str, flag: str) -> list[int]:

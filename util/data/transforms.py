@@ -42,16 +42,23 @@ class Normalize(nn.Module):
 class ResizeCenterCrop:
     """The evaluation transform: cover size / `crop_share`, then cut out the centre."""
 
-    def __init__(self, size: tuple[int, int], crop_share: float):
-        self.size, self.crop_share = size, crop_share
+    def __init__(self, size: tuple[int, int], crop_share: float, interpolation=BICUBIC):
+        self.size, self.crop_share, self.interpolation = size, crop_share, interpolation
+
+    def __str__(self) -> str:
+        box, size = (" x ".join(map(str, sides)) for sides in (self._box(), self.size))
+        return f"resized ({self.interpolation.value}) to cover {box} pixels, centre {size} cut out"
+
+    def _box(self) -> list[int]:
+        return [int(side / self.crop_share) for side in self.size]
 
     def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[1:]
-        box = [int(side / self.crop_share) for side in self.size]
+        box = self._box()
         scale = max(box[0] / height, box[1] / width)
         resized = [max(int(height * scale), box[0]), max(int(width * scale), box[1])]
         if resized != [height, width]:
-            image = VF.resize(image, resized, interpolation=BICUBIC, antialias=True)
+            image = VF.resize(image, resized, interpolation=self.interpolation, antialias=True)
         return VF.center_crop(image, self.size)
 
 

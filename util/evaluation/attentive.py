@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from util.data.datasets import Images, Subset
+from util.data.few_labels import held_out
 from util.data.loader import Batches
 from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip
 from util.errors import UsageError
 from util.evaluation.features import FeatureStore, checksum
-from util.evaluation.probes import Probe, TestSet, held_out
+from util.evaluation.probes import Probe, TestSet
 from util.logging import ProgressLine
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training import optim
@@ -134,7 +135,7 @@ def evaluate(
     trainer = _Trainer(encoder, args, size, device)
     best = rates[0]
     if len(rates) > 1:
-        is_held = held_out(targets).numpy()
+        is_held = held_out(targets.numpy())
         probes = trainer.train(rates, np.flatnonzero(~is_held))
         held = Subset(images, np.flatnonzero(is_held))
         right = [(p == targets[is_held]).sum().item() for p in trainer.predict(probes, held)]

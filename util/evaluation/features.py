@@ -32,6 +32,11 @@ Outputs = dict[str, Tensor]  # by name, [B, ...] each
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 
+def check_batch_size(batch_size: int) -> None:
+    if SHARD % batch_size:
+        raise UsageError(f"--batch_size {batch_size} does not divide {SHARD}: use 32, 64, 128 …")
+
+
 def checksum(*parts: object) -> str:
     """A digest of plain values, arrays and state dicts, in order."""
     digest = hashlib.sha256()
@@ -64,13 +69,17 @@ class FeatureStore:
         images: the set. dtype: `fp16` or `fp32`, in which features are kept.
         detailed: so many images, the first, in whole shards, are encoded in detail; a later run may
             ask for more.
+        flag: names the folder's parent.
 
     Raises:
         UsageError: a folder that holds other features, or that cannot be written.
     """
 
-    def __init__(self, folder: str, about: dict, images: Images, dtype: str, detailed: int = 0):
-        self.folder, self.images, self.dtype = folder, images, DTYPES[dtype]
+    def __init__(
+        self, folder: str, about: dict, images: Images, dtype: str, detailed: int = 0,
+        flag: str = "--features",
+    ):  # fmt: skip
+        self.folder, self.images, self.dtype, self.flag = folder, images, DTYPES[dtype], flag
         self.detailed = min(-(-detailed // SHARD) * SHARD, len(images))
         self.about = about | {"images": len(images), "dtype": dtype, "shard": SHARD}
         if distributed.is_main():
@@ -88,15 +97,15 @@ class FeatureStore:
                     keys = sorted({*known, *self.about})
                     other = [key for key in keys if known.get(key) != self.about.get(key)]
                     raise UsageError(
-                        f"--features {self.folder} holds other features ({', '.join(other)} "
-                        "differ): name another folder, or remove it"
+                        f"{self.flag} {self.folder} holds other {self.flag[2:]} "
+                        f"({', '.join(other)} differ): name another folder, or remove it"
                     )
             else:
                 _write(path, lambda file: file.write(json.dumps(self.about, indent=1).encode()))
         except (OSError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
-            raise UsageError(f"--features {self.folder} cannot be used ({error})") from None
+            raise UsageError(f"{self.flag} {self.folder} cannot be used ({error})") from None
 
     def num_shards(self) -> int:
         return -(-len(self.images) // SHARD)
@@ -161,7 +170,7 @@ class FeatureStore:
                     _write(self._path(name, shard), lambda file, a=array: np.save(file, a))
             except OSError as error:
                 raise RunError(
-                    f"features cannot be written to {self.folder} ({error.strerror}): free space "
+                    f"{self.folder} cannot be written ({error.strerror}): free space "
                     "there and start again, which goes on where this stopped"
                 ) from None
         line.close()

@@ -1,9 +1,7 @@
 """All the frozen evaluations of one encoder, from its features on the disk."""
 
 import argparse
-import json
 import logging
-import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from util.data.datasets import Images, listed_positions
-from util.errors import UsageError
+from util.data.few_labels import balanced_draw
 from util.evaluation import attentive, monitors, probes
 from util.evaluation.dense import Dense
 from util.evaluation.features import FeatureStore
@@ -86,7 +84,7 @@ def few_labels(
     features, queries = (_side_by_side(kinds) for kinds in (train, test.features))
     wanted: dict[str, int | float] = {f"{n} per class": n for n in args.few}
     wanted |= {f"{100 * share:g} %": float(share) for share in args.few_shares}
-    drawn = {name: len(probes.draw_labels(targets, n, 0)) for name, n in wanted.items()}
+    drawn = {name: len(balanced_draw(targets.numpy(), n)) for name, n in wanted.items()}
     wanted = {name: wanted[name] for name in sorted(wanted, key=drawn.get)}  # for the curve
     found = {}
     for name, per_class in wanted.items():
@@ -120,31 +118,3 @@ def blocks(encoder, test: TestSet, device: torch.device) -> dict[str, list[float
 def listed_ids(path: str, images: Images) -> Tensor:
     """Positions in a set of the images that a published list names."""
     return torch.tensor(listed_positions(images, path, "--few_list"))
-
-
-def read_real_labels(path: str, images: Images) -> list[frozenset[int]]:
-    """ImageNet-ReaL's labels for the images of a validation set, in the set's order.
-
-    The file is a list with a list of labels for each of the validation set's images in the order
-    of their numbers, which end their names; some images have none and do not count.
-
-    Raises:
-        UsageError: another kind of file, or images whose names have no number in it.
-    """
-    try:
-        with open(path) as file:
-            labels = json.load(file)
-        known = [frozenset(map(int, entry)) for entry in labels]
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"--real_labels {path} is no list of lists of labels ({error})") from None
-    found = []
-    for index in range(len(images)):
-        name = images.name(index)
-        number = re.search(r"(\d+)\D*$", name)
-        if number is None or not 1 <= int(number[1]) <= len(known):
-            raise UsageError(
-                f"--real_labels {path} has {len(known)} images, and {name} is none of them by its "
-                "number: use it with ImageNet's validation set"
-            )
-        found.append(known[int(number[1]) - 1])
-    return found

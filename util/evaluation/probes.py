@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.errors import UsageError
+from util.data.few_labels import balanced_draw, held_out
 from util.evaluation import logistic
 from util.evaluation.knn import predict_knn_grid
 
@@ -53,35 +53,9 @@ class Probe:
         return 100 * float(np.mean(self.right[name]))
 
 
-def held_out(targets: Tensor, seed: int = 0) -> Tensor:
-    """A tenth of each class, at least one image where it has two: True for those, [n]."""
-    is_held = torch.zeros(len(targets), dtype=torch.bool)
-    generator = torch.Generator().manual_seed(seed)
-    for label in targets.unique():
-        ids = (targets == label).nonzero()[:, 0]
-        order = torch.randperm(len(ids), generator=generator)
-        is_held[ids[order[: min(max(1, len(ids) // 10), len(ids) - 1)]]] = True
-    return is_held
-
-
-def draw_labels(targets: Tensor, per_class: int | float, seed: int) -> Tensor:
-    """Ids of so many images of each class, or of this share of each (at least one).
-
-    Raises:
-        UsageError: a class with fewer images than asked for.
-    """
-    drawn = []
-    generator = torch.Generator().manual_seed(seed)
-    for label in targets.unique():
-        ids = (targets == label).nonzero()[:, 0]
-        share = isinstance(per_class, float)
-        count = max(1, round(per_class * len(ids))) if share else per_class
-        if count > len(ids):
-            raise UsageError(
-                f"class {int(label)} has {len(ids)} images, fewer than {count}: lower --few"
-            )
-        drawn.append(ids[torch.randperm(len(ids), generator=generator)[:count]])
-    return torch.cat(drawn)
+def held_out_tenth(targets: Tensor) -> Tensor:
+    """True for the tenth of each class that everything is chosen on, [n]."""
+    return torch.from_numpy(held_out(targets.numpy()))
 
 
 def with_both(features: ByKind) -> dict[str, Tensor]:
@@ -96,7 +70,7 @@ def knn(
     train: ByKind, targets: Tensor, tests: Mapping[str, TestSet], device: torch.device
 ) -> dict[str, Probe]:
     """For each kind the standard setting, and the grid; `chosen` is the grid's best held out."""
-    is_held, found, best = held_out(targets), {}, (-1.0, "", KNN)
+    is_held, found, best = held_out_tenth(targets), {}, (-1.0, "", KNN)
     for kind, features in train.items():
         rest = (features[~is_held], targets[~is_held])
         grid = predict_knn_grid(rest, features[is_held], KS, TEMPERATURES, device)
@@ -145,7 +119,7 @@ def regression(
 
 def choose_penalty(features: Tensor, targets: Tensor, device: torch.device) -> tuple[float, float]:
     """The penalty that is best on the held-out tenth, and its accuracy (percent) there."""
-    is_held = held_out(targets)
+    is_held = held_out_tenth(targets)
     heads = _fit(features[~is_held], targets[~is_held], PENALTIES, device, _classes(targets))
     predicted = heads.predict(features[is_held].to(device)).cpu()
     scores = [_percent(row, targets[is_held]) for row in predicted]
@@ -164,8 +138,9 @@ def few_labels(
         features, test: of one kind. listed: ids of a published list, instead of draws.
     """
     rows = []
-    for seed in range(1 if listed is not None else draws):
-        ids = listed if listed is not None else draw_labels(targets, per_class, seed)
+    for draw in range(1 if listed is not None else draws):
+        drawn = listed if listed is not None else balanced_draw(targets.numpy(), per_class, draw)
+        ids = torch.as_tensor(drawn)
         heads = _fit(features[ids], targets[ids], [FEW_PENALTY], device, _classes(targets))
         rows.append(truth.right(heads.predict(test.to(device))[0]))
     return np.stack(rows)

@@ -10,6 +10,7 @@ from util.evaluation import dense, paired
 from util.evaluation.charts import line_chart
 from util.evaluation.frozen import Frozen
 from util.evaluation.probes import FEW_PENALTY, KS, PENALTIES, TEMPERATURES
+from util.evaluation.tables import row, rule, shown_difference, shown_number
 
 PROTOCOL = f"""\
 k-NN: cosine, votes weighted by exp(cosine / temperature), k 20 and temperature 0.07; chosen: of k \
@@ -38,27 +39,27 @@ def markdown(
     lines = []
     if num_test:
         lines.append(f"Top-1 accuracy, %. {num_train} training images, {num_test} test images.")
-    lines += [_row("", names), _rule(names)]
+    lines += [row("", names), rule(names)]
     first = results[names[0]]
     for evaluation in _union(found.probes for found in results.values()):
         for test in next(f.probes[evaluation].right for f in results.values()
                          if evaluation in f.probes):  # fmt: skip
             label = evaluation if test == "val" else f"{evaluation}, {test}"
             cells = [_accuracy(found, evaluation, test) for found in results.values()]
-            lines.append(_row(label, cells))
+            lines.append(row(label, cells))
     for amount in first.few:
         cells = [_few(found, amount) for found in results.values()]
-        lines.append(_row(f"few labels, {amount}", cells))
+        lines.append(row(f"few labels, {amount}", cells))
     for evaluation in _union(found.dense for found in results.values()):
         cells = [
-            _number(found.dense[evaluation].miou() if evaluation in found.dense else None)
+            shown_number(found.dense[evaluation].miou() if evaluation in found.dense else None)
             for found in results.values()
         ]
-        lines.append(_row(f"{evaluation}, mIoU", cells))
+        lines.append(row(f"{evaluation}, mIoU", cells))
     for monitor in _union(found.label_free for found in results.values()):
-        cells = [_number(found.label_free.get(monitor)) for found in results.values()]
-        lines.append(_row(f"{monitor} (monitor)", cells))
-    lines.append(_row("checksum of the features' inputs", [checksums[name] for name in names]))
+        cells = [shown_number(found.label_free.get(monitor)) for found in results.values()]
+        lines.append(row(f"{monitor} (monitor)", cells))
+    lines.append(row("checksum of the features' inputs", [checksums[name] for name in names]))
     lines += differences(results)
     chosen = [
         f"{name}: {evaluation}: {probe.chosen}"
@@ -81,20 +82,22 @@ def differences(results: Mapping[str, Frozen]) -> list[str]:
     if len(names) < 2:
         return []
     lines = ["", f"Against {names[0]}, in points, with the 95 % interval over test images and "
-             "McNemar's p:", "", _row("", names[1:]), _rule(names[1:])]  # fmt: skip
+             "McNemar's p:", "", row("", names[1:]), rule(names[1:])]  # fmt: skip
     for evaluation in _union(found.probes for found in results.values()):
         cells = [_difference(results, name, evaluation) for name in names[1:]]
-        lines.append(_row(evaluation, cells))
+        lines.append(row(evaluation, cells))
     for amount in results[names[0]].few:
         cells = []
         for name in names[1:]:
             rows = (results[n].few[amount].mean(0) * 100 for n in (name, names[0]))
-            cells.append(_shown(paired.compare(*rows)))
-        lines.append(_row(f"few labels, {amount}", cells))
+            cells.append(shown_difference(paired.compare(*rows)))
+        lines.append(row(f"few labels, {amount}", cells))
     for evaluation, reference in results[names[0]].dense.items():
         others = [results[name].dense.get(evaluation) for name in names[1:]]
-        cells = [_shown(dense.compare(other, reference)) if other else "–" for other in others]
-        lines.append(_row(f"{evaluation}, mIoU", cells))
+        cells = [
+            shown_difference(dense.compare(other, reference)) if other else "–" for other in others
+        ]
+        lines.append(row(f"{evaluation}, mIoU", cells))
     return lines
 
 
@@ -103,7 +106,7 @@ def _difference(results: Mapping[str, Frozen], name: str, evaluation: str) -> st
     if found is None:
         return "–"
     difference, p = found
-    return f"{_shown(difference)}, p {p:.2g}"
+    return f"{shown_difference(difference)}, p {p:.2g}"
 
 
 def _compared(results: Mapping[str, Frozen], name: str, evaluation: str):
@@ -112,10 +115,6 @@ def _compared(results: Mapping[str, Frozen], name: str, evaluation: str):
         return None
     one, other = (probe.right["val"] for probe in probes)
     return paired.compare(100.0 * one, 100.0 * other), paired.mcnemar(one, other)
-
-
-def _shown(found: paired.Difference) -> str:
-    return f"{found.difference:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
 
 
 def as_json(
@@ -209,22 +208,10 @@ def _num_test(results: Mapping[str, Frozen]) -> int:
 
 def _accuracy(found: Frozen, evaluation: str, test: str) -> str:
     probe = found.probes.get(evaluation)
-    return _number(probe.accuracy(test) if probe else None)
+    return shown_number(probe.accuracy(test) if probe else None)
 
 
 def _few(found: Frozen, amount: str) -> str:
     scores = 100 * found.few[amount].mean(1)
     spread = f" ± {np.std(scores, ddof=1):.2f}" if len(scores) > 1 else ""
     return f"{scores.mean():.2f}{spread}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _row(label: str, cells: list[str]) -> str:
-    return f"| {label} | {' | '.join(cells)} |"
-
-
-def _rule(names: list[str]) -> str:
-    return "|---" * (len(names) + 1) + "|"

@@ -39,6 +39,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.started = args, time.monotonic()
+        self.is_guest = distributed.is_distributed()  # of a group that outlives the run
         self.device = distributed.init_process_group(args.device, args.dist_timeout)
         setup_logging()
         self.folder = agreement.all_or_none(lambda: OutputFolder(args.output_dir))
@@ -59,7 +60,8 @@ class Run:
             self.signals.restore()
             if self.journal is not None:
                 self.journal.close()
-            distributed.shutdown()
+            if not self.is_guest:
+                distributed.shutdown()
 
     def precision(self, width: int) -> Precision:
         """Mixed precision by --amp, which from then on says what `auto` took."""
@@ -209,9 +211,12 @@ class Run:
         """Save where the flags say that this epoch is saved, and after the last one."""
         args, epoch = self.args, self.progress.epoch
         kept = epoch in args.keep_epochs
-        last = self.is_finished()
-        if last or kept or epoch % args.save_every_epochs == 0:
-            self.save(epoch if kept else None, for_certain=last)
+        if kept or self.is_due(args.save_every_epochs):
+            self.save(epoch if kept else None, for_certain=self.is_finished())
+
+    def is_due(self, every: int) -> bool:
+        """What is done after so many epochs each, and after the last one, is to be done now."""
+        return self.is_finished() or self.progress.epoch % every == 0
 
     def log_epoch(self, means: dict[str, float], extra: dict[str, float | int]) -> None:
         """A line in log.txt and on TensorBoard: the epoch's mean losses and what else is known."""

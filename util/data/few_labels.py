@@ -1,0 +1,53 @@
+"""Few labels: which images keep theirs, and which of those are held out to choose by.
+
+Draws are balanced: each class gives its share. Draw d of an amount is always the same, whatever the
+seed of the run that trains on it, and what is drawn for a smaller amount is part of a larger one.
+"""
+
+import numpy as np
+import torch
+
+from util.errors import UsageError
+from util.randomness import STREAM_SUBSET, generator
+
+
+def balanced_draw(targets: np.ndarray, amount: int | float, draw: int = 0) -> np.ndarray:
+    """Sorted ids of the same share of every class (a float; at least one image of each), or of so
+    many of its images (an int).
+
+    Args:
+        targets: labels [n].
+        draw: its number.
+
+    Raises:
+        UsageError: a class with fewer images than asked for.
+    """
+    drawn = []
+    for target in np.unique(targets):
+        ids = np.flatnonzero(targets == target)
+        count = max(1, round(amount * len(ids))) if isinstance(amount, float) else amount
+        if count > len(ids):
+            raise UsageError(
+                f"class {target} has {len(ids)} images, fewer than {count}: lower --few"
+            )
+        counters = (int(target), draw) if draw else (int(target),)
+        order = torch.randperm(len(ids), generator=generator(STREAM_SUBSET, *counters)).numpy()
+        drawn.append(ids[order[:count]])
+    return np.sort(np.concatenate(drawn))
+
+
+def held_out(targets: np.ndarray, share: float = 0.1) -> np.ndarray:
+    """True for this share of each class, [n]: at least one image where it has two; always the same.
+
+    Raises:
+        UsageError: no class has two images.
+    """
+    is_held = np.zeros(len(targets), dtype=bool)
+    order_of = torch.Generator().manual_seed(0)
+    for target in np.unique(targets):
+        ids = np.flatnonzero(targets == target)
+        count = min(max(1, int(share * len(ids) + 1e-6)), len(ids) - 1)  # 0.1 · 290 is 28.99…
+        is_held[ids[torch.randperm(len(ids), generator=order_of).numpy()[:count]]] = True
+    if not is_held.any():
+        raise UsageError("no class has two labelled images: one to hold out, one to train on")
+    return is_held

@@ -1,0 +1,239 @@
+"""The test sets of a robustness evaluation: the published ones, and corruptions made on the fly."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as VF
+
+from util.checks import image_size
+from util.data import imagenet
+from util.data.corrupt_folder import RECORD
+from util.data.corruptions import MIN_SIDE, Corruption
+from util.data.datasets import (
+    DATASETS,
+    ArrayImages,
+    Images,
+    Subset,
+    load_images,
+    load_test_folder,
+)
+from util.data.transforms import ResizeCenterCrop
+from util.errors import UsageError
+
+PUBLISHED_SIZE = 224  # pixels, of ImageNet-C's images
+
+View = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class TestSet:
+    """Images as a classifier sees them.
+
+    name: of a clean set. corruption, severity: of a corrupted one. competing: the logits of which
+    the largest is the prediction; None: all. about: what else the predictions follow from.
+    """
+
+    name: str
+    images: Images
+    view: View
+    corruption: str = ""
+    severity: int = 0
+    competing: Sequence[int] | None = None
+    about: dict = field(default_factory=dict)
+
+
+class CorruptedImages(Images):
+    """Images as the evaluation sees them, corrupted; image i is always the same.
+
+    Those of arrays are few and small: each is kept once it is made, so that several classifiers
+    cost one corruption.
+    """
+
+    def __init__(self, images: Images, view: View, corruption: Corruption):
+        self.images, self.view, self.corruption = images, view, corruption
+        self.targets, self.classes = images.targets, images.classes
+        source = images.images if isinstance(images, Subset) else images
+        self.is_kept = isinstance(source, ArrayImages)
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def read(self, index: int) -> torch.Tensor:
+        if index in self.kept:
+            return self.kept[index]
+        image = self.corruption(self.view(self.images.read(index)), index)
+        if self.is_kept:
+            self.kept[index] = image
+        return image
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+
+class AsStored:
+    """Images of the published size as they are, resized where the model wants another."""
+
+    def __init__(self, place: str, size: tuple[int, int], interpolation: InterpolationMode):
+        self.place, self.size, self.interpolation = place, size, interpolation
+
+    def __str__(self) -> str:
+        stored = f"as stored, {PUBLISHED_SIZE} x {PUBLISHED_SIZE} pixels"
+        if self.size == (PUBLISHED_SIZE, PUBLISHED_SIZE):
+            return stored
+        size = " x ".join(map(str, self.size))
+        return f"{stored}, resized ({self.interpolation.value}) to {size}"
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[1:]
+        if (height, width) != (PUBLISHED_SIZE, PUBLISHED_SIZE):
+            raise UsageError(
+                f"{self.place} has an image of {height} x {width} pixels, and the published ones "
+                f"have {PUBLISHED_SIZE} x {PUBLISHED_SIZE}: take those, or leave this set out of "
+                "--stored"
+            )
+        if self.size == (height, width):
+            return image
+        return VF.resize(image, list(self.size), interpolation=self.interpolation, antialias=True)
+
+
+def open_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]:
+    """All test sets that the flags name, as a classifier of these classes sees them.
+
+    Args:
+        args: with the classifier's `input_size` and `in_chans`. classes: its logits' names.
+
+    Raises:
+        UsageError: folders that are not what their flags say, or of which something is missing.
+    """
+    clean = _clean_sets(args, classes)
+    if args.imagenet_c:
+        corrupted = _stored_corruptions(args, classes)
+    elif args.corrupt:
+        if not clean or clean[0].competing:
+            raise UsageError("--corrupt corrupts the clean images: name them, with --imagenet")
+        corrupted = _made_corruptions(args, clean[0])
+    else:
+        corrupted = []
+    return [_cut_down(one, args.max_images) for one in (*clean, *corrupted)]
+
+
+def is_published(args: argparse.Namespace) -> bool:
+    """The corrupted images are ImageNet-C's own."""
+    return bool(args.imagenet_c) and _record(args.imagenet_c) is None
+
+
+def _record(folder: str) -> dict | None:
+    """How a folder was made by util.data.corruptions; None for the published one."""
+    try:
+        with open(os.path.join(folder, RECORD)) as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--imagenet_c {folder}: its {RECORD} is damaged ({error})") from None
+
+
+def _view(args: argparse.Namespace, name: str, place: str) -> View:
+    size = image_size(args.input_size, 1)
+    interpolation = InterpolationMode(args.interpolation)
+    if name in args.stored:
+        return AsStored(place, size, interpolation)
+    crop_share = args.crop_share or DATASETS[args.dataset].crop_share
+    return ResizeCenterCrop(size, crop_share, interpolation)
+
+
+def _clean_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]:
+    sets = []
+    for name, published in imagenet.TEST_SETS.items():
+        folder = getattr(args, published.flag[2:])
+        if folder:
+            images = imagenet.load_published(
+                folder, published, classes, args.in_chans, args.partial
+            )
+            wanted = imagenet.synsets(published.synsets)
+            competing = None
+            if len(wanted) < imagenet.NUM_CLASSES:
+                competing = sorted(classes.index(synset) for synset in wanted)
+            view = _view(args, name, f"{published.flag} {folder}")
+            sets.append(TestSet(name, images, view, competing=competing))
+    if sets or (args.imagenet_c and not args.data_path):
+        return sets
+    if args.dataset == "image_folder":
+        folder = os.path.join(args.data_path, "val")
+        images = load_test_folder(folder, list(classes), args.in_chans, "--data_path")
+    else:
+        images = load_images(args, "val")
+        if images.classes != list(classes):
+            raise UsageError(
+                f"a classifier of {len(classes)} logits ({', '.join(classes[:3])}, …) cannot be "
+                f"tested on --dataset {args.dataset}, whose classes are {len(images.classes)} "
+                f"({', '.join(images.classes[:3])}, …)"
+            )
+    return [
+        TestSet(args.dataset, images, _view(args, args.dataset, f"--data_path {args.data_path}"))
+    ]
+
+
+def _made_corruptions(args: argparse.Namespace, clean: TestSet) -> list[TestSet]:
+    """The clean images, seen and then corrupted as their pixels are."""
+    size = image_size(args.input_size, 1)
+    if args.in_chans not in (1, 3) or min(size) < MIN_SIDE:
+        raise UsageError(
+            f"--corrupt: images of {args.in_chans} channels and {min(size)} pixels cannot be "
+            f"corrupted (1 or 3, at least {MIN_SIDE}): use --no-corrupt"
+        )
+    return [
+        TestSet(
+            f"{corruption} {severity}",
+            CorruptedImages(clean.images, clean.view, Corruption(corruption, severity, args.seed)),
+            nn.Identity(), corruption, severity,
+            about=dict(corruption=[corruption, severity, args.seed], seen=str(clean.view)),
+        )
+        for corruption in args.corruptions
+        for severity in args.severities
+    ]  # fmt: skip
+
+
+def _stored_corruptions(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]:
+    """FOLDER/CORRUPTION/SEVERITY/CLASS/IMAGE, all with the same images."""
+    root, record = args.imagenet_c, _record(args.imagenet_c)
+    wanted = [(c, s) for c in (*args.corruptions, *args.extra) for s in args.severities]
+    absent = [f"{c}/{s}" for c, s in wanted if not os.path.isdir(os.path.join(root, c, str(s)))]
+    if absent and (not args.partial or len(absent) == len(wanted)):
+        raise UsageError(
+            f"--imagenet_c {root} lacks {len(absent)} of {len(wanted)} folders "
+            f"({', '.join(absent[:3])}): complete it, or use --partial"
+        )
+    is_stored = record is None or record.get("size") != "kept"
+    sets: list[TestSet] = []
+    for corruption, severity in wanted:
+        if f"{corruption}/{severity}" in absent:
+            continue
+        folder = os.path.join(root, corruption, str(severity))
+        if record is None:
+            images = imagenet.load_published(
+                folder, imagenet.CORRUPTED, classes, args.in_chans, args.partial
+            )
+        else:
+            images = load_test_folder(folder, list(classes), args.in_chans, "--imagenet_c")
+        if sets and not np.array_equal(images.paths, sets[0].images.paths):
+            raise UsageError(
+                f"--imagenet_c {root}: {corruption}/{severity} has other images than "
+                f"{sets[0].corruption}/{sets[0].severity}: complete both"
+            )
+        view = _view(args, "ImageNet-C" if is_stored else "", f"--imagenet_c {folder}")
+        sets.append(TestSet(f"{corruption} {severity}", images, view, corruption, severity))
+    return sets
+
+
+def _cut_down(one: TestSet, max_images: int | None) -> TestSet:
+    """The first of a fair draw, the same one for sets of the same images."""
+    if max_images and max_images < len(one.images):
+        order = np.random.default_rng(0).permutation(len(one.images))
+        one.images = Subset(one.images, np.sort(order[:max_images]))
+    return one
