@@ -12,11 +12,18 @@ import pathlib
 import sys
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import main_segmentation
 from benchmarks.contest import Contestant, compete
+from engine_segmentation import pixel_loss, train_step
 from util.args import number
+from util.evaluation import windows
+from util.training import optim
+from util.training.drop_path import DropPaths
+from util.training.precision import Precision
 
 GIB = 2**30
 
@@ -43,19 +50,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def build(args: argparse.Namespace, amp: str):
     """One main's training step, and its FLOPs, kept bytes and bytes of state."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    import main_segmentation as main
-    from engine_segmentation import pixel_loss, train_step
-    from util.training import optim
-    from util.training.drop_path import DropPaths
-    from util.training.precision import Precision
-
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     flags = ["--data_path", ".", "--model", args.model, "--input_size", str(args.input_size)]
-    own = main.parse_args(flags)
-    model = main.build_model(own, None, args.classes).to(device).train()
+    own = main_segmentation.parse_args(flags)
+    model = main_segmentation.build_model(own, None, args.classes).to(device).train()
     drop_paths = DropPaths(model, seed=0)
     precision = Precision(amp, device)
     optimizer = optim.adamw(optim.decay_groups(model, own.weight_decay))
@@ -80,7 +79,7 @@ def build(args: argparse.Namespace, amp: str):
     with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         with precision.autocast():
             logits, auxiliary = model(imgs)
-        enlarged = (main.windows.enlarged(x, size[1:]) for x in (logits, auxiliary))
+        enlarged = (windows.enlarged(x, size[1:]) for x in (logits, auxiliary))
         sum(pixel_loss(x, maps) for x in enlarged).backward()
     model.zero_grad(set_to_none=True)
     num_parameters = sum(p.numel() for p in model.parameters())

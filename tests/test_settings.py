@@ -27,7 +27,7 @@ def test_each_value_knows_where_it_comes_from(tmp_path):
     assert found["epochs"] == found["blr"] == f"@{file}"
     assert found["flip"] == f"@{inner}"
     assert found["mask_ratio"] == found["seed"] == "command line"
-    assert found["warmup_epochs"] == found["lambda_max"] == found["mean"] == "data set"
+    assert found["warmup_epochs"] == found["mi_start_loss"] == found["mean"] == "data set"
     assert "num_masks" not in found and "temperature" not in found  # the parser's
     found = sources(main_pretrain, "--mask_ratio", "0.5", f"@{file}")
     assert found["mask_ratio"] == f"@{file}"  # the last one counts
