@@ -1,4 +1,4 @@
-"""Mask R-CNN on the canvas: shapes, strides, precision, weights of a checkpoint, what it refuses."""
+"""Mask R-CNN on the canvas: shapes, strides, precision, an encoder's weights, what it refuses."""
 
 import pytest
 import torch
@@ -139,5 +139,5 @@ def test_encoders_and_canvases_that_have_no_detector():
     with pytest.raises(UsageError, match="--model"):
         build_detector(nn.Identity(), 5, MEAN, STD)
     vit = VisionTransformer(img_size=40, patch_size=4, embed_dim=32, num_heads=2, depth=4)
-    with pytest.raises(UsageError, match="--input_size 40 40.*multiples of 16"):
+    with pytest.raises(UsageError, match=r"--input_size 40 40.*multiples of 16"):
         build_detector(vit, 5, MEAN, STD)

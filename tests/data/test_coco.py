@@ -147,10 +147,10 @@ def test_a_folder_without_layout_names_the_flags(tmp_path):
     args = Namespace(data_path=str(tmp_path), in_chans=3)
     for name in ("train_json", "train_images", "val_json", "val_images"):
         setattr(args, name, None)
-    with pytest.raises(UsageError, match="instances_train2017.json.*--train_json"):
+    with pytest.raises(UsageError, match=r"instances_train2017.json.*--train_json"):
         load_coco(args, "train")
     args.data_path = ""
-    with pytest.raises(UsageError, match="--data_path is missing.*util.data.scenes"):
+    with pytest.raises(UsageError, match=r"--data_path is missing.*util.data.scenes"):
         load_coco(args, "val")
 
 
