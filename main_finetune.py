@@ -16,8 +16,9 @@ from util import args as arguments
 from util.args import number
 from util.cluster import distributed
 from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
-from util.data.datasets import TransformedImages, load_images
+from util.data.datasets import load_images
 from util.data.loader import evaluation_view, open_batches
+from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError

@@ -19,9 +19,10 @@ from engine_pretrain import train_one_epoch
 from util import args as arguments
 from util.args import number
 from util.cluster import distributed
-from util.data.datasets import TransformedImages, load_images
+from util.data.datasets import load_images
 from util.data.images import to_tensor
 from util.data.loader import Batches, evaluation_view, open_batches
+from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
@@ -10,6 +11,7 @@ from torch import nn
 import models_beit
 import models_swin
 import models_vit
+from util.errors import UsageError
 from util.settings import take_from_checkpoint
 
 SIZES = models_vit.SIZES | models_swin.SIZES
@@ -25,8 +27,13 @@ _PLAIN = {
 _WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
 
 
-def open_checkpoint(path: str, args: argparse.Namespace) -> models_vit.Pretrained | None:
+def open_checkpoint(
+    path: str, args: argparse.Namespace, with_size: bool = True
+) -> models_vit.Pretrained | None:
     """The checkpoint at `path`, if any; flags that the user left open become its encoder's.
+
+    Args:
+        with_size: the images' size, too.
 
     Raises:
         UsageError: a file that cannot be used, or flags that do not fit it.
@@ -34,7 +41,10 @@ def open_checkpoint(path: str, args: argparse.Namespace) -> models_vit.Pretraine
     if not path:
         return None
     pretrained = models_vit.Pretrained(path, args.num_heads)
-    take_from_checkpoint(args, pretrained.encoder_config() | {"model": model_name(pretrained)})
+    config = pretrained.encoder_config() | {"model": model_name(pretrained)}
+    if not with_size:
+        config.pop("input_size", None)
+    take_from_checkpoint(args, config)
     return pretrained
 
 
@@ -77,6 +87,25 @@ def build_for(pretrained: models_vit.Pretrained | None, args: argparse.Namespace
     return model
 
 
+def build_backbone(
+    pretrained: models_vit.Pretrained | None, args: argparse.Namespace, any_size: bool = False,
+    load: bool = True,
+) -> nn.Module:  # fmt: skip
+    """An encoder for maps of its inner blocks: without a head, and without the norm before it.
+
+    Args:
+        any_size: as `build_encoder` has it. load: the checkpoint's weights.
+    """
+    model = build_encoder(
+        args.model, 0, args.input_size, args.in_chans, False, args.drop_path,
+        args.grad_checkpointing, architecture(pretrained, args.model), any_size,
+    )  # fmt: skip
+    model.norm = nn.Identity()
+    if pretrained and load:
+        load_pretrained(pretrained, model)
+    return model
+
+
 def describe(args: argparse.Namespace, model: nn.Module | None = None, **more) -> dict[str, object]:
     """Plain values from which a downstream main builds the same encoder and the same images."""
     names = ("model", "input_size", "in_chans", "mean", "std", "dataset")
@@ -94,23 +123,28 @@ def build_encoder(
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
     architecture: dict | None = None,
+    any_size: bool = False,
 ) -> nn.Module:
     """A classifier [B, C, H, W] -> [B, num_classes], as `build_vit` and `build_swin` describe it.
 
     Args:
         global_pool: for a ViT only; a Swin has no class token.
         architecture: of a model that `SIZES` does not have, as `architecture` gives it.
+        any_size: images of other sizes, too; a BEiT's position biases have one.
     """
     family = architecture["family"] if architecture else name.partition("_")[0]
+    if any_size and family == "beit":
+        raise UsageError("--test_mode whole: this encoder's position biases are of one size: slide")
     options = (num_classes, img_size, in_chans, global_pool, drop_path, grad_checkpointing)
     if family == "swin":
         model = models_swin.build_swin(
-            name, num_classes, img_size, in_chans, drop_path, grad_checkpointing, architecture
-        )
+            name, num_classes, img_size, in_chans, drop_path, grad_checkpointing, architecture,
+            any_size,
+        )  # fmt: skip
     elif family == "beit":
         model = models_beit.build_beit(architecture, *options)
     else:
-        model = models_vit.build_vit(name, *options, architecture)
+        model = models_vit.build_vit(name, *options, architecture, any_size)
     model.architecture = architecture
     return model
 
@@ -134,12 +168,19 @@ def load_pretrained(pretrained: models_vit.Pretrained, model: nn.Module) -> None
         nn.init.trunc_normal_(model.head.weight, std=2e-5)
 
 
-def layer_of(model: nn.Module) -> Callable[[str], int]:
-    """The layer of a parameter of `model` for layer decay, by its name."""
+def layer_of(model: nn.Module, prefix: str = "") -> Callable[[str], int]:
+    """The layer of a parameter for layer decay, by its name.
+
+    Args:
+        model: the encoder. prefix: of its parameters' names in a larger model, such as
+            `encoder.`; what else that model has is of the last layer, as a head is.
+    """
     if isinstance(model, SwinTransformer):
         depths = [len(stage.blocks) for stage in model.layers]
-        return lambda name: models_swin.layer_of(name, depths)
-    return lambda name: models_vit.layer_of(name, len(model.blocks))
+        found = partial(models_swin.layer_of, depths=depths)
+    else:
+        found = partial(models_vit.layer_of, depth=len(model.blocks))
+    return lambda name: found(name.removeprefix(prefix) if name.startswith(prefix) else "head")
 
 
 def block_shapes(model: nn.Module) -> list[tuple[int, int, int]]:

@@ -48,12 +48,14 @@ def build_swin(
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
     architecture: dict | None = None,
+    any_size: bool = False,
 ) -> SwinTransformer:
     """A Swin classifier of the pooled final map, images [B, C, H, W] -> logits [B, num_classes].
 
     Args:
         drop_path: the last block's rate of dropped residuals, rising linearly over the blocks.
         architecture: of a model that `SIZES` does not have, as `models_layouts` describes it.
+        any_size: take images of other sizes, too, with the windows of this one.
 
     Raises:
         UsageError: sizes that are no multiples of the cell.
@@ -64,7 +66,7 @@ def build_swin(
     model = SwinTransformer(
         img_size=(height, width), in_chans=in_chans, num_classes=num_classes,
         window_size=window_size((height // cell, width // cell)), drop_path_rate=drop_path,
-        **size,
+        strict_img_size=not any_size, **size,
     )  # fmt: skip
     model.set_grad_checkpointing(grad_checkpointing)
     return model

@@ -45,6 +45,7 @@ def build_vit(
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
     architecture: dict | None = None,
+    any_size: bool = False,
 ) -> VisionTransformer:
     """A ViT classifier, images [B, C, H, W] -> logits [B, num_classes].
 
@@ -53,6 +54,7 @@ def build_vit(
             token of the normed tokens. As in MAE.
         drop_path: the last block's rate of dropped residuals, rising linearly over the blocks.
         architecture: of a model that `SIZES` does not have, as `models_layouts` describes it.
+        any_size: take images of other sizes, too, for which position embeddings are resampled.
     """
     size = dict(architecture or SIZES[name])
     norm = partial(nn.LayerNorm, eps=size.pop("eps", NORM.keywords["eps"]))
@@ -60,7 +62,8 @@ def build_vit(
     model = VisionTransformer(
         img_size=image_size(img_size, size["patch_size"]), in_chans=in_chans,
         num_classes=num_classes, global_pool="avg" if global_pool else "token",
-        fc_norm=global_pool, drop_path_rate=drop_path, norm_layer=norm, **options,
+        fc_norm=global_pool, drop_path_rate=drop_path, norm_layer=norm,
+        dynamic_img_size=any_size, **options,
     )  # fmt: skip
     model.set_grad_checkpointing(grad_checkpointing)
     return model

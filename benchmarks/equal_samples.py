@@ -29,8 +29,9 @@ import main_linprobe
 import main_pretrain
 from benchmarks import study
 from util.args import number
-from util.data.datasets import Subset, TransformedImages, load_images
+from util.data.datasets import Subset, load_images
 from util.data.loader import Batches, evaluation_view
+from util.data.transformed import TransformedImages
 from util.data.transforms import Normalize
 from util.evaluation.knn import extract_features, predict_knn
 from util.provenance import commit

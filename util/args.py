@@ -108,8 +108,8 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    add = group.add_argument
+    """Of the mains whose images have one label each, or none."""
+    add = parser.add_argument_group("data").add_argument
     add(
         "--dataset",
         choices=sorted(DATASETS),
@@ -120,6 +120,22 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--data_path", default="", help="the data's folder; image_folder: with train/ and val/")
     add("--download", action="store_true", help="let torchvision download what is missing")
     add(
+        "--train_fraction",
+        type=number(float, 1e-9, 1.0),
+        default=1.0,
+        help="train on this share of each class, drawn once and for all",
+    )
+    add("--subset_file", default="", help="train on the images listed in this file, a name a line")
+    add_image_flags(add)
+
+
+def add_image_flags(add: Callable) -> None:
+    """What an image is, and how many processes read it.
+
+    Args:
+        add: of an argument group.
+    """
+    add(
         "--input_size",
         type=number(int, 1),
         nargs="+",
@@ -129,13 +145,6 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--in_chans", type=number(int, 1), help="image channels")
     add("--mean", type=float, nargs="+", help="per channel, of values in 0..1")
     add("--std", type=number(float, 1e-6), nargs="+", help="per channel")
-    add(
-        "--train_fraction",
-        type=number(float, 1e-9, 1.0),
-        default=1.0,
-        help="train on this share of each class, drawn once and for all",
-    )
-    add("--subset_file", default="", help="train on the images listed in this file, a name a line")
     add(
         "--max_bad_images",
         type=number(int, 0),
@@ -149,8 +158,25 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> None:
-    group = parser.add_argument_group("optimisation")
-    add = group.add_argument
+    """Of the mains whose training is counted in epochs."""
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=number(int, 1), default=100, help="passes over the data")
+    add("--warmup_epochs", type=number(float, 0), default=5, help="epochs of linear warm-up")
+    add(
+        "--blr",
+        type=number(float, 0),
+        help=f"base learning rate: lr = blr * {batch_rule} / blr_samples",
+    )
+    add("--blr_samples", type=number(int, 1), default=256, help="samples that --blr is meant for")
+    add_step_flags(add, "epochs", "absolute learning rate, instead of --blr")
+
+
+def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
+    """What a step is, and the schedule of its rate.
+
+    Args:
+        add: of an argument group. unit: in which the schedule is counted.
+    """
     add("--batch_size", type=number(int, 1), default=64, help="images per GPU and micro-batch")
     add(
         "--accum_iter",
@@ -158,26 +184,19 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> 
         default=1,
         help="micro-batches whose gradients make one step",
     )
-    add("--epochs", type=number(int, 1), default=100, help="passes over the data")
-    add("--warmup_epochs", type=number(float, 0), default=5, help="epochs of linear warm-up")
-    add("--lr", type=number(float, 0), help="absolute learning rate, instead of --blr")
-    add(
-        "--blr",
-        type=number(float, 0),
-        help=f"base learning rate: lr = blr * {batch_rule} / blr_samples",
-    )
-    add("--blr_samples", type=number(int, 1), default=256, help="samples that --blr is meant for")
+    add("--lr", type=number(float, 0), help=lr_help)
     add("--warmup_lr", type=number(float, 0), default=0.0, help="the warm-up starts here")
-    add("--min_lr", type=number(float, 0), default=0.0, help="the cosine ends here")
+    add("--min_lr", type=number(float, 0), default=0.0, help="the cosine or the power ends here")
     add(
         "--lr_schedule",
-        choices=("cosine", "cosine_whole", "multistep"),
+        choices=("cosine", "cosine_whole", "poly", "multistep"),
         default="cosine",
-        help="a cosine from the warm-up's end; one that counts the warm-up too, as SimMIM's; or "
-        "steps down at --lr_milestones",
+        help="a cosine from the warm-up's end; one that counts the warm-up too, as SimMIM's; "
+        "a power of the share that is left, --lr_power; or steps down at --lr_milestones",
     )
+    add("--lr_power", type=number(float, 0), default=1.0, help="of poly; 1 is a straight line")
     add("--lr_milestones", type=number(float, 0), nargs="+", default=[],
-        help="epochs at which multistep multiplies the rate by --lr_gamma")  # fmt: skip
+        help=f"{unit} at which multistep multiplies the rate by --lr_gamma")  # fmt: skip
     add("--lr_gamma", type=number(float, 0), default=0.1, help="see --lr_milestones")
     add(
         "--weight_decay",
@@ -215,16 +234,9 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("checkpoints")
-    add = group.add_argument
-    add(
-        "--resume",
-        default="",
-        help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any",
-    )
+    """Of the mains whose training is counted in epochs."""
+    add = parser.add_argument_group("checkpoints").add_argument
     add("--save_every_epochs", type=number(int, 1), default=1, help="epochs between checkpoints")
-    add("--save_every_steps", type=number(int, 1), help="steps between checkpoints, too")
-    add("--keep_checkpoints", type=number(int, 1), default=2, help="how many of the last to keep")
     add(
         "--keep_epochs",
         type=number(int, 1),
@@ -232,6 +244,22 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="epochs after which checkpoint-<epoch>.pth is kept for good",
     )
+    add_saving_flags(add)
+
+
+def add_saving_flags(add: Callable) -> None:
+    """What is saved, gone on with and gone back to.
+
+    Args:
+        add: of an argument group.
+    """
+    add(
+        "--resume",
+        default="",
+        help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any",
+    )
+    add("--save_every_steps", type=number(int, 1), help="steps between checkpoints, too")
+    add("--keep_checkpoints", type=number(int, 1), default=2, help="how many of the last to keep")
     add(
         "--on_nonfinite",
         choices=("stop", "rollback"),

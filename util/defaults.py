@@ -6,7 +6,7 @@ set's and the parser's own, in this order.
 
 from collections.abc import Mapping
 
-from util.data.datasets import DATASETS
+from util.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 
 # The encoder that fits a data set's images.
 _ENCODERS = {
@@ -57,9 +57,18 @@ _BY_MODEL = {
     }
 }
 
+_PHOTOGRAPHS = dict(
+    model="vit_base_patch16", in_chans=3, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD),
+    num_workers=10,
+)  # fmt: skip
+# Jobs that have one layout of data, and its defaults.
+_DENSE = {"segmentation": {"ade20k": _PHOTOGRAPHS | dict(input_size=[512])}}
+
 
 def by_dataset(job: str) -> dict[str, dict]:
-    """The defaults of each data set's flags for a job: `pretrain`, `finetune`, `linprobe`."""
+    """The defaults of each data set's flags for a job: `pretrain`, `finetune`, `linprobe`, …"""
+    if job in _DENSE:
+        return _DENSE[job]
     prefix = "mimae_" if job == "pretrain" else ""
     tables = {}
     for name, info in DATASETS.items():

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from util.data.datasets import DATASETS, Subset, TransformedImages, balanced_draw, load_images
+from util.data.datasets import DATASETS, Subset, balanced_draw, load_images
+from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, ResizeCenterCrop
 from util.errors import UsageError
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from util.cluster import distributed
-from util.data.datasets import DATASETS, FileImages, TransformedImages
+from util.data.datasets import DATASETS, FileImages
 from util.data.file_index import find_images
 from util.data.loader import Batches, num_cores
+from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, Normalize
 from util.errors import RunError, UsageError
 from util.randomness import derive_seed, epoch_order, mask_noise
@@ -26,7 +27,7 @@ class Numbers(torch.utils.data.Dataset):
     def __len__(self):
         return self.size
 
-    def name(self, index):
+    def problem(self, index):
         return f"image-{index}"
 
     def __getitem__(self, item):

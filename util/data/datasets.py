@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from util.cluster import agreement
 from util.data.file_index import find_images
 from util.data.images import convert, read_image, to_tensor
 from util.data.same_data import check_same
 from util.errors import UsageError
-from util.randomness import STREAM_SAMPLE, STREAM_SUBSET, derive_seed, generator, seed_libraries
+from util.randomness import STREAM_SUBSET, generator
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
@@ -344,37 +343,3 @@ def listed_positions(images: Images, path: str, flag: str) -> list[int]:
             f"lacks ({', '.join(absent[:3])}): use the list of this data set"
         )
     return [by_name[name] for name in wanted]
-
-
-class TransformedImages(Dataset):
-    """What the loader reads: item (epoch, index) -> (image [C, h, w], target, bad index or −1).
-
-    The augmentation is a function of (seed, epoch, index), whichever worker does it. An image
-    that cannot be read is replaced by another one, always the same.
-    """
-
-    max_attempts = 20
-
-    def __init__(self, images: Images, transform: Callable, seed: int):
-        self.images, self.transform, self.seed = images, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
-        epoch, wanted = item
-        index, bad = wanted, -1
-        for attempt in range(self.max_attempts):
-            try:
-                image = self.images.read(index)
-            except Exception:  # whatever a decoder makes of a damaged file
-                bad = wanted if attempt == 0 else bad
-                replacement = derive_seed(self.seed, STREAM_SAMPLE, wanted, attempt)
-                index = replacement % len(self.images)
-                continue
-            seed_libraries(self.seed, STREAM_SAMPLE, epoch, wanted)
-            return self.transform(image), int(self.images.targets[index]), bad
-        raise UsageError(
-            f"{self.max_attempts} images in a row cannot be read, the first is "
-            f"{self.images.name(wanted)}: check --data_path and --in_chans"
-        )

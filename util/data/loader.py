@@ -10,15 +10,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from util.checks import image_size
 from util.cluster import distributed
-from util.data.datasets import DATASETS, TransformedImages
+from util.data.datasets import DATASETS
 from util.data.images import to_float
+from util.data.transformed import TransformedImages
 from util.data.transforms import ResizeCenterCrop
 from util.errors import EXIT_DATA, RunError, UsageError
 from util.randomness import epoch_order
@@ -30,12 +31,15 @@ class Batches:
     """A data set in micro-batches.
 
     Args:
-        dataset: gives (image, target, bad index or −1) for (epoch, index).
+        dataset: gives (image, target, bad index or −1) for (pass over the data, index).
         batch_size: images per rank and micro-batch.
         training: shuffle, and drop the rest that does not fill a global micro-batch; else in
             order, each image once over all ranks, the last batches smaller (ranks may differ).
         alone: the data set is this rank's own, which reads all of it.
         keep_workers: between epochs; else they are started for each.
+        length: micro-batches of an epoch, in training; then an epoch goes on in the pass over the
+            data in which the one before ended. None: an epoch is a pass.
+        collate: makes [images, targets, bad] of a list of items; by default tensors of them.
     """
 
     max_restarts = 3  # of workers that died, in a row
@@ -43,7 +47,8 @@ class Batches:
     def __init__(
         self, dataset: TransformedImages, batch_size: int, training: bool, seed: int = 0,
         num_workers: int = 0, pin_memory: bool = False, max_bad_images: int = 100,
-        alone: bool = False, keep_workers: bool = True,
+        alone: bool = False, keep_workers: bool = True, length: int | None = None,
+        collate: Callable | None = None,
     ):  # fmt: skip
         self.dataset, self.batch_size, self.training, self.seed = (
             dataset, batch_size, training, seed,
@@ -56,46 +61,52 @@ class Batches:
                 f"--batch_size {batch_size} on {self.world_size} process(es) is larger "
                 f"than the data, {len(dataset)} images: lower it"
             )
+        self.per_pass = (
+            len(dataset) // self.global_size if training else -(-len(dataset) // self.global_size)
+        )
+        self.length = length or self.per_pass
+        self.last_order: tuple[int, torch.Tensor] | None = None
         self.max_bad_images, self.bad_images = max_bad_images, set()
         num_workers = min(num_workers, num_cores())
         self.plan = _Plan()
         self.loader_options = dict(
             batch_sampler=self.plan, num_workers=num_workers, pin_memory=pin_memory,
             persistent_workers=keep_workers and num_workers > 0, worker_init_fn=_init_worker,
-            collate_fn=_collate,
+            collate_fn=collate or _collate,
         )  # fmt: skip
         self.loader = DataLoader(dataset, **self.loader_options)
         self.workers: list[multiprocessing.Process] = []
 
     def __len__(self) -> int:
         """Micro-batches per epoch (on any rank; in evaluation the last may be empty on some)."""
-        if self.training:
-            return len(self.dataset) // self.global_size
-        return -(-len(self.dataset) // self.global_size)
+        return self.length
 
     def global_ids(self, epoch: int, micro_batch: int) -> list[int]:
         """Indices of all ranks' images in a micro-batch."""
-        return self._global_slice(self._order(epoch), micro_batch).tolist()
+        return [index for _, index in self._items(epoch, micro_batch)]
 
-    def _order(self, epoch: int) -> torch.Tensor:
-        if self.training:
-            return epoch_order(len(self.dataset), self.seed, epoch)
-        return torch.arange(len(self.dataset))
+    def _items(self, epoch: int, micro_batch: int) -> list[tuple[int, int]]:
+        """(pass over the data, index) of all ranks' images in a micro-batch."""
+        number, place = divmod(epoch * self.length + micro_batch, self.per_pass)
+        start = place * self.global_size
+        ids = self._order(number)[start : start + self.global_size].tolist()
+        return [(number, index) for index in ids]
 
-    def _global_slice(self, order: torch.Tensor, micro_batch: int) -> torch.Tensor:
-        return order[micro_batch * self.global_size : (micro_batch + 1) * self.global_size]
-
-    def _own_slice(self, order: torch.Tensor, micro_batch: int) -> list[int]:
-        part = self._global_slice(order, micro_batch)
-        return part[self.rank :: self.world_size].tolist()
+    def _order(self, number: int) -> torch.Tensor:
+        """The images' order in a pass over the data."""
+        if self.last_order is None or self.last_order[0] != number:
+            count = len(self.dataset)
+            order = epoch_order(count, self.seed, number) if self.training else torch.arange(count)
+            self.last_order = number, order
+        return self.last_order[1]
 
     def epoch(
         self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset()
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(images, targets) of micro-batch `start` and those that follow, but for `skip`."""
-        order = self._order(epoch)
-        slices = [self._own_slice(order, n) for n in range(start, len(self)) if n not in skip]
-        plan = [[(epoch, index) for index in ids] for ids in slices if ids]
+        numbers = (n for n in range(start, len(self)) if n not in skip)
+        slices = [self._items(epoch, n)[self.rank :: self.world_size] for n in numbers]
+        plan = [items for items in slices if items]
         done = restarts = 0
         while done < len(plan):
             self.plan.items = plan[done:]
@@ -148,7 +159,7 @@ class Batches:
                 self.bad_images.add(index)
                 log.warning(
                     "unreadable image %d replaced: %s",
-                    len(self.bad_images), self.dataset.images.name(index),
+                    len(self.bad_images), self.dataset.problem(index),
                 )  # fmt: skip
         if len(self.bad_images) > self.max_bad_images:
             raise RunError(
@@ -164,14 +175,13 @@ def open_batches(
     """The loader that the flags of the data describe.
 
     Args:
-        options: further ones of `Batches`.
+        options: of `Batches`, further ones or others than the flags'.
     """
-    options = {"num_workers": args.num_workers} | options
-    return Batches(
-        data, args.batch_size, training, args.seed,
+    flags = dict(
+        batch_size=args.batch_size, seed=args.seed, num_workers=args.num_workers,
         pin_memory=args.pin_mem and device.type == "cuda", max_bad_images=args.max_bad_images,
-        **options,
     )  # fmt: skip
+    return Batches(data, training=training, **flags | options)
 
 
 def evaluation_view(args: argparse.Namespace) -> ResizeCenterCrop:

@@ -8,8 +8,9 @@ import torch
 from util import args as arguments
 from util.args import number
 from util.checks import image_size
-from util.data.datasets import TransformedImages, load_images
+from util.data.datasets import load_images
 from util.data.loader import Batches
+from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip
 from util.entry import run_main
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from util.cluster import distributed
-from util.data.datasets import Images, Subset, TransformedImages
+from util.data.datasets import Images, Subset
 from util.data.loader import Batches
+from util.data.transformed import TransformedImages
 from util.errors import RunError, UsageError
 from util.logging import ProgressLine
 

@@ -322,6 +322,12 @@ class Checkpointer:
         changes = self.args.settings.changes(self.args, state.get("args", {}))
         if changes:
             log.warning("goes on with other flags than before: %s", "; ".join(changes))
+        for key, flag in (("eval_every", "--eval_every"), ("classes", "--data_path and --classes")):
+            if saved.get(key) != self.config.get(key):
+                raise UsageError(
+                    f"--resume {path} has {_shown(saved.get(key))} for {key}, this run "
+                    f"{_shown(self.config.get(key))}: restore {flag}"
+                )
         if state["progress"]["step"] == 0:
             return
         for key, flags in (
@@ -334,6 +340,12 @@ class Checkpointer:
                     f"--resume {path} stands inside an epoch with {key} {saved.get(key)}, this "
                     f"run has {self.config[key]}: restore {flags}"
                 )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} ({', '.join(map(str, value[:3]))}, …)"
+    return str(value)
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,4 +1,5 @@
-"""Drop path drawn by the position in the global batch, so that the world size changes nothing.
+"""Drop path and dropout of channels, drawn by the position in the global batch, so that the world
+size changes nothing.
 
 W ranks, G = W·B images in a global micro-batch; rank r has positions r, r + W, …
 """
@@ -11,25 +12,27 @@ from util.cluster import distributed
 from util.randomness import STREAM_DROP_PATH, generator, to_device
 
 
-class GivenDropPath(nn.Module):
-    """timm's DropPath with draws that are given: x [B, ...] -> x · scale, in evaluation x.
+class GivenDrop(nn.Module):
+    """What is dropped is given: x [B, C, ...] -> x · scale, in evaluation x.
 
-    scale: [B], 0 where an image's residual is dropped, else 1 / (1 − `drop_prob`).
+    scale: [B, `width`], 0 where something is dropped, else 1 / (1 − `drop_prob`); of width 1 it is
+    timm's DropPath, of width C torch's Dropout2d.
     """
 
-    def __init__(self, drop_prob: float):
+    def __init__(self, drop_prob: float, width: int = 1):
         super().__init__()
-        self.drop_prob = drop_prob
+        self.drop_prob, self.width = drop_prob, width
         self.scale: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        return x * self.scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        return x * self.scale.to(x.dtype).view(*self.scale.shape, *[1] * (x.ndim - 2))
 
 
 class DropPaths:
-    """Takes the place of all of timm's DropPath modules of a model, and draws for them.
+    """Takes the place of all of timm's DropPath modules of a model, and draws for them and for the
+    GivenDrop modules that it has.
 
     Args:
         model: changed in place; its state dict stays as it is. Compile it afterwards.
@@ -40,9 +43,10 @@ class DropPaths:
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, DropPath):
-                    given = GivenDropPath(child.drop_prob)
-                    setattr(parent, name, given)
-                    self.modules.append(given)
+                    child = GivenDrop(child.drop_prob)
+                    setattr(parent, name, child)
+                if isinstance(child, GivenDrop):
+                    self.modules.append(child)
 
     def draw(self, step: int, micro: int, batch_size: int, device: torch.device) -> None:
         """Draw for the next forward and backward pass, of micro-batch `micro` of a step.
@@ -53,11 +57,13 @@ class DropPaths:
         if not self.modules:
             return
         rank, world = distributed.rank(), distributed.world_size()
+        widths = [module.width for module in self.modules]
         noise = torch.rand(
-            len(self.modules), batch_size * world,
+            sum(widths), batch_size * world,
             generator=generator(self.seed, STREAM_DROP_PATH, step, micro),
         )[:, rank::world]  # fmt: skip
-        keep = 1 - torch.tensor([module.drop_prob for module in self.modules])[:, None]
-        scale = (noise < keep) / keep  # [paths, B]
-        for module, row in zip(self.modules, to_device(scale, device), strict=True):
-            module.scale = row
+        rates = [module.drop_prob for module in self.modules for _ in range(module.width)]
+        keep = 1 - torch.tensor(rates)[:, None]
+        scale = to_device((noise < keep) / keep, device)  # [widths, B]
+        for module, rows in zip(self.modules, scale.split(widths), strict=True):
+            module.scale = rows.T  # [B, width]

@@ -19,15 +19,24 @@ def absolute_lr(
     return lr if lr is not None else blr * samples_per_step / blr_samples
 
 
-def scheduled_lr(epoch: float, args: argparse.Namespace) -> float:
-    """The learning rate at `epoch`, which may be fractional, by the flags of the schedule."""
-    if epoch < args.warmup_epochs:
-        return args.warmup_lr + (args.lr - args.warmup_lr) * epoch / args.warmup_epochs
+def scheduled_lr(done: float, args: argparse.Namespace) -> float:
+    """The learning rate by the flags of the schedule.
+
+    Args:
+        done: iterations where the flags count those, else epochs, which may be fractional.
+    """
+    unit = "iterations" if hasattr(args, "iterations") else "epochs"
+    total, warmup = getattr(args, unit), getattr(args, f"warmup_{unit}")
+    if done < warmup:
+        return args.warmup_lr + (args.lr - args.warmup_lr) * done / warmup
     if args.lr_schedule == "multistep":
-        return args.lr * args.lr_gamma ** sum(epoch >= m for m in args.lr_milestones)
-    start = args.warmup_epochs if args.lr_schedule == "cosine" else 0.0
-    share = (epoch - start) / max(args.epochs - start, 1e-9)
-    height = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))  # half a cosine, from 1 down to 0
+        return args.lr * args.lr_gamma ** sum(done >= m for m in args.lr_milestones)
+    start = warmup if args.lr_schedule == "cosine" else 0.0
+    share = min((done - start) / max(total - start, 1e-9), 1.0)
+    if args.lr_schedule == "poly":
+        height = (1 - share) ** args.lr_power
+    else:
+        height = 0.5 * (1 + math.cos(math.pi * share))  # half a cosine, from 1 down to 0
     return args.min_lr + (args.lr - args.min_lr) * height
 
 

@@ -37,8 +37,9 @@ def report(
         getattr(args, "grad_checkpointing", False),
     )  # fmt: skip
     data = batches.dataset.images
-    from_files = args.dataset in ("image_folder", "flat")
-    rate = f"{args.lr:.4g}" + (f" (base {args.blr:g})" if args.blr is not None else "")
+    from_files = args.dataset in ("image_folder", "flat", "ade20k")
+    base = getattr(args, "blr", None)
+    rate = f"{args.lr:.4g}" + (f" (base {base:g})" if base is not None else "")
     lines = {
         "data": f"{args.dataset} {args.data_path} {len(data)} images, {len(data.classes)} classes",
         "JPEG decoder": _decoder_name() if from_files else "",
@@ -48,8 +49,8 @@ def report(
         f"process(es) x {args.accum_iter} micro-batch(es))",
         "masked samples": f"{images * masks} per step ({masks} masks per image)" * (masks > 1),
         "unseen": unseen_patches(model),
-        "steps": f"{steps} per epoch, {steps * args.epochs} in {args.epochs} epochs",
-        "learning rate": f"{rate}, {args.warmup_epochs:g} epochs of warm-up, to {args.min_lr:g}",
+        "steps": _length(args, steps, images / len(data)),
+        "learning rate": f"{rate}, {_warmup(args)} of warm-up, to {args.min_lr:g}",
         "precision": f"{precision.name if precision.dtype else 'fp32'} on {_device_name(device)}",
         "memory": f"about {_gib(state + activations)} per process: {_gib(state)} of weights, "
         f"gradients and optimiser, {_gib(activations)} of activations (estimated)",
@@ -59,6 +60,22 @@ def report(
     flags = args.settings.table(args)
     log.info("flags, and where those come from that have not the parser's default:")
     log.info("\n".join(_wrapped(f"  {title}", text) for title, text in flags.items()))
+
+
+def _length(args: argparse.Namespace, steps: int, passes: float) -> str:
+    """Args: steps: of an epoch, or a round. passes: over the data that a step is."""
+    if hasattr(args, "iterations"):
+        return (
+            f"{args.iterations} in all, {args.iterations * passes:.1f} passes over the data; "
+            f"evaluated and saved every {steps}"
+        )
+    return f"{steps} per epoch, {steps * args.epochs} in {args.epochs} epochs"
+
+
+def _warmup(args: argparse.Namespace) -> str:
+    if hasattr(args, "iterations"):
+        return f"{args.warmup_iterations} iterations"
+    return f"{args.warmup_epochs:g} epochs"
 
 
 def _wrapped(name: str, text: str, width: int = 100, indent: int = 18) -> str:

@@ -80,6 +80,8 @@ class Run:
         config = config | dict(
             samples_per_step=per_step, num_images=len(batches.dataset), seed=args.seed
         )
+        if hasattr(args, "iterations"):
+            config["eval_every"] = args.eval_every  # a position counts in rounds of it
         self.batches = batches
         self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
         resumed = self.checkpointer.resume(args.resume)
@@ -103,11 +105,14 @@ class Run:
         """
         args, progress = self.args, self.progress
         num_steps = steps_per_epoch(len(self.batches), args.accum_iter)
-        self.line = ProgressLine(f"epoch {progress.epoch}", num_steps, args.log_every)
+        by_iterations = hasattr(args, "iterations")
+        label = f"{'round' if by_iterations else 'epoch'} {progress.epoch}"
+        self.line = ProgressLine(label, num_steps, args.log_every)
         for step in epoch_steps(self.batches, progress, args.accum_iter, args.seed, self.device):
             if self._out_of_steps():
                 return
-            self.lr = scheduled_lr(progress.epoch + progress.step / num_steps, args)
+            epochs = progress.epoch + progress.step / num_steps
+            self.lr = scheduled_lr(progress.total_steps if by_iterations else epochs, args)
             set_lr(optimizer, self.lr)
             yield step
 
@@ -194,11 +199,11 @@ class Run:
             self.meters.reset()
         return means
 
-    def with_best(self, scores: dict[str, float]) -> dict[str, float]:
-        """Test scores, with the best top-1 accuracy so far."""
-        best = max(scores["acc1"], self.progress.best.get("acc1", 0.0))
-        self.progress.best = {"acc1": best}
-        return {f"test_{name}": value for name, value in scores.items()} | {"max_acc1": best}
+    def with_best(self, scores: dict[str, float], name: str = "acc1") -> dict[str, float]:
+        """Test scores, with the best so far of the one called `name`."""
+        best = max(scores[name], self.progress.best.get(name, 0.0))
+        self.progress.best = {name: best}
+        return {f"test_{key}": value for key, value in scores.items()} | {f"max_{name}": best}
 
     def save_epoch(self) -> None:
         """Save where the flags say that this epoch is saved, and after the last one."""

@@ -1,0 +1,114 @@
+"""One round of training a segmenter, from one evaluation to the next; evaluation; predictions."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from util.cluster import distributed
+from util.cluster.distributed import without_exchange
+from util.data.ade20k import NOTHING
+from util.data.loader import Batches
+from util.evaluation.iou import ConfusionMatrix, scores
+from util.evaluation.windows import enlarged
+from util.training.precision import Precision
+from util.training.run import Run
+
+# (images [B, C, H, W], label maps [B, H, W], step, micro-batch) -> the same, ready for the model.
+Prepare = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
+Predict = Callable[[Tensor], Tensor]  # images as the loader gives them -> classes [B, H, W]
+
+
+def train_one_round(
+    model: nn.Module, prepare: Prepare, optimizer: torch.optim.Optimizer, precision: Precision,
+    run: Run, auxiliary_weight: float,
+) -> dict[str, float]:  # fmt: skip
+    """Train the rest of the round in which `run.progress` stands.
+
+    Args:
+        model: images -> logits and the auxiliary head's; maybe inside DDP.
+        prepare: normalises a micro-batch on the device and draws for what is dropped.
+
+    Returns:
+        The round's means over all ranks, as `train_step` gives them.
+    """
+    model.train()
+    for num_micro, micro_batches in run.steps(optimizer):
+        step = run.progress.total_steps
+        prepared = (
+            prepare(
+                imgs.to(run.device, non_blocking=True), maps.to(run.device, non_blocking=True),
+                step, micro,
+            )
+            for micro, (imgs, maps) in enumerate(micro_batches)
+        )  # fmt: skip
+        losses = train_step(
+            model, prepared, num_micro, optimizer, precision, run.args.clip_grad, auxiliary_weight
+        )
+        run.after_step(losses)
+    return run.close_epoch()
+
+
+def train_step(
+    model: nn.Module, micro_batches: Iterable[tuple[Tensor, Tensor]], num_micro: int,
+    optimizer: torch.optim.Optimizer, precision: Precision, clip_grad: float | None = None,
+    auxiliary_weight: float = 0.4,
+) -> dict[str, Tensor]:  # fmt: skip
+    """One optimiser step over `num_micro` micro-batches.
+
+    Returns:
+        On this rank the step's mean `loss`, its parts `main` and `auxiliary`, the percentage `acc`
+        of labelled pixels that are right, and the `grad_norm`.
+    """
+    sums = torch.zeros(4, device=precision.device)
+    for micro, (imgs, maps) in enumerate(micro_batches):
+        with without_exchange(model, micro < num_micro - 1):
+            with precision.autocast():
+                logits, auxiliary = model(imgs)
+            logits = enlarged(logits, maps.shape[-2:])
+            main = pixel_loss(logits, maps)
+            auxiliary = pixel_loss(enlarged(auxiliary, maps.shape[-2:]), maps)
+            loss = main + auxiliary_weight * auxiliary
+            precision.backward(loss / num_micro)
+        parts = torch.stack([loss.detach(), main.detach(), auxiliary.detach()])
+        sums += torch.cat([parts, pixel_accuracy(logits, maps)[None]]) / num_micro
+    norm = precision.step(optimizer, clip_grad)
+    names = ("loss", "main", "auxiliary", "acc")
+    return dict(zip(names, sums, strict=True)) | {"grad_norm": norm}
+
+
+def pixel_loss(logits: Tensor, maps: Tensor) -> Tensor:
+    """Cross-entropy [B, K, H, W], [B, H, W] -> its mean over all pixels.
+
+    Those without a label count as 0, as in the published recipes: so each image has one weight,
+    and the mean over ranks is that of the global batch.
+    """
+    total = F.cross_entropy(logits, maps, ignore_index=NOTHING, reduction="sum")
+    return total / maps.numel()
+
+
+@torch.no_grad()
+def pixel_accuracy(logits: Tensor, maps: Tensor) -> Tensor:
+    is_labelled = maps != NOTHING
+    hits = (logits.argmax(1) == maps) & is_labelled
+    return 100 * hits.sum() / is_labelled.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Batches, predict: Predict, device: torch.device
+) -> tuple[dict[str, float], dict[str, float]]:
+    """mIoU, mAcc and aAcc over a whole set, each image once; and `IoU NAME` of each class.
+
+    All in percent. All ranks take rank 0's buffers, which are those that a checkpoint keeps.
+    """
+    distributed.share_buffers(model)
+    model.eval()
+    classes = batches.dataset.images.classes
+    matrix = ConfusionMatrix(len(classes), device)
+    for imgs, maps in batches.epoch():
+        predicted = predict(imgs.to(device, non_blocking=True))
+        matrix.add(predicted, maps.to(device, non_blocking=True))
+    means, ious = scores(matrix.over_ranks())
+    return means, {f"IoU {name}": iou for name, iou in zip(classes, ious, strict=True)}

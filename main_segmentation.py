@@ -1,0 +1,276 @@
+"""Segment images: fine-tune an encoder under UperNet, evaluate (--eval), or predict (--predict).
+
+python -m util.data.scenes scenes --source digits
+python main_segmentation.py --data_path scenes --finetune output_dir/pretrain/checkpoint-last.pth
+"""
+
+import argparse
+import logging
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+import models_encoder
+import models_upernet
+import models_vit
+from engine_segmentation import Predict, evaluate, train_one_round
+from util import args as arguments
+from util import dense_args
+from util.args import number
+from util.checks import image_size
+from util.cluster import distributed
+from util.data.ade20k import Labels, load_mapped_images, read_labels
+from util.data.dense_transforms import (
+    Pad,
+    PhotometricDistortion,
+    RandomCrop,
+    RandomFlip,
+    RandomResize,
+    unchanged,
+)
+from util.data.loader import Batches, open_batches
+from util.data.transformed import TransformedPairs
+from util.data.transforms import Normalize
+from util.entry import run_main
+from util.errors import UsageError
+from util.evaluation import windows
+from util.evaluation.label_pictures import write_predictions
+from util.training import optim, preflight
+from util.training.checkpoint import load_weights
+from util.training.drop_path import DropPaths
+from util.training.metrics import NonFiniteLoss
+from util.training.precision import Precision
+from util.training.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = arguments.ArgumentParser(description=__doc__)
+    add = dense_args.add_dense_data_flags(
+        parser, "a folder with images/ and annotations/, each with training/ and validation/"
+    )
+    add("--classes", default="",
+        help="a file with a class a line (default: the data's classes.txt or objectInfo150.txt)",
+    )  # fmt: skip
+    add("--first_class", type=number(int, 0, 1), default=1,
+        help="the first class's value in a label map: 1, as in ADE20K, whose 0 is nothing, or 0",
+    )  # fmt: skip
+    add("--palette", default="",
+        help="a file of lines R G B CLASS (- is nothing), for label maps in colours")  # fmt: skip
+    dense_args.add_iteration_flags(parser)
+    arguments.add_run_flags(parser, "output_dir/segmentation")
+    dense_args.add_dense_checkpoint_flags(parser)
+    add = dense_args.add_backbone_flags(parser, tuple(models_encoder.SIZES))
+    add("--decoder_channels", type=number(int, 1),
+        help="of UperNet (default: a ViT's width; the last stage's of a Swin, at most 512)",
+    )  # fmt: skip
+    add("--auxiliary_weight", type=number(float, 0), default=0.4, help="of the FCN head's loss")
+    _add_view_flags(parser)
+    parser.set_defaults(
+        iterations=160000, warmup_iterations=1500, eval_every=16000, lr=1e-4, lr_schedule="poly",
+        batch_size=2, layer_decay=0.65, dataset="ade20k",
+    )  # fmt: skip
+    return parser
+
+
+def _add_view_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("augmentation").add_argument
+    add("--scales", type=number(float, 0.01), nargs=2, default=[0.5, 2.0], metavar="FACTOR",
+        help="between which an image's shorter side is drawn, in sides of --input_size",
+    )  # fmt: skip
+    add("--max_class_share", type=number(float, 0, 1), default=0.75,
+        help="of a crop that one class may fill, or it is drawn anew; 1: any")  # fmt: skip
+    add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
+    add("--photometric", action=argparse.BooleanOptionalAction, default=True,
+        help="distort brightness, contrast, saturation and hue")  # fmt: skip
+
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--eval", action="store_true", help="only evaluate the model in --resume")
+    add("--predict", default="", metavar="FOLDER",
+        help="write label maps and overlays of these images, by the model in --resume",
+    )  # fmt: skip
+    add("--test_mode", choices=("slide", "whole"), default="slide",
+        help="windows of --input_size, or the image in one piece")  # fmt: skip
+    add("--stride", type=number(int, 1), nargs="+", metavar="PX",
+        help="of the windows (default: two thirds of their side, 341 of 512)")  # fmt: skip
+    add("--test_scales", type=number(float, 0.01), nargs="+", default=[1.0], metavar="FACTOR",
+        help="the views of an image whose mean probabilities decide; published: 0.5 0.75 1 1.25 "
+        "1.5 1.75")  # fmt: skip
+    add("--test_flip", action="store_true", help="the mirrored views, too")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    args = arguments.parse_args(get_args_parser(), "segmentation", argv)
+    dense_args.count_rounds(args)
+    for flag in ("eval", "predict"):
+        if getattr(args, flag) and args.resume in ("", "auto"):
+            raise UsageError(f"--{flag} needs --resume FILE: name the trained checkpoint")
+    if not args.data_path and not args.predict:
+        raise UsageError(
+            "--data_path is missing: name a folder with images/ and annotations/ (python -m "
+            "util.data.scenes FOLDER writes one)"
+        )
+    return args
+
+
+def build_model(
+    args: argparse.Namespace, pretrained: models_vit.Pretrained | None, num_classes: int
+) -> models_upernet.UperNet:
+    """The segmenter that the flags describe, with the checkpoint's encoder, or all of it."""
+    is_trained = bool(args.eval or args.predict)
+    if is_trained and args.decoder_channels is None:
+        args.decoder_channels = pretrained.config.get("decoder_channels")
+    encoder = models_encoder.build_backbone(
+        pretrained, args, any_size=args.test_mode == "whole", load=not is_trained
+    )
+    model = models_upernet.UperNet(encoder, num_classes, args.decoder_channels)
+    if is_trained:
+        load_weights(model, pretrained.raw, args.resume)
+    return model
+
+
+def open_checkpoint(args: argparse.Namespace) -> models_vit.Pretrained | None:
+    """The encoder to begin with, whose images may have had another size; or the trained model.
+
+    Raises:
+        UsageError: a trained one that is no segmenter's.
+    """
+    if not (args.eval or args.predict):
+        return models_encoder.open_checkpoint(args.finetune, args, with_size=False)
+    pretrained = models_encoder.open_checkpoint(args.resume, args)
+    if "classes" not in pretrained.config:
+        raise UsageError(f"--resume {args.resume} is no checkpoint of main_segmentation.py")
+    return pretrained
+
+
+def class_labels(args: argparse.Namespace, pretrained: models_vit.Pretrained | None) -> Labels:
+    """The classes: the data's, which a trained model must have, too; without data, the model's.
+
+    Raises:
+        UsageError: they differ.
+    """
+    if args.predict:
+        config = pretrained.config
+        return Labels(config["classes"], config["first_class"], config["palette"])
+    labels = read_labels(args.data_path, args.classes, args.first_class, args.palette)
+    if args.eval and labels.classes != pretrained.config["classes"]:
+        known = pretrained.config["classes"]
+        differing = [
+            pair for pair in zip(known, labels.classes, strict=False) if len(set(pair)) > 1
+        ]
+        shown = f", the first that differ are {' and '.join(differing[0])}" if differing else ""
+        raise UsageError(
+            f"--resume {args.resume} has {len(known)} classes, the data {len(labels.classes)}"
+            f"{shown}: give the data or the --classes that it was trained on"
+        )
+    return labels
+
+
+def describe(args: argparse.Namespace, model: models_upernet.UperNet, labels: Labels) -> dict:
+    """Plain values from which --eval and --predict build the same model."""
+    return models_encoder.describe(
+        args, model.encoder, grid=list(model.encoder.patch_embed.grid_size),
+        decoder_channels=model.channels, classes=labels.classes, first_class=labels.first_class,
+        palette=labels.palette,
+    )  # fmt: skip
+
+
+def build_predict(
+    args: argparse.Namespace, model: nn.Module, normalize: nn.Module, precision: Precision
+) -> Predict:
+    """How the flags have whole images evaluated."""
+    window = args.input_size
+    stride = args.stride or [max(1, 2 * side // 3) for side in window]
+
+    def logits(imgs: Tensor) -> Tensor:
+        with precision.autocast():
+            return model(imgs)
+
+    def segment(imgs: Tensor) -> Tensor:
+        if args.test_mode == "whole":
+            return windows.whole(logits, imgs, model.unit)
+        return windows.by_windows(logits, imgs, window, [stride[0], stride[-1]])
+
+    def predict(imgs: Tensor) -> Tensor:
+        return windows.predict(
+            segment, imgs, normalize, min(window), args.test_scales, args.test_flip
+        )
+
+    return predict
+
+
+def training_view(args: argparse.Namespace) -> v2.Compose:
+    size = tuple(args.input_size)
+    steps = [RandomResize(size, args.scales), RandomCrop(size, args.max_class_share)]
+    steps += [RandomFlip()] * args.flip + [PhotometricDistortion()] * args.photometric
+    return v2.Compose([*steps, Pad(size, args.mean)])
+
+
+def open_pairs(
+    args: argparse.Namespace, labels: Labels, split: str, device: torch.device
+) -> Batches:
+    """A split's loader; evaluation takes images of any size, one by one."""
+    images = load_mapped_images(args.data_path, split, labels, args.in_chans)
+    if split == "training":
+        view = training_view(args)
+        options = dict(training=True, length=args.eval_every * args.accum_iter)
+    else:
+        view, options = unchanged, dict(training=False, batch_size=1)
+    return open_batches(args, TransformedPairs(images, view, args.seed), device=device, **options)
+
+
+def main(args: argparse.Namespace) -> None:
+    with Run(args) as run:
+        pretrained = open_checkpoint(args)
+        args.input_size = list(image_size(args.input_size, 1))
+        labels = class_labels(args, pretrained)
+        model = build_model(args, pretrained, len(labels.classes)).to(run.device)
+        normalize = Normalize(args.mean, args.std).to(run.device)
+        shapes = models_encoder.block_shapes(model.encoder)
+        precision = run.precision(max(dim for _, dim, _ in shapes))
+        predict = build_predict(args, model, normalize, precision)
+        if args.predict:
+            return run.finish(**write_predictions(args, labels, model, predict, run.device))
+        val_batches = open_pairs(args, labels, "validation", run.device)
+        if args.eval:
+            scores, ious = evaluate(model, val_batches, predict, run.device)
+            return run.finish(**scores, **ious)
+
+        batches = open_pairs(args, labels, "training", run.device)
+        if batches.global_size == 1:
+            raise UsageError("--batch_size 1 on one process: BatchNorm needs 2 images at least")
+        layer_of = models_encoder.layer_of(model.encoder, "encoder.")
+        groups = optim.layer_decay_groups(model, args.weight_decay, layer_of, args.layer_decay)
+        optimizer = optim.adamw(groups)
+        preflight.report(args, model, batches, precision, 1, shapes, run.device)
+        run.start(
+            dict(model=model, optimizer=optimizer, scaler=precision.scaler),
+            describe(args, model, labels), batches,
+        )  # fmt: skip
+        drop_paths = DropPaths(model, args.seed)
+        if args.compile:
+            distributed.compile_in_place(model, args.grad_checkpointing)
+        wrapped = distributed.wrap(model, run.device, args.grad_compression, sync_buffers=False)
+
+        def prepare(imgs: Tensor, maps: Tensor, *draw: int) -> tuple[Tensor, Tensor]:
+            drop_paths.draw(*draw, len(imgs), run.device)
+            return normalize(imgs), maps.long()
+
+        ious: dict[str, float] = {}
+        while not run.is_finished():
+            try:
+                means = train_one_round(
+                    wrapped, prepare, optimizer, precision, run, args.auxiliary_weight
+                )
+                scores, ious = evaluate(model, val_batches, predict, run.device)
+                run.log_epoch(means, run.with_best(scores, "mIoU"))
+                run.save_epoch()
+            except NonFiniteLoss as error:
+                run.recover(error)
+        run.finish(**ious)
+
+
+if __name__ == "__main__":
+    run_main(main, parse_args)

@@ -1,0 +1,261 @@
+"""Images with a label map each, in ADE20K's layout; own data lies in the same one.
+
+    ROOT/images/SPLIT/NAME.jpg          any format of `util.data.images`, any folders below SPLIT
+    ROOT/annotations/SPLIT/NAME.png     its label map, as large as the image
+    ROOT/classes.txt                    a class a line; ADE20K itself has objectInfo150.txt
+SPLIT is training or validation. A map holds numbers (grey or palette images of 8 or 16 bits, .npy),
+of which the first class has `first_class`: 1 in ADE20K, whose 0 is nothing. Where a palette file
+is given, maps are colours. 255, if it is no class, is nothing, too.
+"""
+
+import os
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from util.cluster import agreement
+from util.data.datasets import Images
+from util.data.file_index import find_images
+from util.data.images import read_image
+from util.data.same_data import check_same
+from util.errors import UsageError
+
+NOTHING = -1  # what is not labelled, and counts nowhere
+UNLABELLED = 255  # in a file; also what many tools write there
+Colour = tuple[int, int, int]
+
+
+class Labels:
+    """The classes, and how a label map's file tells them.
+
+    Args:
+        first_class: the value of the first class in a map.
+        palette: (colour, class or NOTHING); None: maps hold numbers.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], first_class: int = 1,
+        palette: Sequence[tuple[Colour, int]] | None = None,
+    ):  # fmt: skip
+        self.classes, self.first_class = list(classes), first_class
+        self.palette = None if palette is None else [(tuple(c), int(i)) for c, i in palette]
+        if self.palette is not None:
+            codes = np.array([_code(np.array(colour)) for colour, _ in self.palette])
+            order = np.argsort(codes)
+            self.codes, self.of_codes = codes[order], np.array([i for _, i in self.palette])[order]
+
+    def read(self, path: str) -> Tensor:
+        """A label map: int16 [H, W], classes from 0 on and NOTHING.
+
+        Raises:
+            UsageError: a value or colour that is no class; the line says where.
+            OSError, ValueError: the file cannot be read.
+        """
+        if path.lower().endswith(".npy"):
+            return self._from_numbers(np.load(path, allow_pickle=False), path)
+        with Image.open(path) as image:
+            if self.palette is not None:
+                return self._from_colours(np.asarray(image.convert("RGB")), path)
+            if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+                raise UsageError(
+                    f"{path} is a label map in colours ({image.mode}): name their classes in a "
+                    "--palette file, or write maps of numbers"
+                )
+            return self._from_numbers(np.asarray(image), path)
+
+    def _from_numbers(self, values: np.ndarray, path: str) -> Tensor:
+        if values.ndim != 2 or values.dtype.kind not in "bui":
+            raise ValueError(f"{path}: an array of {values.shape} {values.dtype}, no label map")
+        classes = values.astype(np.int64) - self.first_class
+        num = len(self.classes)
+        is_nothing = (classes == -1) | ((values == UNLABELLED) & (classes >= num))
+        is_wrong = ~is_nothing & ((classes < 0) | (classes >= num))
+        if is_wrong.any():
+            row, column = np.argwhere(is_wrong)[0]
+            raise UsageError(
+                f"{path} has the value {values[row, column]} at row {row}, column {column}: the "
+                f"{num} classes are {self.first_class} to {self.first_class + num - 1}; correct "
+                "the map, or check --classes and --first_class"
+            )
+        return torch.from_numpy(np.where(is_nothing, NOTHING, classes).astype(np.int16))
+
+    def _from_colours(self, pixels: np.ndarray, path: str) -> Tensor:
+        codes = _code(pixels)
+        places = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
+        is_wrong = self.codes[places] != codes
+        if is_wrong.any():
+            row, column = np.argwhere(is_wrong)[0]
+            colour = " ".join(map(str, pixels[row, column]))
+            raise UsageError(
+                f"{path} has the colour {colour} at row {row}, column {column}, which is not in "
+                "--palette: add it there, with the class - if it is nothing"
+            )
+        return torch.from_numpy(self.of_codes[places].astype(np.int16))
+
+    def write(self, path: str, classes: Tensor) -> None:
+        """Write a map [H, W] of classes as `read` reads it, NOTHING too."""
+        classes = classes.cpu().numpy()
+        if self.palette is not None:
+            Image.fromarray(self.colours()[classes]).save(path)
+            return
+        nothing = 0 if self.first_class else UNLABELLED
+        values = np.where(classes == NOTHING, nothing, classes + self.first_class)
+        dtype = np.uint8 if len(self.classes) + self.first_class <= 256 else np.uint16
+        Image.fromarray(values.astype(dtype)).save(path)
+
+    def colours(self) -> np.ndarray:
+        """A colour for each class, uint8 [K + 1, 3], and last, so that −1 finds it, of nothing."""
+        found = np.zeros((len(self.classes) + 1, 3), dtype=np.uint8)
+        if self.palette is not None:
+            for colour, number in reversed(self.palette):  # the first of a class's colours
+                found[number] = colour
+            return found
+        # Hues by the golden ratio are far from each other, however many there are.
+        for i in range(len(self.classes)):
+            hue = int(255 * (i * 0.618034 % 1))
+            value = (255, 190)[i // 8 % 2]
+            hsv = Image.new("HSV", (1, 1), (hue, 200, value))
+            found[i] = hsv.convert("RGB").getpixel((0, 0))
+        return found
+
+
+def _code(colours: np.ndarray) -> np.ndarray:
+    """Colours [..., 3] as numbers [...]."""
+    return colours.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+
+
+# ------------------------------------------------------------------------------ classes, palette
+
+
+def read_labels(data_path: str, classes: str, first_class: int, palette: str) -> Labels:
+    """The classes of a folder's label maps, by its own files or by those that are named.
+
+    Raises:
+        UsageError: a file that is missing or cannot be understood.
+    """
+    own = [os.path.join(data_path, name) for name in ("classes.txt", "objectInfo150.txt")]
+    path = classes or next((path for path in own if os.path.isfile(path)), "")
+    if not path:
+        raise UsageError(
+            f"--data_path {data_path} has no classes.txt: write one, a class a line, or name it "
+            "with --classes"
+        )
+    lines = _lines(path, "--classes")
+    if os.path.basename(path) == "objectInfo150.txt":  # a table under a head: Idx … Name
+        lines = [line.split("\t")[-1].strip() for line in lines[1:]]
+    if len(set(lines)) < len(lines) or not lines or "" in lines:
+        raise UsageError(f"--classes {path} must hold a class a line, each once, and none empty")
+    return Labels(lines, first_class, _read_palette(palette, lines) if palette else None)
+
+
+def _read_palette(path: str, classes: list[str]) -> list[tuple[Colour, int]]:
+    """Lines `R G B CLASS`; the class - is nothing."""
+    numbers = {name: i for i, name in enumerate(classes)} | {"-": NOTHING}
+    found: dict[Colour, int] = {}
+    for line in _lines(path, "--palette"):
+        *words, name = [*line.split(None, 3), ""][:4]
+        colour = tuple(int(word) for word in words if word.isdecimal() and int(word) < 256)
+        if len(colour) != 3 or name not in numbers or colour in found:
+            raise UsageError(
+                f"--palette {path}: {line!r} is not R G B CLASS with a colour of its own, and one "
+                "of the classes or - for nothing"
+            )
+        found[colour] = numbers[name]
+    absent = [name for name, number in numbers.items() if number not in [*found.values(), NOTHING]]
+    if absent:
+        raise UsageError(f"--palette {path} has no colour for {absent[0]}: add its line")
+    return list(found.items())
+
+
+def _lines(path: str, flag: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file.read().rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{flag} {path} cannot be read ({error})") from None
+
+
+# ----------------------------------------------------------------------------------------- images
+
+
+class MappedImages(Images):
+    """Images with their label maps; `read(i)` gives [C, H, W] and int16 [H, W]."""
+
+    def __init__(self, root: str, split: str, labels: Labels, in_chans: int):
+        self.folder = os.path.join(root, "images", split)
+        self.map_folder = os.path.join(root, "annotations", split)
+        self.labels, self.classes, self.in_chans = labels, labels.classes, in_chans
+        self.paths, self.map_paths = _paired(self.folder, self.map_folder)
+        # In place of labels, for the ranks to compare.
+        self.targets = np.array([zlib.crc32(os.fsencode(path)) for path in self.paths])
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        image = read_image(self.name(index), self.in_chans)
+        path = os.path.join(self.map_folder, self.map_paths[index])
+        labels = self.labels.read(path)
+        if image.shape[1:] != labels.shape:
+            raise ValueError(
+                f"{path} has {_size(labels)} pixels, its image {self.name(index)} {_size(image)}"
+            )
+        return image, labels
+
+    def name(self, index: int) -> str:
+        return os.path.join(self.folder, self.paths[index])
+
+
+def _size(image: Tensor) -> str:
+    return "{} x {}".format(*image.shape[-2:])
+
+
+def _paired(folder: str, map_folder: str) -> tuple[list[str], list[str]]:
+    """Paths of images and of their maps, which have the same names but for the suffix."""
+    found = []
+    for path in (folder, map_folder):
+        if not os.path.isdir(path):
+            raise UsageError(
+                f"--data_path: there is no folder {path}; images/ and annotations/ need training/ "
+                "and validation/ each"
+            )
+        names = find_images(path)
+        found.append({os.path.splitext(name)[0]: name for name in names})
+        if len(found[-1]) < len(names):
+            raise UsageError(f"--data_path: {path} has two files of a name but for the suffix")
+    images, maps = found
+    if not images:
+        raise UsageError(f"--data_path: {folder} holds no image: name a folder with images")
+    for here, there, what, place in (
+        (images, maps, "no label map", map_folder), (maps, images, "no image", folder),
+    ):  # fmt: skip
+        alone = sorted(here.keys() - there.keys())
+        if alone:
+            raise UsageError(
+                f"--data_path: {len(alone)} of {len(here)} files have {what} in {place}, the first "
+                f"is {here[alone[0]]}: add what is missing, or take them out"
+            )
+    stems = sorted(images)
+    return [images[stem] for stem in stems], [maps[stem] for stem in stems]
+
+
+def load_mapped_images(data_path: str, split: str, labels: Labels, in_chans: int) -> MappedImages:
+    """A split of the data, of which a first pair has been read.
+
+    Raises:
+        UsageError: data that is missing, empty or of no use; on all ranks, where one of them lacks
+            it or has other images than the others.
+    """
+
+    def load() -> MappedImages:
+        images = MappedImages(data_path, split, labels, in_chans)
+        try:
+            images.read(0)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--data_path: {str(error).splitlines()[0]}") from None
+        return images
+
+    images = agreement.all_or_none(load)
+    check_same(images.targets, images.classes, f"{split} images")
+    return images

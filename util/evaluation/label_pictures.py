@@ -1,0 +1,122 @@
+"""Predicted label maps, as files and as something to look at."""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from util.cluster import distributed
+from util.data.ade20k import Labels
+from util.data.file_index import find_images
+from util.data.images import read_image, to_float
+from util.errors import EXIT_DATA, RunError, UsageError
+from util.evaluation.visualize import BACKGROUND, HEADER, INK, MARGIN, to_image
+from util.logging import ProgressLine
+
+log = logging.getLogger(__name__)
+
+
+def overlay(image: Tensor, classes: Tensor, labels: Labels, opacity: float = 0.6) -> Image.Image:
+    """An image [C, H, W] under the colours of its classes [H, W]; what is nothing stays clear."""
+    colours = labels.colours()[classes.cpu().numpy()]
+    shown = np.asarray(to_image(to_float(image)))
+    mixed = opacity * colours + (1 - opacity) * shown
+    is_nothing = (classes < 0).cpu().numpy()[..., None]
+    return Image.fromarray(np.where(is_nothing, shown, mixed.round()).astype(np.uint8))
+
+
+@torch.no_grad()
+def write_predictions(
+    args: argparse.Namespace, labels: Labels, model: nn.Module,
+    predict: Callable[[Tensor], Tensor], device: torch.device,
+) -> dict[str, int]:  # fmt: skip
+    """Write labels/NAME.png and overlays/NAME.png for each image of --predict.
+
+    Each rank writes its share. An image that cannot be read is left out.
+
+    Args:
+        model: put into eval mode. predict: images [1, C, H, W] as they are -> classes [1, H, W].
+
+    Returns:
+        How many images there are, and how many of them are unreadable.
+
+    Raises:
+        UsageError: no image. RunError: more unreadable ones than --max_bad_images.
+    """
+    folder, in_chans = args.predict, args.in_chans
+    model.eval()
+    if not os.path.isdir(folder):
+        raise UsageError(f"--predict {folder} is not a folder: name one that exists")
+    paths = find_images(folder)
+    if not paths:
+        raise UsageError(f"--predict {folder} holds no image: name a folder with images")
+    names = _output_names(paths)
+    own = range(distributed.rank(), len(paths), distributed.world_size())
+    line, bad = ProgressLine("images", len(own), 1), 0
+    for done, index in enumerate(own, 1):
+        try:
+            image = read_image(os.path.join(folder, paths[index]), in_chans)
+        except Exception as error:  # whatever a decoder makes of a damaged file
+            bad += 1
+            log.warning("unreadable, left out: %s (%s)", paths[index], str(error).splitlines()[:1])
+            continue
+        classes = predict(image[None].to(device))[0].cpu()
+        for kind in ("labels", "overlays"):
+            path = os.path.join(args.output_dir, kind, names[index])
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if kind == "labels":
+                labels.write(path, classes)
+            else:
+                overlay(image, classes, labels).save(path)
+        line.update(done)
+    line.close()
+    bad = int(distributed.reduce_sum(torch.tensor(bad, device=device)))
+    if bad > args.max_bad_images:
+        raise RunError(f"{bad} of {len(paths)} images cannot be read: see above", EXIT_DATA)
+    return {"images": len(paths), "unreadable": bad}
+
+
+def _output_names(paths: Sequence[str]) -> list[str]:
+    """NAME.png for NAME.jpg; NAME.jpg.png where there is a NAME of another suffix, too."""
+    stems = [os.path.splitext(path)[0] for path in paths]
+    known: dict[str, int] = {}
+    for stem in stems:
+        known[stem] = known.get(stem, 0) + 1
+    return [
+        f"{stem if known[stem] == 1 else path}.png" for path, stem in zip(paths, stems, strict=True)
+    ]
+
+
+def comparison_sheet(
+    images: Sequence[Tensor], columns: dict[str, Sequence[Tensor]], labels: Labels
+) -> Image.Image:
+    """One row an image [C, H, W]: itself, then its maps [H, W] by the columns' names; a legend."""
+    height, width = images[0].shape[1:]
+    cell = (max(1, -(-160 // min(height, width))) * np.array([width, height])).tolist()
+    font = ImageFont.load_default(size=13)
+    step = cell[0] + MARGIN
+    sheet_w = (1 + len(columns)) * step + MARGIN
+    per_row = max(1, (sheet_w - MARGIN) // 130)
+    legend_rows = -(-len(labels.classes) // per_row)
+    top = HEADER + MARGIN
+    bottom = top + len(images) * (cell[1] + MARGIN)
+    sheet = Image.new("RGB", (sheet_w, bottom + legend_rows * HEADER + MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(["image", *columns]):
+        draw.text((MARGIN + column * step, MARGIN), name, INK, font)
+    for row, image in enumerate(images):
+        cells = [to_image(to_float(image))]
+        cells += [overlay(image, maps[row], labels) for maps in columns.values()]
+        for column, picture in enumerate(cells):
+            place = (MARGIN + column * step, top + row * (cell[1] + MARGIN))
+            sheet.paste(picture.resize(cell, Image.Resampling.NEAREST), place)
+    for i, (name, colour) in enumerate(zip(labels.classes, labels.colours(), strict=False)):
+        x, y = MARGIN + i % per_row * 130, bottom + i // per_row * HEADER
+        draw.rectangle((x, y + 3, x + 12, y + 15), fill=tuple(map(int, colour)))
+        draw.text((x + 17, y + 1), name[:16], INK, font)
+    return sheet
