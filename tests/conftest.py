@@ -158,3 +158,15 @@ def image_tree(tmp_path_factory) -> Path:
                 pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Scenes of digits, 64 x 64 pixels: 20 to train on and 5 to validate."""
+    from util.data import scenes
+
+    folder = tmp_path_factory.mktemp("scenes")
+    flags = "--images 20 --val_images 5 --size 64 --num_workers 0".split()
+    with contextlib.redirect_stdout(io.StringIO()):
+        scenes.main(scenes.parse_args([str(folder), *flags]))
+    return folder

@@ -27,7 +27,19 @@ LINPROBE = (
     "--train_fraction 0.05 --batch_size 16 --epochs 3 --warmup_epochs 1 --min_crop 0.5 --flip "
     "--save_every_steps 1 --log_every 1 --device cpu"
 ).split()
-FLAGS = {"main_pretrain": PRETRAIN, "main_finetune": FINETUNE, "main_linprobe": LINPROBE}
+# Two rounds of four steps and one of two; a pass over 20 scenes, which --data_path names, ends in
+# the middle of one.
+SEGMENTATION = (
+    "--model vit_tiny_patch4 --input_size 32 --decoder_channels 8 --batch_size 4 --iterations 10 "
+    "--eval_every 4 --warmup_iterations 2 --lr 1e-3 --drop_path 0.3 --stride 32 "
+    "--save_every_steps 1 --log_every 1 --device cpu"
+).split()
+FLAGS = {
+    "main_pretrain": PRETRAIN,
+    "main_finetune": FINETUNE,
+    "main_linprobe": LINPROBE,
+    "main_segmentation": SEGMENTATION,
+}
 
 
 class Zygote:

@@ -59,6 +59,29 @@ def test_killed_runs_end_with_the_same_bits(zygote, undisturbed, tmp_path, main,
     kill_and_resume(zygote, main, tmp_path, expected, kills, kills, slow_disk)
 
 
+def test_a_killed_segmentation_ends_with_the_same_bits(zygote, undisturbed, scenes, tmp_path):
+    """In the middle of a round, and of a pass over the data."""
+    data = ("--data_path", str(scenes))
+    expected = undisturbed("main_segmentation", *data)
+    kill_and_resume(zygote, "main_segmentation", tmp_path, expected, 4, 5, more=data)
+
+
+def test_a_signal_saves_a_segmentation_in_the_middle_of_a_round(
+    zygote, undisturbed, scenes, tmp_path
+):
+    expected = undisturbed("main_segmentation", "--data_path", str(scenes))
+    log = tmp_path / "stdout"
+    more = ("--data_path", str(scenes), "--save_every_steps", "1000000", "--resume", "auto")
+    argv = flags("main_segmentation", tmp_path, *more)
+    pid = zygote.start("main_segmentation", argv, log)
+    wait_for(log, "round 1 1/4")
+    os.kill(pid, signal.SIGTERM)
+    assert zygote.wait() == 75, log.read_text()
+    assert "SIGTERM: the run is saved" in log.read_text()
+    assert zygote.run("main_segmentation", argv, log) == 0, log.read_text()
+    assert differing(expected, tmp_path) == []
+
+
 @pytest.mark.parametrize("phase", ["writing", "rotating"])
 def test_kills_in_the_middle_of_a_background_save(zygote, undisturbed, tmp_path, phase):
     """Attempts are killed in the first, second or third save that they make, until it is done."""

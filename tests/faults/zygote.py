@@ -13,16 +13,19 @@ import signal
 import sys
 import time
 
-import sklearn.datasets  # noqa: F401 - what the mains import late is imported here, once
+# What the mains import late is imported here, once.
+import segmentation_models_pytorch.decoders.upernet.decoder  # noqa: F401
+import sklearn.datasets  # noqa: F401
 import torch
 import torch.utils.tensorboard
 
 import main_finetune
 import main_linprobe
 import main_pretrain
+import main_segmentation
 from util.entry import run_main
 
-MAINS = {m.__name__: m for m in (main_pretrain, main_finetune, main_linprobe)}
+MAINS = {m.__name__: m for m in (main_pretrain, main_finetune, main_linprobe, main_segmentation)}
 
 
 def slow_disk_calls(seconds: float) -> None:

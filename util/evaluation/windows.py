@@ -30,12 +30,12 @@ def by_windows(
     """
     height, width = imgs.shape[-2:]
     imgs = _filled(imgs, max(height, window[0]), max(width, window[1]))
-    total, seen = 0, imgs.new_zeros(imgs.shape[-2:])
+    total, seen = None, imgs.new_zeros(imgs.shape[-2:])
     for top in starts(imgs.shape[-2], window[0], stride[0]):
         for left in starts(imgs.shape[-1], window[1], stride[1]):
             box = ..., slice(top, top + window[0]), slice(left, left + window[1])
             logits = enlarged(model(imgs[box]), window)
-            if isinstance(total, int):
+            if total is None:
                 total = logits.new_zeros(*logits.shape[:2], *imgs.shape[-2:])
             total[box] += logits
             seen[box] += 1
@@ -60,22 +60,39 @@ def enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def predict(
-    segment: Callable[[Tensor], Tensor], imgs: Tensor, normalize: Callable[[Tensor], Tensor],
+    segment: Segmenter, imgs: Tensor, normalize: Callable[[Tensor], Tensor],
     short: int, scales: Sequence[float] = (1.0,), flip: bool = False,
 ) -> Tensor:  # fmt: skip
     """Classes [B, H, W] of images [B, ·, H, W] as the loader gives them, at their own size.
 
     Args:
         segment: normalised images -> logits of the same size.
-        short: the shorter side at scale 1, pixels.
+        short: the shorter side at scale 1, in pixels.
         scales, flip: with more than one view the mean of their probabilities decides, else logits.
     """
-    total = 0
-    views = [(scale, mirrored) for scale in scales for mirrored in ((False, True)[: 1 + flip])]
+    base = fitted_size(*imgs.shape[-2:], short)
+    views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
+    total: Tensor | float = 0.0
     for scale, mirrored in views:
-        size = fitted_size(*imgs.shape[-2:], short * scale)
-        view = normalize(resize_image(imgs, size))
-        logits = segment(view.flip(-1) if mirrored else view)
-        logits = enlarged(logits.flip(-1) if mirrored else logits, imgs.shape[-2:])
+        view = normalize(resize_image(imgs, fitted_size(*imgs.shape[-2:], short * scale)))
+        logits = segment(view.flip(-1)).flip(-1) if mirrored else segment(view)
+        logits = enlarged(logits, base)
         total = total + (logits.softmax(1) if len(views) > 1 else logits)
-    return total.argmax(1)
+    return largest(total, imgs.shape[-2:])
+
+
+def largest(values: Tensor, size: Sequence[int], at_once: int = 16) -> Tensor:
+    """The class [B, H, W] whose value [B, K, h, w] is the largest, once enlarged to `size`.
+
+    Some classes at a time: all of them of a large photograph would take gigabytes.
+    """
+    best, classes = None, None
+    for first in range(0, values.shape[1], at_once):
+        top = enlarged(values[:, first : first + at_once], size).max(1)
+        if best is None:
+            best, classes = top.values, top.indices
+        else:
+            is_better = top.values > best
+            best = torch.where(is_better, top.values, best)
+            classes = torch.where(is_better, top.indices + first, classes)
+    return classes
