@@ -53,7 +53,7 @@ def train_step(
     """One optimiser step over `num_micro` micro-batches.
 
     Returns:
-        On this rank the step's mean `loss`, its parts under torchvision's names, and the
+        On this rank the step's mean `loss`, its parts, called as torchvision calls them, and the
         `grad_norm`.
     """
     sums: dict[str, Tensor] = {}
@@ -61,7 +61,8 @@ def train_step(
         with without_exchange(model, micro < num_micro - 1):
             with precision.autocast():
                 parts = model(images, targets)
-            losses = {"loss": sum(parts.values())} | parts
+            losses = {name.removeprefix("loss_"): value for name, value in parts.items()}
+            losses["loss"] = sum(parts.values())
             precision.backward(losses["loss"] / num_micro)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach() / num_micro

@@ -6,6 +6,7 @@ python main_detection.py --data_path scenes --finetune output_dir/pretrain/check
 
 import argparse
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,9 @@ from util import dense_args
 from util.args import number
 from util.checks import image_size
 from util.cluster import distributed
-from util.data.coco import Categories, load_coco
+from util.data.coco import Categories, CocoImages, load_coco
 from util.data.jitter import FitCanvas, LargeScaleJitter, Target, collate
-from util.data.loader import open_batches
+from util.data.loader import Batches, open_batches
 from util.data.transformed import TransformedPairs
 from util.entry import run_main
 from util.errors import UsageError
@@ -52,9 +53,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     dense_args.add_dense_checkpoint_flags(parser)
     add = dense_args.add_backbone_flags(parser, tuple(models_encoder.SIZES))
     add("--window", type=number(int, 1), default=models_maskrcnn.WINDOW,
-        help="tokens that a ViT's windows are wide; the last block of each quarter has none")  # fmt: skip
+        help="tokens that a ViT's windows are wide; the last block of each quarter has none",
+    )  # fmt: skip
     add("--ema", type=number(float, 0, 1), metavar="DECAY",
-        help="evaluate a running mean of the weights, which decays so in each step: 0.9999")  # fmt: skip
+        help="evaluate a running mean of the weights, which decays so in each step: 0.9999",
+    )  # fmt: skip
 
     add = parser.add_argument_group("augmentation").add_argument
     add("--scales", type=number(float, 0.01), nargs=2, default=[0.1, 2.0], metavar="FACTOR",
@@ -134,6 +137,24 @@ def describe(
     )  # fmt: skip
 
 
+def open_pairs(
+    args: argparse.Namespace, images: CocoImages, view: Callable, training: bool,
+    device: torch.device,
+) -> Batches:  # fmt: skip
+    pairs = TransformedPairs(images, view, args.seed)
+    length = args.eval_every * args.accum_iter if training else None
+    return open_batches(args, pairs, training, device, length=length, collate=collate)
+
+
+def to_device(
+    images: list[Tensor], targets: list[Target], device: torch.device
+) -> tuple[list[Tensor], list[Target]]:
+    return [image.to(device, non_blocking=True) for image in images], [
+        {name: value.to(device, non_blocking=True) for name, value in target.items()}
+        for target in targets
+    ]
+
+
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         pretrained = open_checkpoint(args)
@@ -157,17 +178,11 @@ def main(args: argparse.Namespace) -> None:
         if args.predict:
             return run.finish(**write_detections(args, categories, model, detect, run.device))
         val_images, truth = load_coco(args, "val", categories)
-        val_batches = open_batches(
-            args, TransformedPairs(val_images, FitCanvas(args.input_size), args.seed), False,
-            run.device, collate=collate,
-        )  # fmt: skip
+        val_batches = open_pairs(args, val_images, FitCanvas(args.input_size), False, run.device)
         if args.eval:
             return run.finish(**evaluate(model, val_batches, detect, truth, args.output_dir))
         view = LargeScaleJitter(args.input_size, args.scales, args.flip)
-        batches = open_batches(
-            args, TransformedPairs(train_images, view, args.seed), True, run.device,
-            length=args.eval_every * args.accum_iter, collate=collate,
-        )  # fmt: skip
+        batches = open_pairs(args, train_images, view, True, run.device)
         groups = optim.layer_decay_groups(
             model, args.weight_decay, models_encoder.layer_of(encoder, "backbone.encoder."),
             args.layer_decay,
@@ -190,8 +205,7 @@ def main(args: argparse.Namespace) -> None:
         ) -> tuple[list[Tensor], list[Target]]:
             drop_paths.draw(step, micro, len(images), run.device)
             sampling.draw(step, micro, len(images))
-            moved = [{k: v.to(run.device, non_blocking=True) for k, v in t.items()} for t in targets]
-            return [image.to(run.device, non_blocking=True) for image in images], moved
+            return to_device(images, targets, run.device)
 
         while not run.is_finished():
             try:

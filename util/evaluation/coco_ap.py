@@ -54,7 +54,9 @@ def on_original(
     return found | {"boxes": boxes, "masks": masks}
 
 
-def as_coco(detection: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict]:
+def as_coco(
+    detection: dict[str, Tensor], image_id: int | str, category_ids: Sequence[int]
+) -> list[dict]:
     """A detection on the original image as entries of COCO's format of results."""
     entries = []
     boxes, masks = detection["boxes"].double().numpy(), detection["masks"].numpy()

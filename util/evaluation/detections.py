@@ -1,17 +1,65 @@
-"""Pictures of detections: boxes, masks, names and scores on the image."""
+"""Detections of any folder's images, as JSON and as pictures."""
 
-from collections.abc import Mapping, Sequence
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from torch import Tensor, nn
 
+from util.cluster import distributed
+from util.data.coco import Categories
 from util.data.images import to_float
+from util.data.jitter import FitCanvas
 from util.evaluation.charts import COLOURS
+from util.evaluation.coco_ap import (
+    PREDICTIONS,
+    as_coco,
+    gather_predictions,
+    on_original,
+    write_predictions,
+)
+from util.evaluation.folder import for_each_image
 from util.evaluation.visualize import to_image
 
 MIN_SIDE = 384  # pixels; smaller images are drawn larger, so that names can be read
 OPACITY = 0.45  # of masks
+
+
+@torch.no_grad()
+def write_detections(
+    args: argparse.Namespace, categories: Categories, model: nn.Module,
+    detect: Callable[[list[Tensor]], list[dict[str, Tensor]]], device: torch.device,
+) -> dict[str, int]:  # fmt: skip
+    """Write pictures/NAME.png for each image of --predict, and predictions.json of all.
+
+    The JSON has COCO's format of results, with the image's `file_name` as its id.
+
+    Args:
+        model: put into eval mode. detect: images that fit the canvas -> detections on them.
+
+    Returns:
+        What `for_each_image` does.
+    """
+    model.eval()
+    fit, own = FitCanvas(args.input_size), []
+
+    def write(path: str, name: str, image: Tensor) -> None:
+        resized, (_, *original) = fit(image, (0, []))
+        (found,) = detect([resized])
+        found = on_original(found, tuple(resized.shape[1:]), tuple(original))
+        own.extend(as_coco(found, path, categories.ids))
+        picture = os.path.join(args.output_dir, "pictures", f"{name}.png")
+        os.makedirs(os.path.dirname(picture), exist_ok=True)
+        draw_detections(image, found, categories.names, args.min_score).save(picture)
+
+    counts = for_each_image(args, device, write)
+    predictions = gather_predictions(own)
+    if distributed.is_main():
+        write_predictions(predictions, os.path.join(args.output_dir, PREDICTIONS))
+    return counts
 
 
 def draw_detections(

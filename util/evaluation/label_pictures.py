@@ -10,13 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from util.cluster import distributed
 from util.data.ade20k import Labels
-from util.data.file_index import find_images
-from util.data.images import read_image, to_float
-from util.errors import EXIT_DATA, RunError, UsageError
+from util.data.images import to_float
+from util.evaluation.folder import for_each_image
 from util.evaluation.visualize import BACKGROUND, HEADER, INK, MARGIN, to_image
-from util.logging import ProgressLine
 
 log = logging.getLogger(__name__)
 
@@ -37,59 +34,25 @@ def write_predictions(
 ) -> dict[str, int]:  # fmt: skip
     """Write labels/NAME.png and overlays/NAME.png for each image of --predict.
 
-    Each rank writes its share. An image that cannot be read is left out.
-
     Args:
         model: put into eval mode. predict: images [1, C, H, W] as they are -> classes [1, H, W].
 
     Returns:
-        How many images there are, and how many of them are unreadable.
-
-    Raises:
-        UsageError: no image. RunError: more unreadable ones than --max_bad_images.
+        What `for_each_image` does.
     """
-    folder, in_chans = args.predict, args.in_chans
     model.eval()
-    if not os.path.isdir(folder):
-        raise UsageError(f"--predict {folder} is not a folder: name one that exists")
-    paths = find_images(folder)
-    if not paths:
-        raise UsageError(f"--predict {folder} holds no image: name a folder with images")
-    names = _output_names(paths)
-    own = range(distributed.rank(), len(paths), distributed.world_size())
-    line, bad = ProgressLine("images", len(own), 1), 0
-    for done, index in enumerate(own, 1):
-        try:
-            image = read_image(os.path.join(folder, paths[index]), in_chans)
-        except Exception as error:  # whatever a decoder makes of a damaged file
-            bad += 1
-            log.warning("unreadable, left out: %s (%s)", paths[index], str(error).splitlines()[:1])
-            continue
+
+    def write(_: str, name: str, image: Tensor) -> None:
         classes = predict(image[None].to(device))[0].cpu()
         for kind in ("labels", "overlays"):
-            path = os.path.join(args.output_dir, kind, names[index])
+            path = os.path.join(args.output_dir, kind, f"{name}.png")
             os.makedirs(os.path.dirname(path), exist_ok=True)
             if kind == "labels":
                 labels.write(path, classes)
             else:
                 overlay(image, classes, labels).save(path)
-        line.update(done)
-    line.close()
-    bad = int(distributed.reduce_sum(torch.tensor(bad, device=device)))
-    if bad > args.max_bad_images:
-        raise RunError(f"{bad} of {len(paths)} images cannot be read: see above", EXIT_DATA)
-    return {"images": len(paths), "unreadable": bad}
 
-
-def _output_names(paths: Sequence[str]) -> list[str]:
-    """NAME.png for NAME.jpg; NAME.jpg.png where there is a NAME of another suffix, too."""
-    stems = [os.path.splitext(path)[0] for path in paths]
-    known: dict[str, int] = {}
-    for stem in stems:
-        known[stem] = known.get(stem, 0) + 1
-    return [
-        f"{stem if known[stem] == 1 else path}.png" for path, stem in zip(paths, stems, strict=True)
-    ]
+    return for_each_image(args, device, write)
 
 
 def comparison_sheet(

@@ -22,9 +22,7 @@ class PositionalSampler(BalancedPositiveNegativeSampler):
         positive, negative = [], []
         for number, matched in enumerate(matched_idxs):
             position = self.first + number * world + rank
-            seed_libraries(
-                *self.counters, STREAM_ROIS, self.stage, position, device=matched.device
-            )
+            seed_libraries(*self.counters, STREAM_ROIS, self.stage, position, device=matched.device)
             for kept, drawn in zip((positive, negative), super().__call__([matched]), strict=True):
                 kept += drawn
         return positive, negative
