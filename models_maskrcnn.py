@@ -155,9 +155,12 @@ def build_detector(
         sizes = PUBLISHED if encoder.embed_dim >= 96 else NARROW
         backbone = SwinPyramid(encoder, sizes["width"])
     elif type(encoder) is VisionTransformer:
+        patch = encoder.patch_embed.patch_size[0]
+        if patch & (patch - 1):
+            raise UsageError(f"--model: patches of {patch} pixels: maps need a power of two")
         sizes = PUBLISHED if encoder.embed_dim >= 192 else NARROW
         maps = ViTMaps(encoder, window, global_blocks(len(encoder.blocks)), relative)
-        backbone = ViTPyramid(maps, encoder.patch_embed.patch_size[0], sizes["width"])
+        backbone = ViTPyramid(maps, patch, sizes["width"])
     else:
         raise UsageError(f"--model: {type(encoder).__name__} has no detector: use a ViT or a Swin")
     canvas = image_size(encoder.patch_embed.img_size, backbone.strides[-1], "the coarsest map's")
