@@ -11,6 +11,7 @@ import pytest
 import main_finetune
 import main_linprobe
 import main_pretrain
+import main_segmentation
 from util.cluster import distributed, slurm
 from util.cluster.slurm import ROOT, Snapshot, launch, split_args
 
@@ -94,6 +95,17 @@ def test_array_of_seeds(capsys, tmp_path):
     assert "#SBATCH --array=0-1%2" in text
     for seed in (3, 5):
         assert f"--resume auto --seed {seed} --output_dir {tmp_path}/seed-{seed}\n" in text
+
+
+def test_a_run_that_is_counted_in_iterations(capsys, tmp_path):
+    """As others; what it would refuse is refused here."""
+    own = ["--data_path", "scenes", "--iterations", "9", "--eval_every", "3"]
+    text = script(capsys, main_segmentation, "--job_dir", str(tmp_path), *own)
+    line = f"main_segmentation.py {' '.join(own)} --resume auto --output_dir {tmp_path}"
+    assert line in text and "#SBATCH --job-name=main_segmentation" in text
+    with pytest.raises(SystemExit) as end:
+        launch(main_segmentation, ["--dry_run", "--eval", *own])
+    assert end.value.code == 2 and "--eval needs --resume FILE" in capsys.readouterr().err
 
 
 def test_own_output_dir_and_resume_stay(capsys):

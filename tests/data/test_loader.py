@@ -86,6 +86,29 @@ def test_a_start_in_the_middle_gives_the_same_rest(workers):
     assert ids(batches, 2) == whole  # an epoch that was left does not disturb the next
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_epochs_of_another_length_go_on_where_the_pass_before_ended(as_rank, world):
+    """Rounds of 4 and of 10 micro-batches are cut from the same stream of passes, 6 each."""
+    passes = Batches(Numbers(50), 8, True, seed=1)
+    stream = [batch for number in range(4) for batch in ids(passes, number)]
+    for rank in range(world):
+        as_rank(rank, world)
+        for length in (4, 10):
+            rounds = Batches(Numbers(50), 8 // world, True, seed=1, length=length, num_workers=1)
+            assert len(rounds) == length
+            for number in (0, 1):
+                first = number * length
+                expected = [batch[rank::world] for batch in stream[first : first + length]]
+                assert ids(rounds, number) == expected
+                assert ids(rounds, number, 3) == expected[3:]
+                assert rounds.global_ids(number, 3) == stream[first + 3]
+
+
+def test_a_batch_knows_in_which_pass_it_is_so_that_augmentation_does():
+    rounds = Batches(Numbers(8), 4, True, length=3)
+    assert [passes.tolist() for _, passes in rounds.epoch(1)] == [[1] * 4, [2] * 4, [2] * 4]
+
+
 @pytest.mark.parametrize(("size", "world"), [(13, 1), (13, 2), (12, 3), (2, 3), (5, 4)])
 def test_evaluation_covers_each_image_once(as_rank, size, world):
     seen = []

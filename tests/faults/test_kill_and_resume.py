@@ -63,7 +63,7 @@ def test_a_killed_segmentation_ends_with_the_same_bits(zygote, undisturbed, scen
     """In the middle of a round, and of a pass over the data."""
     data = ("--data_path", str(scenes))
     expected = undisturbed("main_segmentation", *data)
-    kill_and_resume(zygote, "main_segmentation", tmp_path, expected, 4, 5, more=data)
+    kill_and_resume(zygote, "main_segmentation", tmp_path, expected, 3, 5, more=data)
 
 
 def test_a_signal_saves_a_segmentation_in_the_middle_of_a_round(

@@ -40,6 +40,23 @@ def test_cosine_is_half_a_cosine_and_needs_no_warmup():
     assert nothing_but_warmup == pytest.approx(0.6)
 
 
+def test_poly_is_a_line_over_all_iterations_and_takes_other_powers():
+    published = dict(iterations=160_000, warmup_iterations=1500, lr_schedule="poly", min_lr=0.0)
+    for done, expected in ((0, 0), (750, 0.5), (1500, 1 - 1500 / 160_000), (80_000, 0.5)):
+        assert lr_at(done, lr_power=1.0, **published) == pytest.approx(expected), done
+    assert lr_at(160_000, lr_power=1.0, **published | {"min_lr": 0.1}) == pytest.approx(0.1)
+    assert lr_at(80_000, lr_power=0.9, **published) == pytest.approx(0.5**0.9)
+
+
+def test_milestones_are_iterations_where_the_run_is_counted_in_them():
+    flags = dict(
+        iterations=100, warmup_iterations=10, lr_schedule="multistep", lr_milestones=[60, 80],
+        lr_gamma=0.1, min_lr=0.0,
+    )  # fmt: skip
+    found = [lr_at(done, **flags) for done in (5, 59, 60, 80)]
+    assert found == pytest.approx([0.5, 1, 0.1, 0.01])
+
+
 def test_layer_decay_scales_and_no_decay_on_1d():
     depth = 6
     model = models_vit.build_vit("vit_tiny_patch2", 10, 8, 1)

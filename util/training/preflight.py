@@ -38,6 +38,7 @@ def report(
     )  # fmt: skip
     data = batches.dataset.images
     from_files = args.dataset in ("image_folder", "flat", "ade20k")
+    what = "the encoder's activations" if hasattr(args, "iterations") else "activations"
     base = getattr(args, "blr", None)
     rate = f"{args.lr:.4g}" + (f" (base {base:g})" if base is not None else "")
     lines = {
@@ -53,7 +54,7 @@ def report(
         "learning rate": f"{rate}, {_warmup(args)} of warm-up, to {args.min_lr:g}",
         "precision": f"{precision.name if precision.dtype else 'fp32'} on {_device_name(device)}",
         "memory": f"about {_gib(state + activations)} per process: {_gib(state)} of weights, "
-        f"gradients and optimiser, {_gib(activations)} of activations (estimated)",
+        f"gradients and optimiser, {_gib(activations)} of {what} (estimated)",
         "output": args.output_dir,
     }
     log.info("\n".join(_wrapped(name, text) for name, text in lines.items() if text))
