@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from models_vitdet import NORM, WINDOW, SwinPyramid, ViTMaps, ViTPyramid, global_blocks
 from util.checks import image_size
@@ -58,16 +59,36 @@ class Canvas(nn.Module):
         return detections
 
 
+class CanvasAnchors(AnchorGenerator):
+    """torchvision's with the strides given, which it takes from sizes and rounds to whole pixels.
+
+    Args:
+        strides: of the maps, in pixels.
+    """
+
+    def __init__(self, strides: Sequence[float]):
+        sizes = tuple((ANCHOR * stride,) for stride in strides)
+        super().__init__(sizes, ((0.5, 1.0, 2.0),) * len(strides))
+        self.strides = strides
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        like = feature_maps[0]
+        self.set_cell_anchors(like.dtype, like.device)
+        sides = [[like.new_tensor(stride)] * 2 for stride in self.strides]
+        anchors = self.grid_anchors([x.shape[-2:] for x in feature_maps], sides)
+        return [torch.cat(anchors)] * len(image_list.image_sizes)
+
+
 class CanvasRoIAlign(MultiScaleRoIAlign):
-    """torchvision's, which takes the maps' strides from the images' sizes: here the canvas's."""
+    """torchvision's with the strides given, which it takes from sizes and rounds to powers of two.
 
-    def __init__(self, num_levels: int, output_size: int, canvas: tuple[int, int]):
-        names = [str(level) for level in range(num_levels)]
-        super().__init__(names, output_size, sampling_ratio=2)
-        self.canvas = tuple(canvas)
+    A box of 14 to 28 cells of a map is cut from that map, as published.
+    """
 
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list) -> Tensor:
-        return super().forward(x, boxes, [self.canvas])
+    def __init__(self, strides: Sequence[float], output_size: int):
+        super().__init__([str(level) for level in range(len(strides))], output_size, 2)
+        self.scales = [1 / stride for stride in strides]
+        self.map_levels = initLevelMapper(0, len(strides) - 1, 14 * strides[0], 0)
 
 
 class FullPrecision:
@@ -115,20 +136,18 @@ class Detector(detection.MaskRCNN):
         self, backbone: nn.Module, num_classes: int, canvas: tuple[int, int],
         mean: Sequence[float], std: Sequence[float], fc_width: int, num_rois: int,
     ):  # fmt: skip
-        width, num_levels = backbone.out_channels, len(backbone.strides)
-        strides = [*backbone.strides, 2 * backbone.strides[-1]]
-        sizes = tuple((ANCHOR * stride,) for stride in strides)
+        width, strides = backbone.out_channels, backbone.strides
         convolutions = [width] * 4
         super().__init__(
             backbone,
-            rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(strides)),
+            rpn_anchor_generator=CanvasAnchors([*strides, 2 * strides[-1]]),
             rpn_head=FullRPNHead(width, 3, conv_depth=2),
             rpn_post_nms_top_n_train=1000,
-            box_roi_pool=CanvasRoIAlign(num_levels, 7, canvas),
+            box_roi_pool=CanvasRoIAlign(strides, 7),
             box_head=FastRCNNConvFCHead((width, 7, 7), convolutions, [fc_width], norm_layer=NORM),
             box_predictor=FullBoxPredictor(fc_width, num_classes + 1),
             box_batch_size_per_image=num_rois,
-            mask_roi_pool=CanvasRoIAlign(num_levels, 14, canvas),
+            mask_roi_pool=CanvasRoIAlign(strides, 14),
             mask_head=MaskRCNNHeads(width, convolutions, 1, norm_layer=NORM),
             mask_predictor=FullMaskPredictor(width, width, num_classes + 1),
         )
@@ -155,13 +174,12 @@ def build_detector(
         sizes = PUBLISHED if encoder.embed_dim >= 96 else NARROW
         backbone = SwinPyramid(encoder, sizes["width"])
     elif type(encoder) is VisionTransformer:
-        patch = encoder.patch_embed.patch_size[0]
-        if patch & (patch - 1):
-            raise UsageError(f"--model: patches of {patch} pixels: maps need a power of two")
         sizes = PUBLISHED if encoder.embed_dim >= 192 else NARROW
         maps = ViTMaps(encoder, window, global_blocks(len(encoder.blocks)), relative)
-        backbone = ViTPyramid(maps, patch, sizes["width"])
+        backbone = ViTPyramid(maps, encoder.patch_embed.patch_size[0], sizes["width"])
     else:
         raise UsageError(f"--model: {type(encoder).__name__} has no detector: use a ViT or a Swin")
-    canvas = image_size(encoder.patch_embed.img_size, backbone.strides[-1], "the coarsest map's")
+    canvas = image_size(
+        encoder.patch_embed.img_size, round(backbone.strides[-1]), "a cell of the coarsest map"
+    )
     return Detector(backbone, num_classes, canvas, mean, std, sizes["fc_width"], sizes["num_rois"])

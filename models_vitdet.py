@@ -182,10 +182,10 @@ class ViTPyramid(nn.Module):
 
     def __init__(self, maps: ViTMaps, patch: int, width: int):
         super().__init__()
-        # Our choice: no map is four times finer than small patches are.
-        scales = (4, 2, 1, 0.5) if patch >= 8 else (2, 1, 0.5, 0.25)
+        # Our choice: no map is four times finer than very small patches are.
+        scales = (4, 2, 1, 0.5) if patch >= 7 else (2, 1, 0.5, 0.25)
         self.encoder, self.out_channels = maps, width
-        self.strides = [int(patch / scale) for scale in scales]
+        self.strides = [patch / scale for scale in scales]
         self.pyramid = SimplePyramid(maps.embed_dim, width, scales)
 
     def forward(self, imgs: Tensor) -> OrderedDict[str, Tensor]:

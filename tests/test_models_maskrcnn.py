@@ -4,12 +4,14 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import roi_align
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 import models_encoder
-from models_maskrcnn import Canvas, CanvasRoIAlign, build_detector
+from models_maskrcnn import Canvas, CanvasAnchors, CanvasRoIAlign, build_detector
 from util.errors import UsageError
 from util.training.optim import layer_decay_groups
 
@@ -73,11 +75,37 @@ def test_images_lie_in_the_corner_of_the_canvas_beside_zeros():
 
 def test_rois_are_cut_by_the_canvas_also_from_a_batch_of_small_images():
     """torchvision would take the stride from the images' size, which is any part of the canvas."""
-    align = CanvasRoIAlign(2, 7, (64, 64))
+    align = CanvasRoIAlign([4, 8], 7)
     maps = {"0": torch.rand(1, 4, 16, 16), "1": torch.rand(1, 4, 8, 8)}
     boxes = torch.tensor([[3.0, 5, 9, 8]])
     expected = roi_align(maps["0"], [boxes], 7, spatial_scale=1 / 4, sampling_ratio=2)
     torch.testing.assert_close(align(maps, [boxes], [(10, 11)]), expected)
+
+
+def test_anchors_and_levels_are_torchvisions_where_strides_are_powers_of_two():
+    strides = [4, 8, 16, 32]
+    maps = {str(i): torch.rand(2, 3, 128 // s, 192 // s) for i, s in enumerate(strides)}
+    images = ImageList(torch.zeros(2, 3, 128, 192), [(128, 192)] * 2)
+    known = AnchorGenerator(tuple((8 * s,) for s in strides), ((0.5, 1.0, 2.0),) * 4)
+    for ours, theirs in zip(
+        CanvasAnchors(strides)(images, list(maps.values())), known(images, list(maps.values())),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.equal(ours, theirs)
+    corners = 90 * torch.rand(2, 200, 2)
+    boxes = torch.cat([corners, corners + 500 * torch.rand(2, 200, 2) ** 3 + 1], dim=2).unbind()
+    known = MultiScaleRoIAlign(list(maps), 7, 2)
+    expected = known(maps, boxes, [(128, 192)] * 2)
+    assert torch.equal(CanvasRoIAlign(strides, 7)(maps, boxes, []), expected)
+    assert known.map_levels(boxes).unique().tolist() == [0, 1, 2, 3]
+
+
+def test_anchors_of_broken_strides_lie_on_their_cells():
+    maps = [torch.zeros(1, 3, 4, 6), torch.zeros(1, 3, 2, 3)]
+    (anchors,) = CanvasAnchors([3.5, 7])(ImageList(torch.zeros(1, 3, 14, 21), [(14, 21)]), maps)
+    centres = (anchors[:, :2] + anchors[:, 2:]).reshape(-1, 3, 2)[:, 0] / 2
+    assert centres[:24:6].tolist() == [[0, 3.5 * row] for row in range(4)]
+    assert centres[24:27].tolist() == [[0, 0], [7, 0], [14, 0]]
 
 
 def test_a_small_image_is_found_as_it_is_alone_whatever_else_is_in_the_batch():

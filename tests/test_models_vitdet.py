@@ -1,5 +1,6 @@
 """ViTDet's backbone: the plain ViT, timm's SAM backbone, windows that end at the border, scales."""
 
+import math
 from functools import partial
 
 import pytest
@@ -131,7 +132,9 @@ def test_global_blocks_end_the_quarters():
 
 
 @pytest.mark.parametrize(
-    ("patch", "strides"), [(16, [4, 8, 16, 32]), (4, [2, 4, 8, 16])], ids=["16", "4"]
+    ("patch", "strides"),
+    [(16, [4, 8, 16, 32]), (14, [3.5, 7, 14, 28]), (4, [2, 4, 8, 16])],
+    ids=["16", "14", "4"],
 )
 def test_the_pyramids_maps_have_the_strides_they_say(patch, strides):
     height, width = 12 * patch, 8 * patch
@@ -141,7 +144,7 @@ def test_the_pyramids_maps_have_the_strides_they_say(patch, strides):
     outputs = pyramid(torch.rand(1, 3, height, width, dtype=torch.float64))
     assert list(outputs) == ["0", "1", "2", "3", "pool"]
     for stride, x in zip([*strides, 2 * strides[-1]], outputs.values(), strict=True):
-        assert x.shape == (1, 8, -(-height // stride), -(-width // stride))
+        assert x.shape == (1, 8, math.ceil(height / stride), math.ceil(width / stride))
 
 
 def test_a_cell_of_every_level_sees_its_own_place():

@@ -87,9 +87,11 @@ def test_what_is_wrong_with_single_annotations_is_named_and_counted(folder, capl
     (line,) = (r.getMessage() for r in caplog.records if "mask leaves its box" in r.getMessage())
     assert "1 annotations" in line and "the first: 3" in line
     _, truth = load(folder, data, "val")
-    evaluated = {about["id"]: about for about in truth["annotations"]}
-    assert evaluated.keys() == {1, 2, 3, 4, 5, 70, 80, 81}
-    assert evaluated[5]["area"] == 30 and evaluated[5]["iscrowd"] == 0
+    evaluated = truth["annotations"]
+    outside = [data["annotations"][-3 + i]["bbox"] for i in range(3)]
+    assert [about["bbox"] for about in evaluated] == [a["bbox"] for a in kept] + outside
+    assert evaluated[4]["area"] == 30 and evaluated[4]["iscrowd"] == 0
+    assert [about["id"] for about in evaluated] == list(range(1, 9))  # 0 would be `none`
 
 
 @pytest.mark.parametrize(

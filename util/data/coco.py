@@ -127,7 +127,11 @@ def _load(args, split: str, categories: Categories | None) -> tuple[CocoImages, 
     if split == "train" and not usable:
         raise UsageError(f"{path} has no object to train on: the log says what is wrong with them")
     images = CocoImages(content["images"], folder, args.in_chans, categories or own, usable)
-    return images, (content | {"annotations": truth} if split == "val" else None)
+    if split == "train":
+        return images, None
+    # Evaluators take the id 0 for `none`, and ids mean nothing else to them.
+    truth = [about | {"id": number} for number, about in enumerate(truth, 1)]
+    return images, content | {"annotations": truth}
 
 
 def _find(args, split: str) -> tuple[str, str]:
