@@ -2,10 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow-test clean
+.PHONY: demo demo-dense test lint slow-test clean
 
 demo: $(VENV)/.demo  ## pre-train, probe and compare on digits, on a CPU
 	$(BIN)/python demo.py
+
+demo-dense: $(VENV)/.demo-dense  ## pre-train on scenes and segment them, on a CPU
+	$(BIN)/python demo_dense.py
 
 test: $(VENV)/.test  ## what CI runs
 	$(BIN)/ruff check .
@@ -21,6 +24,10 @@ lint: $(VENV)/.test
 $(VENV)/.demo: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.demo-dense: $(VENV)/.demo
+	$(BIN)/pip install --quiet "segmentation-models-pytorch>=0.5"
 	touch $@
 
 $(VENV)/.test: requirements.txt requirements-dev.txt

@@ -107,6 +107,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in ("eval", "predict"):
         if getattr(args, flag) and args.resume in ("", "auto"):
             raise UsageError(f"--{flag} needs --resume FILE: name the trained checkpoint")
+    if args.scales[0] > args.scales[1]:
+        raise UsageError(f"--scales {args.scales[0]:g} {args.scales[1]:g}: the smaller one first")
     if not args.data_path and not args.predict:
         raise UsageError(
             "--data_path is missing: name a folder with images/ and annotations/ (python -m "
@@ -183,6 +185,12 @@ def build_predict(
     """How the flags have whole images evaluated."""
     window = args.input_size
     stride = args.stride or [max(1, 2 * side // 3) for side in window]
+    stride = [stride[0], stride[-1]]
+    if any(step > side for step, side in zip(stride, window, strict=True)):
+        raise UsageError(
+            f"--stride {stride[0]} {stride[1]} leaves pixels between windows of {window[0]} x "
+            f"{window[1]}: lower it"
+        )
 
     def logits(imgs: Tensor) -> Tensor:
         with precision.autocast():
@@ -191,7 +199,7 @@ def build_predict(
     def segment(imgs: Tensor) -> Tensor:
         if args.test_mode == "whole":
             return windows.whole(logits, imgs, model.unit)
-        return windows.by_windows(logits, imgs, window, [stride[0], stride[-1]])
+        return windows.by_windows(logits, imgs, window, stride)
 
     def predict(imgs: Tensor) -> Tensor:
         return windows.predict(

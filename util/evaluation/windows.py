@@ -43,9 +43,12 @@ def by_windows(
 
 
 def whole(model: Segmenter, imgs: Tensor, unit: int) -> Tensor:
-    """Logits [B, K, H, W] of images that the model takes as they are, filled up to `unit`s."""
+    """Logits [B, K, H, W] of images that the model takes as they are, filled up to `unit`s.
+
+    To two at least: the coarsest level of a ViT's pyramid halves the cells.
+    """
     height, width = imgs.shape[-2:]
-    filled = _filled(imgs, -(-height // unit) * unit, -(-width // unit) * unit)
+    filled = _filled(imgs, *(unit * max(2, -(-side // unit)) for side in (height, width)))
     return enlarged(model(filled), filled.shape[-2:])[..., :height, :width]
 
 
