@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from util.data.ade20k import Labels
 from util.data.images import to_float
 from util.evaluation.folder import for_each_image
-from util.evaluation.visualize import BACKGROUND, HEADER, INK, MARGIN, to_image
+from util.evaluation.visualize import (
+    BACKGROUND,
+    HEADER,
+    INK,
+    MARGIN,
+    picture_sheet,
+    to_image,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -59,27 +66,19 @@ def comparison_sheet(
     images: Sequence[Tensor], columns: dict[str, Sequence[Tensor]], labels: Labels
 ) -> Image.Image:
     """One row an image [C, H, W]: itself, then its maps [H, W] by the columns' names; a legend."""
-    height, width = images[0].shape[1:]
-    cell = (max(1, -(-160 // min(height, width))) * np.array([width, height])).tolist()
-    font = ImageFont.load_default(size=13)
-    step = cell[0] + MARGIN
-    sheet_w = (1 + len(columns)) * step + MARGIN
-    per_row = max(1, (sheet_w - MARGIN) // 130)
+    pictures = {"image": [to_image(to_float(image)) for image in images]}
+    for name, maps in columns.items():
+        pairs = zip(images, maps, strict=True)
+        pictures[name] = [overlay(image, classes, labels) for image, classes in pairs]
+    table = picture_sheet(pictures)
+    per_row = max(1, (table.width - MARGIN) // 130)
     legend_rows = -(-len(labels.classes) // per_row)
-    top = HEADER + MARGIN
-    bottom = top + len(images) * (cell[1] + MARGIN)
-    sheet = Image.new("RGB", (sheet_w, bottom + legend_rows * HEADER + MARGIN), BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    for column, name in enumerate(["image", *columns]):
-        draw.text((MARGIN + column * step, MARGIN), name, INK, font)
-    for row, image in enumerate(images):
-        cells = [to_image(to_float(image))]
-        cells += [overlay(image, maps[row], labels) for maps in columns.values()]
-        for column, picture in enumerate(cells):
-            place = (MARGIN + column * step, top + row * (cell[1] + MARGIN))
-            sheet.paste(picture.resize(cell, Image.Resampling.NEAREST), place)
+    height = table.height + legend_rows * HEADER + MARGIN
+    sheet = Image.new("RGB", (table.width, height), BACKGROUND)
+    sheet.paste(table)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for i, (name, colour) in enumerate(zip(labels.classes, labels.colours(), strict=False)):
-        x, y = MARGIN + i % per_row * 130, bottom + i // per_row * HEADER
+        x, y = MARGIN + i % per_row * 130, table.height + i // per_row * HEADER
         draw.rectangle((x, y + 3, x + 12, y + 15), fill=tuple(map(int, colour)))
         draw.text((x + 17, y + 1), name[:16], INK, font)
     return sheet
