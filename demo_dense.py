@@ -1,5 +1,5 @@
-"""Segmentation in minutes, on a CPU: from an encoder that was pre-trained on scenes of digits, and
-from an untrained one.
+"""Segmentation and detection in minutes, on a CPU: from an encoder that was pre-trained on scenes
+of digits, and from an untrained one.
 
 Runs the mains as a user would and prints what they wrote to results.json. What they print
 themselves goes to demo_output/NAME.log. `--encoders MI-MAE MAE untrained --seeds 0 1 2` is the
@@ -13,15 +13,21 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from PIL import Image
+
 from demo import CORES, OUTPUT, run
 from util.data import scenes
 from util.data.ade20k import load_mapped_images, read_labels
+from util.data.coco import load_coco
+from util.data.jitter import View
+from util.evaluation.detections import draw_detections
 from util.evaluation.label_pictures import comparison_sheet
+from util.evaluation.visualize import picture_sheet
 
 SIZE = 70  # pixels: 10 x 10 patches of 7
 UNLABELLED, LABELLED = f"{OUTPUT}/scenes", f"{OUTPUT}/labelled_scenes"
 CLASSES = f"{OUTPUT}/classes.txt"
-PICTURE = f"{OUTPUT}/segmentation.png"
+PICTURES = {"segmented": f"{OUTPUT}/segmentation.png", "detected": f"{OUTPUT}/detection.png"}
 # At equal masked samples: four masks of 32 images a step, or one mask of 128.
 PRETRAIN = {
     "MI-MAE": "--epochs 4 --warmup_epochs 0.5 --batch_size 32 --num_masks 4",
@@ -38,6 +44,13 @@ SEGMENT = (
     "--iterations 400 --eval_every 400 --warmup_iterations 40 --lr 1e-3 --layer_decay 0.8 "
     "--scales 0.8 1.25 --no-flip --num_workers 0"
 )
+DETECT = (
+    f"main_detection.py --data_path {LABELLED} --model vit_tiny_patch7 --input_size {SIZE} "
+    "--batch_size 8 --iterations 200 --eval_every 200 --warmup_iterations 20 --lr 1e-3 "
+    "--lr_schedule cosine --layer_decay 0.8 --scales 0.8 1.25 --no-flip --num_workers 0"
+)
+COLUMNS = ("mIoU", "mIoU of digits", "aAcc", "box AP", "box AP50", "mask AP")
+WIDTH = 16
 
 
 def write_scenes() -> None:
@@ -51,29 +64,54 @@ def write_scenes() -> None:
         with_ground.write("ground\n" + file.read())
 
 
-def segment(encoder: str, seed: int) -> dict:
-    """Pre-train the encoder, if it is one that is, and train a segmenter from it; its results."""
+def train(encoder: str, seed: int) -> dict[str, dict]:
+    """Pre-train the encoder, if it is one that is; the results of what is trained from it."""
     name, finetune = f"{encoder} {seed}", ""
     if encoder in PRETRAIN:
         folder = f"pretrained {name}"
         run(folder, f"{PRETRAIN_ALL} {PRETRAIN[encoder]} --seed {seed}")
         finetune = f"--finetune {OUTPUT}/{folder.replace(' ', '_')}/checkpoint-last.pth"
-    return run(f"segmented {name}", f"{SEGMENT} {finetune} --seed {seed}")
+    return {
+        task: run(f"{task} {name}", f"{flags} {finetune} --seed {seed}")
+        for task, flags in (("segmented", SEGMENT), ("detected", DETECT))
+    }
 
 
-def draw(encoders: list[str], seed: int, rows: int = 6) -> None:
+def draw_segmented(encoders: list[str], seed: int, rows: int = 6) -> None:
     """Image, truth and what each segmenter says, of the first validation scenes."""
-    labels = read_labels(LABELLED, CLASSES, 0, "")
+    labels = read_labels(LABELLED, "", 1, "")  # without the ground, which stays clear
     truth = load_mapped_images(LABELLED, "validation", labels, 3)
     pairs = [truth.read(i) for i in range(rows)]
     columns = {"truth": [target for _, target in pairs]}
     for encoder in encoders:
-        trained = f"{OUTPUT}/segmented_{encoder}_{seed}/checkpoint-last.pth"
-        name = f"predicted {encoder}"
-        run(name, f"main_segmentation.py --predict {LABELLED}/images/validation --resume {trained}")
-        files = sorted(glob.glob(f"{OUTPUT}/{name.replace(' ', '_')}/labels/*.png"))
+        folder = predict("segmented", encoder, seed)
+        files = sorted(glob.glob(f"{folder}/labels/*.png"))
         columns[encoder] = [labels.read(file) for file in files[:rows]]
-    comparison_sheet([image for image, _ in pairs], columns, labels).save(PICTURE)
+    comparison_sheet([image for image, _ in pairs], columns, labels).save(PICTURES["segmented"])
+
+
+def draw_detected(encoders: list[str], seed: int, rows: int = 6) -> None:
+    """Truth and what each detector is at least half sure of."""
+    flags = {f"{split}_{part}": "" for split in ("train", "val") for part in ("json", "images")}
+    known, _ = load_coco(argparse.Namespace(data_path=LABELLED, in_chans=3, **flags), "val")
+    columns: dict[str, list[Image.Image]] = {"truth": []}
+    whole = View((SIZE, SIZE), (SIZE, SIZE), 0, 0, (SIZE, SIZE), flipped=False)
+    for index in range(rows):
+        image, (_, objects) = known.read(index)
+        columns["truth"].append(draw_detections(image, whole.target(objects), known.classes))
+    for encoder in encoders:
+        files = sorted(glob.glob(f"{predict('detected', encoder, seed)}/pictures/*.png"))
+        columns[encoder] = [Image.open(file) for file in files[:rows]]
+    picture_sheet(columns).save(PICTURES["detected"])
+
+
+def predict(task: str, encoder: str, seed: int) -> str:
+    """Predictions for the validation scenes; their folder."""
+    main = {"segmented": "main_segmentation.py", "detected": "main_detection.py"}[task]
+    trained = f"{OUTPUT}/{task}_{encoder}_{seed}/checkpoint-last.pth"
+    name = f"predicted {task} {encoder}"
+    run(name, f"{main} --predict {LABELLED}/images/validation --resume {trained}")
+    return f"{OUTPUT}/{name.replace(' ', '_')}"
 
 
 def main() -> None:
@@ -87,23 +125,31 @@ def main() -> None:
     write_scenes()
     with ThreadPoolExecutor(CORES) as pool:
         jobs = {
-            (encoder, seed): pool.submit(segment, encoder, seed)
+            (encoder, seed): pool.submit(train, encoder, seed)
             for seed in args.seeds
             for encoder in args.encoders
         }
         results = {key: job.result() for key, job in jobs.items()}
-    draw(args.encoders, args.seeds[0])
-    print(f"\n{'validation scenes, %':24s}{'mIoU':>16s}{'mIoU of digits':>20s}{'aAcc':>12s}")
+    draw_segmented(args.encoders, args.seeds[0])
+    draw_detected(args.encoders, args.seeds[0])
+    print(f"\n{'validation scenes, %':24s}" + "".join(f"{name:>{WIDTH}s}" for name in COLUMNS))
     for encoder in args.encoders:
-        runs = [results[encoder, seed] for seed in args.seeds]
-        digits = [statistics.mean(v for k, v in r.items() if k[:4] == "IoU " and k != "IoU ground")
-                  for r in runs]  # fmt: skip
-        cells = [[r["test_mIoU"] for r in runs], digits, [r["test_aAcc"] for r in runs]]
-        print(f"{encoder:24s}" + "".join(
-            f"{mean_and_spread(values):>{width}s}"
-            for values, width in zip(cells, (16, 20, 12), strict=True)
-        ))  # fmt: skip
-    print(f"\npicture: {PICTURE}\n{time.monotonic() - started:.0f} seconds")
+        rows = [numbers(results[encoder, seed]) for seed in args.seeds]
+        cells = [mean_and_spread([row[name] for row in rows]) for name in COLUMNS]
+        print(f"{encoder:24s}" + "".join(f"{cell:>{WIDTH}s}" for cell in cells))
+    print(f"\npictures: {', '.join(PICTURES.values())}")
+    print(f"{time.monotonic() - started:.0f} seconds")
+
+
+def numbers(results: dict[str, dict]) -> dict[str, float]:
+    """One run's cells of the table."""
+    segmented, detected = results["segmented"], results["detected"]
+    digits = [v for k, v in segmented.items() if k.startswith("IoU ") and k != "IoU ground"]
+    values = (
+        segmented["test_mIoU"], statistics.mean(digits), segmented["test_aAcc"],
+        detected["test_box_AP"], detected["test_box_AP50"], detected["test_mask_AP"],
+    )  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def mean_and_spread(values: list[float]) -> str:

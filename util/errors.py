@@ -24,3 +24,8 @@ class UsageError(RunError, ValueError):
     """Bad input. The message is one line that names the flag or file and the fix."""
 
     status = EXIT_USAGE
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

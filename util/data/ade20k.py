@@ -22,7 +22,7 @@ from util.data.datasets import Images
 from util.data.file_index import find_images
 from util.data.images import read_image
 from util.data.same_data import check_same
-from util.errors import UsageError
+from util.errors import UsageError, first_line
 
 NOTHING = -1  # what is not labelled, and counts nowhere
 UNLABELLED = 255  # in a file; also what many tools write there
@@ -253,7 +253,7 @@ def load_mapped_images(data_path: str, split: str, labels: Labels, in_chans: int
         try:
             images.read(0)
         except (OSError, ValueError) as error:
-            raise UsageError(f"--data_path: {str(error).splitlines()[0]}") from None
+            raise UsageError(f"--data_path: {first_line(error)}") from None
         return images
 
     images = agreement.all_or_none(load)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from util.data.datasets import Images
-from util.errors import UsageError
+from util.errors import UsageError, first_line
 from util.randomness import STREAM_SAMPLE, derive_seed, seed_libraries
 
 
@@ -57,8 +57,7 @@ class TransformedImages(Dataset):
         try:
             self.read(index)
         except Exception as error:
-            reason = str(error).splitlines() or [type(error).__name__]
-            return f"{self.images.name(index)} ({reason[0]})"
+            return f"{self.images.name(index)} ({first_line(error)})"
         return self.images.name(index)
 
 

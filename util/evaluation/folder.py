@@ -12,7 +12,7 @@ from torch import Tensor
 from util.cluster import distributed
 from util.data.file_index import find_images
 from util.data.images import read_image
-from util.errors import EXIT_DATA, RunError, UsageError
+from util.errors import EXIT_DATA, RunError, UsageError, first_line
 from util.logging import ProgressLine
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def for_each_image(
             image = read_image(os.path.join(args.predict, paths[index]), args.in_chans)
         except Exception as error:  # whatever a decoder makes of a damaged file
             bad += 1
-            log.warning("unreadable, left out: %s (%s)", paths[index], str(error).splitlines()[:1])
+            log.warning("unreadable, left out: %s (%s)", paths[index], first_line(error))
             continue
         act(paths[index], names[index], image)
         line.update(done)

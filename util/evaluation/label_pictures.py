@@ -1,7 +1,6 @@
 """Predicted label maps, as files and as something to look at."""
 
 import argparse
-import logging
 import os
 from collections.abc import Callable, Sequence
 
@@ -21,8 +20,6 @@ from util.evaluation.visualize import (
     picture_sheet,
     to_image,
 )  # fmt: skip
-
-log = logging.getLogger(__name__)
 
 
 def overlay(image: Tensor, classes: Tensor, labels: Labels, opacity: float = 0.6) -> Image.Image:
@@ -51,13 +48,13 @@ def write_predictions(
 
     def write(_: str, name: str, image: Tensor) -> None:
         classes = predict(image[None].to(device))[0].cpu()
-        for kind in ("labels", "overlays"):
-            path = os.path.join(args.output_dir, kind, f"{name}.png")
+        label_path, overlay_path = (
+            os.path.join(args.output_dir, kind, f"{name}.png") for kind in ("labels", "overlays")
+        )
+        for path in (label_path, overlay_path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            if kind == "labels":
-                labels.write(path, classes)
-            else:
-                overlay(image, classes, labels).save(path)
+        labels.write(label_path, classes)
+        overlay(image, classes, labels).save(overlay_path)
 
     return for_each_image(args, device, write)
 
@@ -69,7 +66,7 @@ def comparison_sheet(
     pictures = {"image": [to_image(to_float(image)) for image in images]}
     for name, maps in columns.items():
         pairs = zip(images, maps, strict=True)
-        pictures[name] = [overlay(image, classes, labels) for image, classes in pairs]
+        pictures[name] = [overlay(image, classes, labels, 1.0) for image, classes in pairs]
     table = picture_sheet(pictures)
     per_row = max(1, (table.width - MARGIN) // 130)
     legend_rows = -(-len(labels.classes) // per_row)
