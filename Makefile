@@ -27,7 +27,7 @@ $(VENV)/.demo: requirements.txt
 	touch $@
 
 $(VENV)/.demo-dense: $(VENV)/.demo
-	$(BIN)/pip install --quiet "segmentation-models-pytorch>=0.5" "faster-coco-eval>=1.6"
+	$(BIN)/pip install --quiet "segmentation-models-pytorch>=0.5" "faster-coco-eval>=1.8"
 	touch $@
 
 $(VENV)/.test: requirements.txt requirements-dev.txt
