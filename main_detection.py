@@ -170,11 +170,12 @@ def main(args: argparse.Namespace) -> None:
         shapes = models_encoder.block_shapes(encoder)
         precision = run.precision(max(dim for _, dim, _ in shapes))
 
+        evaluated = model  # or the running mean of its weights
+
         def detect(images: list[Tensor]) -> list[dict[str, Tensor]]:
             with precision.autocast():
                 return evaluated([image.to(run.device) for image in images])
 
-        evaluated = model
         if args.predict:
             return run.finish(**write_detections(args, categories, model, detect, run.device))
         val_images, truth = load_coco(args, "val", categories)
