@@ -4,11 +4,24 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from benchmarks.contest import Contestant
 
 GIB = 2**30
+# torch counts a GPU's fused attention, not a CPU's.
+ATTENTION_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 
 
 def step_facts(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, int]:
@@ -27,7 +40,7 @@ def step_facts(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, int]:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
     with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss().backward()
     model.zero_grad(set_to_none=True)
