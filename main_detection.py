@@ -26,7 +26,6 @@ from util.data.jitter import FitCanvas, LargeScaleJitter, Target, collate
 from util.data.loader import Batches, open_batches
 from util.data.transformed import TransformedPairs
 from util.entry import run_main
-from util.errors import UsageError
 from util.evaluation.coco_ap import require_evaluator
 from util.evaluation.detections import write_detections
 from util.training import optim, preflight
@@ -81,27 +80,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "detection", argv)
-    dense_args.count_rounds(args)
-    for flag in ("eval", "predict"):
-        if getattr(args, flag) and args.resume in ("", "auto"):
-            raise UsageError(f"--{flag} needs --resume FILE: name the trained checkpoint")
+    dense_args.check_and_count(args)
     if not args.predict:
         require_evaluator()
     return args
-
-
-def open_checkpoint(args: argparse.Namespace) -> models_vit.Pretrained | None:
-    """The encoder to begin with, whose images may have had another size; or the trained model.
-
-    Raises:
-        UsageError: a trained one that is no detector's.
-    """
-    if not (args.eval or args.predict):
-        return models_encoder.open_checkpoint(args.finetune, args, with_size=False)
-    pretrained = models_encoder.open_checkpoint(args.resume, args)
-    if "category_ids" not in pretrained.config:
-        raise UsageError(f"--resume {args.resume} is no checkpoint of main_detection.py")
-    return pretrained
 
 
 def build_model(
@@ -157,7 +139,7 @@ def to_device(
 
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
-        pretrained = open_checkpoint(args)
+        pretrained = models_encoder.open_dense(args, "category_ids", "main_detection.py")
         args.input_size = list(image_size(args.input_size, 1))
         if args.eval or args.predict:
             config = pretrained.config

@@ -157,6 +157,7 @@ def test_bad_flags_are_refused_in_one_line(refuses, scenes, tmp_path, checkpoint
     refuses(MAIN, *data, *MODEL, "--input_size", 40, names=("--input_size 40 40", "16 pixels"))
     refuses(MAIN, *data, *MODEL, "--batch_size", 21, names=("--batch_size 21",))
     refuses(MAIN, *data, "--eval", names=("--eval", "--resume"))
+    refuses(MAIN, *data, "--scales", 2, 0.5, names=("--scales 2 0.5",))
     refuses(MAIN, "--predict", scenes, "--resume", "auto", names=("--predict", "--resume"))
     refuses(MAIN, *data, "--val_json", "absent.json", names=("--val_json", "absent.json"))
     refuses(MAIN, "--eval", *data, "--resume", checkpoint, names=("--resume", "main_detection"))
