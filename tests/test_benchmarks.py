@@ -23,6 +23,14 @@ CASES = {
         "--images 2 --input_size 32 --num_masks 4 --processes 1 2 --steps 1 --rounds 1",
         r" 2 +32 +4 +1 +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+\n +2 +32 +4 +2 +([\d.]+|more)",
     ),
+    "segmentation_step": (
+        "--model vit_tiny_patch4 --input_size 32 --classes 3 --rounds 1 --threads 1",
+        r"[\d.]+ s, [\d.]+ TFLOP and [\d.]+ GiB kept per crop.*\n.*\(calculated\)",
+    ),
+    "detection_step": (
+        "--model vit_tiny_patch4 --input_size 32 --classes 3 --rounds 1 --threads 1",
+        r"[\d.]+ s, [\d.]+ TFLOP and [\d.]+ GiB kept per image.*\n.*\(calculated\)",
+    ),
     "equal_samples": (
         "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "
         "--probe_images 200 --few 4 --draws 2 --baselines --jobs 2",

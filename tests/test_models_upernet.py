@@ -1,5 +1,8 @@
 """UperNet: transformers' logits from the same weights, its levels, and any encoder and size."""
 
+import argparse
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,8 @@ from transformers import BeitConfig, UperNetConfig, UperNetForSemanticSegmentati
 
 from models_encoder import build_backbone, build_encoder, layer_of
 from models_upernet import UperNet, quarter_blocks
+from models_vit import Pretrained
+from util.errors import UsageError
 from util.training.drop_path import GivenDrop
 from util.training.optim import layer_decay_groups
 
@@ -90,10 +95,6 @@ def test_heads_give_transformers_logits():
 
 def test_the_whole_model_is_transformers_with_a_beit(tmp_path):
     """From the file of a BEiT to logits: encoder, pyramid, heads."""
-    import argparse
-
-    from models_vit import Pretrained
-
     theirs = transformers_model(channels=24, num_classes=7)
     weights = {f"beit.{k}": v for k, v in theirs.backbone.state_dict().items() if "fpn" not in k}
     torch.save(weights, tmp_path / "beit.pth")
@@ -203,10 +204,6 @@ def test_layers_of_the_encoder_decay_and_heads_do_not():
 
 
 def test_a_missing_decoder_is_one_clear_line(monkeypatch):
-    import sys
-
-    from util.errors import UsageError
-
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.decoders.upernet.decoder", None)
     with pytest.raises(UsageError, match="pip install segmentation-models-pytorch"):
         upernet()
