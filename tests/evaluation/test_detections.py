@@ -18,7 +18,7 @@ def test_masks_boxes_and_names_are_drawn_of_what_is_sure_enough():
     }  # fmt: skip
     pixels = np.asarray(draw_detections(image, found, ["a", "b", "c"]))
     assert pixels.shape == (200, 400, 3)
-    for (x, y), colour in (((100, 90), COLOURS[0]), ((300, 90), COLOURS[2])):
+    for (x, y), colour in (((100, 90), COLOURS[0]), ((300, 90), COLOURS[1])):
         assert np.abs(pixels[y, x] - OPACITY * np.array(colour)).max() <= 1
     assert pixels[60, 50].tolist() == list(COLOURS[0])  # the box
     assert (pixels[45:60, 50:100] == 255).all(2).any()  # the name, above it

@@ -65,11 +65,11 @@ def write_detections(
 def draw_detections(
     image: Tensor, found: Mapping[str, Tensor], names: Sequence[str], min_score: float = 0.5
 ) -> Image.Image:
-    """An image with what was found in it; each class has a colour.
+    """An image with what was found in it, each object in a colour of its own, the surest on top.
 
     Args:
         image: [C, H, W], uint8 or in 0..1. found: `boxes` [n, 4], `masks` [n, H, W] boolean,
-            `labels` [n] from 1 on, and `scores` [n], or none of those for the truth.
+            `labels` [n] from 1 on, and `scores` [n], descending; or none of those for the truth.
         names: of the labels. min_score: what is less sure is not drawn.
     """
     picture = to_image(to_float(image))
@@ -77,20 +77,20 @@ def draw_detections(
     scores = found.get("scores")
     shown = [
         number
-        for number in range(len(found["labels"]))
+        for number in reversed(range(len(found["labels"])))
         if scores is None or float(scores[number]) >= min_score
     ]
     pixels = np.asarray(picture).astype(np.float32)
     for number in shown:
         mask = found["masks"][number].numpy().astype(bool)
-        colour = np.array(_colour(found, number), dtype=np.float32)
+        colour = np.array(COLOURS[number % len(COLOURS)], dtype=np.float32)
         pixels[mask] += OPACITY * (colour - pixels[mask])
     picture = Image.fromarray(pixels.round().astype(np.uint8))
     picture = picture.resize([side * scale for side in picture.size], Image.NEAREST)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
     for number in shown:
         box = [float(x) * scale for x in found["boxes"][number]]
-        colour, text = _colour(found, number), names[int(found["labels"][number]) - 1]
+        colour, text = COLOURS[number % len(COLOURS)], names[int(found["labels"][number]) - 1]
         if scores is not None:
             text += f" {float(scores[number]):.2f}"
         draw.rectangle(box, outline=colour, width=2)
@@ -98,7 +98,3 @@ def draw_detections(
         draw.rectangle((left - 2, top - 1, right + 2, bottom + 1), fill=colour)
         draw.text((left, max(box[1] - 15, 0)), text, "white", font)
     return picture
-
-
-def _colour(found: Mapping[str, Tensor], number: int) -> tuple[int, int, int]:
-    return COLOURS[(int(found["labels"][number]) - 1) % len(COLOURS)]
