@@ -32,8 +32,8 @@ PALETTE = f"{OUTPUT}/palette.txt"
 PICTURES = {"segmented": f"{OUTPUT}/segmentation.png", "detected": f"{OUTPUT}/detection.png"}
 # At equal masked samples: four masks of 32 images a step, or one mask of 128.
 PRETRAIN = {
-    "MI-MAE": "--epochs 1 --warmup_epochs 0.1 --batch_size 32 --num_masks 4",
-    "MAE": "--epochs 4 --warmup_epochs 0.4 --batch_size 128 --num_masks 1 --lambda_max 0 "
+    "MI-MAE": "--epochs 4 --warmup_epochs 0.5 --batch_size 32 --num_masks 4",
+    "MAE": "--epochs 16 --warmup_epochs 2 --batch_size 128 --num_masks 1 --lambda_max 0 "
     "--lambda_min 0",
 }
 PRETRAIN_ALL = (
