@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo  ## pre-train, probe and compare on digits, on a CPU
 	$(BIN)/python demo.py
 
-demo-dense: $(VENV)/.demo-dense  ## pre-train on scenes and segment them, on a CPU
+demo-dense: $(VENV)/.demo-dense  ## pre-train on scenes, segment them and detect in them, on a CPU
 	$(BIN)/python demo_dense.py
 
 test: $(VENV)/.test  ## what CI runs
@@ -27,7 +27,7 @@ $(VENV)/.demo: requirements.txt
 	touch $@
 
 $(VENV)/.demo-dense: $(VENV)/.demo
-	$(BIN)/pip install --quiet "segmentation-models-pytorch>=0.5"
+	$(BIN)/pip install --quiet "segmentation-models-pytorch>=0.5" "faster-coco-eval>=1.8"
 	touch $@
 
 $(VENV)/.test: requirements.txt requirements-dev.txt

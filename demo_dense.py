@@ -1,5 +1,5 @@
-"""Segmentation in minutes, on a CPU: from an encoder that was pre-trained on scenes of digits, and
-from an untrained one.
+"""Segmentation and detection in minutes, on a CPU: from an encoder that was pre-trained on scenes
+of digits, and from an untrained one.
 
 Runs the mains as a user would and prints what they wrote to results.json. What they print
 themselves goes to demo_output/NAME.log. `--encoders MI-MAE MAE untrained --seeds 0 1 2` is the
@@ -14,15 +14,22 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from PIL import Image
+
 from demo import CORES, OUTPUT, run
 from util.data import scenes
 from util.data.ade20k import Labels, load_mapped_images, read_labels
+from util.data.coco import load_coco
+from util.data.jitter import View
+from util.data.stickers import SPLITS
+from util.evaluation.detections import draw_detections
 from util.evaluation.label_pictures import comparison_sheet
+from util.evaluation.visualize import picture_sheet
 
 SIZE = 70  # pixels: 10 x 10 patches of 7
 UNLABELLED, LABELLED = f"{OUTPUT}/scenes", f"{OUTPUT}/labelled_scenes"
 PALETTE = f"{OUTPUT}/palette.txt"
-PICTURE = f"{OUTPUT}/segmentation.png"
+PICTURES = {"segmented": f"{OUTPUT}/segmentation.png", "detected": f"{OUTPUT}/detection.png"}
 # At equal masked samples: four masks of 32 images a step, or one mask of 128.
 PRETRAIN = {
     "MI-MAE": "--epochs 4 --warmup_epochs 0.5 --batch_size 32 --num_masks 4",
@@ -39,13 +46,21 @@ SEGMENT = (
     "--batch_size 8 --iterations 120 --eval_every 40 --warmup_iterations 20 --lr 2e-3 "
     "--layer_decay 0.8 --scales 0.8 1.25 --max_class_share 1 --num_workers 0"
 )
+DETECT = (
+    f"main_detection.py --data_path {LABELLED} --train_json digits_training.json "
+    f"--val_json digits_validation.json --model vit_tiny_patch7 --input_size {SIZE} "
+    "--batch_size 4 --iterations 300 --eval_every 300 --warmup_iterations 20 --lr 1e-3 "
+    "--lr_schedule cosine --layer_decay 0.8 --drop_path 0 --scales 0.8 1.25 --no-flip "
+    "--num_workers 0"
+)
+APS = ("box_AP", "box_AP50", "mask_AP", "mask_AP50")
 
 
 def write_scenes() -> None:
     """Scenes to pre-train on, and a few with labels.
 
-    Which of ten digits a pixel is of takes more training than minutes allow. So the palette, which
-    reads a map's numbers as shades of grey, makes all digits one class and the ground another.
+    Which of ten digits something is takes more training than minutes allow. So all digits are one
+    class: by the palette, which reads a map's numbers as shades of grey, and by a JSON of its own.
     """
     for folder, flags in (
         (UNLABELLED, "--images 3000 --val_images 1"),
@@ -56,13 +71,20 @@ def write_scenes() -> None:
         file.write("ground\ndigit\n")
     with open(PALETTE, "w") as file:
         file.writelines(f"{i} {i} {i} {'digit' if i else 'ground'}\n" for i in range(11))
+    for split in SPLITS:
+        with open(f"{LABELLED}/instances_{split}.json") as file:
+            content = json.load(file)
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 1
+        with open(f"{LABELLED}/digits_{split}.json", "w") as file:
+            json.dump(content | {"categories": [{"id": 1, "name": "digit"}]}, file)
 
 
-def segment(encoder: str, seed: int) -> dict[int, float]:
-    """Pre-train the encoder, if it is one that is, and train a segmenter from it.
+def train(encoder: str, seed: int) -> tuple[dict[int, float], dict[str, float]]:
+    """Pre-train the encoder, if it is one that is, and train a segmenter and a detector from it.
 
     Returns:
-        mIoU by the iterations after which it was evaluated.
+        mIoU by the iterations after which it was evaluated, and the detector's AP.
     """
     name, finetune = f"{encoder} {seed}", ""
     if encoder in PRETRAIN:
@@ -72,24 +94,48 @@ def segment(encoder: str, seed: int) -> dict[int, float]:
     run(f"segmented {name}", f"{SEGMENT} {finetune} --seed {seed}")
     with open(f"{OUTPUT}/segmented_{encoder}_{seed}/log.txt") as file:
         rounds = [json.loads(line) for line in file]
-    return {line["steps"]: line["test_mIoU"] for line in rounds}
+    detected = run(f"detected {name}", f"{DETECT} {finetune} --seed {seed}")
+    mious = {line["steps"]: line["test_mIoU"] for line in rounds}
+    return mious, {name: detected[f"test_{name}"] for name in APS}
 
 
-def draw(encoders: list[str], seed: int, rows: int = 6) -> None:
+def predict(task: str, encoder: str, seed: int) -> str:
+    """Predictions for the validation scenes; their folder."""
+    main = {"segmented": "main_segmentation.py", "detected": "main_detection.py"}[task]
+    trained = f"{OUTPUT}/{task}_{encoder}_{seed}/checkpoint-last.pth"
+    name = f"predicted {task} {encoder}"
+    run(name, f"{main} --predict {LABELLED}/images/validation --resume {trained}")
+    return f"{OUTPUT}/{name.replace(' ', '_')}"
+
+
+def draw_segmented(encoders: list[str], seed: int, rows: int = 6) -> None:
     """Image, truth and what each segmenter says, of the first validation scenes."""
     labels = read_labels(LABELLED, f"{OUTPUT}/classes.txt", 0, PALETTE)
     truth = load_mapped_images(LABELLED, "validation", labels, 3)
     pairs = [truth.read(i) for i in range(rows)]
     columns = {"truth": [target for _, target in pairs]}
     for encoder in encoders:
-        trained = f"{OUTPUT}/segmented_{encoder}_{seed}/checkpoint-last.pth"
-        name = f"predicted {encoder}"
-        run(name, f"main_segmentation.py --predict {LABELLED}/images/validation --resume {trained}")
-        files = sorted(glob.glob(f"{OUTPUT}/{name.replace(' ', '_')}/labels/*.png"))
+        files = sorted(glob.glob(f"{predict('segmented', encoder, seed)}/labels/*.png"))
         columns[encoder] = [labels.read(file) for file in files[:rows]]
     # The ground stays clear: of the classes that are drawn, digits are the first.
     columns = {name: [classes - 1 for classes in maps] for name, maps in columns.items()}
-    comparison_sheet([image for image, _ in pairs], columns, Labels(["digit"])).save(PICTURE)
+    sheet = comparison_sheet([image for image, _ in pairs], columns, Labels(["digit"]))
+    sheet.save(PICTURES["segmented"])
+
+
+def draw_detected(encoders: list[str], seed: int, rows: int = 6) -> None:
+    """Truth and what each detector is at least half sure of."""
+    flags = dict(data_path=LABELLED, val_json="digits_validation.json", val_images="", in_chans=3)
+    known, _ = load_coco(argparse.Namespace(**flags), "val")
+    columns: dict[str, list[Image.Image]] = {"truth": []}
+    whole = View((SIZE, SIZE), (SIZE, SIZE), 0, 0, (SIZE, SIZE), flipped=False)
+    for index in range(rows):
+        image, (_, objects) = known.read(index)
+        columns["truth"].append(draw_detections(image, whole.target(objects), known.classes))
+    for encoder in encoders:
+        files = sorted(glob.glob(f"{predict('detected', encoder, seed)}/pictures/*.png"))
+        columns[encoder] = [Image.open(file) for file in files[:rows]]
+    picture_sheet(columns).save(PICTURES["detected"])
 
 
 def main() -> None:
@@ -103,19 +149,23 @@ def main() -> None:
     write_scenes()
     with ThreadPoolExecutor(CORES) as pool:
         jobs = {
-            (encoder, seed): pool.submit(segment, encoder, seed)
+            (encoder, seed): pool.submit(train, encoder, seed)
             for seed in args.seeds
             for encoder in args.encoders
         }
         results = {key: job.result() for key, job in jobs.items()}
-    draw(args.encoders, args.seeds[0])
-    steps = list(results[args.encoders[0], args.seeds[0]])
-    header = "".join(f"{f'after {step}':>16s}" for step in steps)
-    print(f"\n{'mIoU (%), iterations':24s}{header}")
-    for encoder in args.encoders:
-        cells = [mean_and_spread([results[encoder, s][step] for s in args.seeds]) for step in steps]
-        print(f"{encoder:24s}" + "".join(f"{cell:>16s}" for cell in cells))
-    print(f"\npicture: {PICTURE}\n{time.monotonic() - started:.0f} seconds")
+    draw_segmented(args.encoders, args.seeds[0])
+    draw_detected(args.encoders, args.seeds[0])
+    titles = ("mIoU (%), iterations", "AP (%) of detection")
+    for number, (title, before) in enumerate(zip(titles, ("after ", ""), strict=True)):
+        columns = list(results[args.encoders[0], args.seeds[0]][number])
+        print(f"\n{title:24s}" + "".join(f"{f'{before}{column}':>16s}" for column in columns))
+        for encoder in args.encoders:
+            rows = [results[encoder, seed][number] for seed in args.seeds]
+            cells = [mean_and_spread([row[column] for row in rows]) for column in columns]
+            print(f"{encoder:24s}" + "".join(f"{cell:>16s}" for cell in cells))
+    print(f"\npictures: {', '.join(PICTURES.values())}")
+    print(f"{time.monotonic() - started:.0f} seconds")
 
 
 def mean_and_spread(values: list[float]) -> str:

@@ -103,12 +103,7 @@ def _add_view_flags(parser: argparse.ArgumentParser) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "segmentation", argv)
-    dense_args.count_rounds(args)
-    for flag in ("eval", "predict"):
-        if getattr(args, flag) and args.resume in ("", "auto"):
-            raise UsageError(f"--{flag} needs --resume FILE: name the trained checkpoint")
-    if args.scales[0] > args.scales[1]:
-        raise UsageError(f"--scales {args.scales[0]:g} {args.scales[1]:g}: the smaller one first")
+    dense_args.check_and_count(args)
     if not args.data_path and not args.predict:
         raise UsageError(
             "--data_path is missing: name a folder with images/ and annotations/ (python -m "
@@ -131,20 +126,6 @@ def build_model(
     if is_trained:
         load_weights(model, pretrained.raw, args.resume)
     return model
-
-
-def open_checkpoint(args: argparse.Namespace) -> models_vit.Pretrained | None:
-    """The encoder to begin with, whose images may have had another size; or the trained model.
-
-    Raises:
-        UsageError: a trained one that is no segmenter's.
-    """
-    if not (args.eval or args.predict):
-        return models_encoder.open_checkpoint(args.finetune, args, with_size=False)
-    pretrained = models_encoder.open_checkpoint(args.resume, args)
-    if "classes" not in pretrained.config:
-        raise UsageError(f"--resume {args.resume} is no checkpoint of main_segmentation.py")
-    return pretrained
 
 
 def class_labels(args: argparse.Namespace, pretrained: models_vit.Pretrained | None) -> Labels:
@@ -231,7 +212,7 @@ def open_pairs(
 
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
-        pretrained = open_checkpoint(args)
+        pretrained = models_encoder.open_dense(args, "first_class", "main_segmentation.py")
         args.input_size = list(image_size(args.input_size, 1))
         labels = class_labels(args, pretrained)
         model = build_model(args, pretrained, len(labels.classes)).to(run.device)

@@ -48,6 +48,24 @@ def open_checkpoint(
     return pretrained
 
 
+def open_dense(args: argparse.Namespace, mark: str, main: str) -> models_vit.Pretrained | None:
+    """What segmentation or detection begins with: an encoder, whose images may have had another
+    size; or, with --eval or --predict, the trained model.
+
+    Args:
+        mark: what the configuration has in all checkpoints of `main` that others lack.
+
+    Raises:
+        UsageError: a trained model that is none of `main`'s, and what `open_checkpoint` raises.
+    """
+    if not (args.eval or args.predict):
+        return open_checkpoint(args.finetune, args, with_size=False)
+    pretrained = open_checkpoint(args.resume, args)
+    if mark not in pretrained.config:
+        raise UsageError(f"--resume {args.resume} is no checkpoint of {main}")
+    return pretrained
+
+
 def model_name(pretrained: models_vit.Pretrained) -> str:
     """The name in `SIZES` of a checkpoint's encoder; one of its own where there is none.
 

@@ -12,20 +12,18 @@ import pathlib
 import sys
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import main_segmentation
 from benchmarks.contest import Contestant, compete
+from benchmarks.step_facts import hours, in_words, step_facts
 from engine_segmentation import pixel_loss, train_step
 from util.args import number
 from util.evaluation import windows
 from util.training import optim
 from util.training.drop_path import DropPaths
 from util.training.precision import Precision
-
-GIB = 2**30
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -67,32 +65,18 @@ def build(args: argparse.Namespace, amp: str):
             drop_paths.draw(step, 0, len(imgs), device)
             yield imgs, maps
 
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    drop_paths.draw(0, 0, len(imgs), device)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    def loss() -> torch.Tensor:
+        drop_paths.draw(0, 0, len(imgs), device)
         with precision.autocast():
             logits, auxiliary = model(imgs)
         enlarged = (windows.enlarged(x, size[1:]) for x in (logits, auxiliary))
-        sum(pixel_loss(x, maps) for x in enlarged).backward()
-    model.zero_grad(set_to_none=True)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    facts = dict(
-        flops=counter.get_total_flops(), state=16 * num_parameters, parameters=num_parameters,
-        kept=sum(size for place, size in kept.items() if place not in weights),
-    )  # fmt: skip
+        return sum(pixel_loss(x, maps) for x in enlarged)
 
     def train(num_steps: int) -> None:
         for _ in range(num_steps):
             train_step(model, batches(1), 1, optimizer, precision)
 
-    return train, facts
+    return train, step_facts(model, loss)
 
 
 def main() -> None:
@@ -101,20 +85,16 @@ def main() -> None:
         contestant = Contestant(f"{args.model}, {amp}", build, args, amp)
         contestant.await_ready()
         compete([contestant], args.rounds, args.steps)
-        facts, crops = contestant.facts, args.images
-        flops = facts["flops"] / crops
         print(
-            f"{contestant.name}, {args.input_size} px, {crops} crops, {args.threads} thread(s): "
-            f"{1 / contestant.rate / crops:.2f} s per crop, {flops / 1e12:.2f} TFLOP per crop, "
-            f"{facts['kept'] / crops / GIB:.2f} GiB kept per crop, {facts['state'] / GIB:.2f} GiB "
-            f"of state ({facts['parameters'] / 1e6:.1f} M parameters), peak "
-            f"{contestant.peak / GIB:.2f} GiB"
+            f"{contestant.name}, {args.input_size} px, {args.images} crops, {args.threads} "
+            f"thread(s): {in_words(contestant, args.images, 'crop')}"
         )
         contestant.end()
-    seconds = 16 * flops / (args.gpus * args.peak * 1e12 * args.reached)
+    flops = contestant.facts["flops"] / args.images
+    took = hours(16 * flops, 160_000, args.gpus, args.peak, args.reached)
     print(
         f"160000 steps of 16 crops on {args.gpus} GPUs of {args.peak:g} TFLOP/s, of which "
-        f"{args.reached:.0%} are reached: {seconds * 160_000 / 3600:.0f} hours (calculated)"
+        f"{args.reached:.0%} are reached: {took:.0f} hours (calculated)"
     )
 
 

@@ -29,7 +29,11 @@ CASES = {
     ),
     "segmentation_step": (
         "--model vit_tiny_patch4 --input_size 32 --classes 3 --rounds 1 --threads 1",
-        r"[\d.]+ s per crop, [\d.]+ TFLOP per crop, [\d.]+ GiB kept per crop.*\n.*\(calculated\)",
+        r"[\d.]+ s, [\d.]+ TFLOP and [\d.]+ GiB kept per crop.*\n.*\(calculated\)",
+    ),
+    "detection_step": (
+        "--model vit_tiny_patch4 --input_size 32 --classes 3 --rounds 1 --threads 1",
+        r"[\d.]+ s, [\d.]+ TFLOP and [\d.]+ GiB kept per image.*\n.*\(calculated\)",
     ),
     "equal_samples": (
         "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "

@@ -62,7 +62,10 @@ _PHOTOGRAPHS = dict(
     num_workers=10,
 )  # fmt: skip
 # Jobs that have one layout of data, and its defaults.
-_DENSE = {"segmentation": {"ade20k": _PHOTOGRAPHS | dict(input_size=[512])}}
+_DENSE = {
+    "segmentation": {"ade20k": _PHOTOGRAPHS | dict(input_size=[512])},
+    "detection": {"coco": _PHOTOGRAPHS | dict(input_size=[1024])},
+}
 
 
 def by_dataset(job: str) -> dict[str, dict]:

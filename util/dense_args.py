@@ -7,6 +7,7 @@ an epoch is elsewhere, and goes on in the pass over the data in which the one be
 import argparse
 
 from util.args import add_image_flags, add_saving_flags, add_step_flags, number
+from util.errors import UsageError
 
 
 def add_dense_data_flags(parser: argparse.ArgumentParser, data_path_help: str):
@@ -48,7 +49,16 @@ def add_dense_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(save_every_epochs=1, keep_epochs=[])  # a checkpoint for every evaluation
 
 
-def count_rounds(args: argparse.Namespace) -> None:
-    """The length of a run that is counted in iterations, as `Run` takes it: in rounds."""
+def check_and_count(args: argparse.Namespace) -> None:
+    """Set the length of a run that is counted in iterations, as `Run` takes it: in rounds.
+
+    Raises:
+        UsageError: flags that are at odds.
+    """
     args.epochs = -(-args.iterations // args.eval_every)
     args.max_steps = min(args.max_steps or args.iterations, args.iterations)
+    for flag in ("eval", "predict"):
+        if getattr(args, flag) and args.resume in ("", "auto"):
+            raise UsageError(f"--{flag} needs --resume FILE: name the trained checkpoint")
+    if args.scales[0] > args.scales[1]:
+        raise UsageError(f"--scales {args.scales[0]:g} {args.scales[1]:g}: the smaller one first")

@@ -14,7 +14,7 @@ _MASK64 = (1 << 64) - 1
 # One stream for each purpose, so that no two draws share a seed.
 STREAM_ORDER, STREAM_SAMPLE, STREAM_MASKS, STREAM_STEP = 1, 2, 3, 4
 STREAM_INIT, STREAM_SUBSET = 5, 6
-STREAM_ERASE, STREAM_MIX, STREAM_DROP_PATH = 7, 8, 9
+STREAM_ERASE, STREAM_MIX, STREAM_DROP_PATH, STREAM_ROIS = 7, 8, 9, 10
 
 
 def derive_seed(*counters: int) -> int:

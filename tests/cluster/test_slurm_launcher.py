@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+import main_detection
 import main_finetune
 import main_linprobe
 import main_pretrain
@@ -97,14 +98,15 @@ def test_array_of_seeds(capsys, tmp_path):
         assert f"--resume auto --seed {seed} --output_dir {tmp_path}/seed-{seed}\n" in text
 
 
-def test_a_run_that_is_counted_in_iterations(capsys, tmp_path):
+@pytest.mark.parametrize("main", [main_detection, main_segmentation])
+def test_a_run_that_is_counted_in_iterations(capsys, tmp_path, main):
     """As others; what it would refuse is refused here."""
     own = ["--data_path", "scenes", "--iterations", "9", "--eval_every", "3"]
-    text = script(capsys, main_segmentation, "--job_dir", str(tmp_path), *own)
-    line = f"main_segmentation.py {' '.join(own)} --resume auto --output_dir {tmp_path}"
-    assert line in text and "#SBATCH --job-name=main_segmentation" in text
+    text = script(capsys, main, "--job_dir", str(tmp_path), *own)
+    line = f"{main.__name__}.py {' '.join(own)} --resume auto --output_dir {tmp_path}"
+    assert line in text and f"#SBATCH --job-name={main.__name__}" in text
     with pytest.raises(SystemExit) as end:
-        launch(main_segmentation, ["--dry_run", "--eval", *own])
+        launch(main, ["--dry_run", "--eval", *own])
     assert end.value.code == 2 and "--eval needs --resume FILE" in capsys.readouterr().err
 
 

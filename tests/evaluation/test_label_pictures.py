@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from util.data.ade20k import NOTHING, Labels
-from util.evaluation.label_pictures import _output_names, comparison_sheet, overlay
+from util.evaluation.folder import output_names
+from util.evaluation.label_pictures import comparison_sheet, overlay
 
 
 def test_an_overlay_mixes_colours_and_leaves_nothing_clear():
@@ -16,9 +17,8 @@ def test_an_overlay_mixes_colours_and_leaves_nothing_clear():
 
 
 def test_predictions_keep_their_names_unless_two_would_share_one():
-    assert _output_names(["a.jpg", "deep/b.png", "c.jpg", "c.png"]) == [
-        "a.png", "deep/b.png", "c.jpg.png", "c.png.png",
-    ]  # fmt: skip
+    paths = ["a.jpg", "deep/b.png", "c.jpg", "c.png"]
+    assert output_names(paths) == ["a", "deep/b", "c.jpg", "c.png"]
 
 
 def test_the_sheet_has_a_row_an_image_and_a_column_a_map():

@@ -34,11 +34,17 @@ SEGMENTATION = (
     "--eval_every 4 --warmup_iterations 2 --lr 1e-3 --drop_path 0.3 --stride 32 "
     "--save_every_steps 1 --log_every 1 --device cpu"
 ).split()
+DETECTION = (
+    "--model vit_tiny_patch4 --input_size 32 --batch_size 2 --iterations 6 --eval_every 4 "
+    "--warmup_iterations 2 --lr 1e-3 --drop_path 0.3 --ema 0.9 --save_every_steps 1 --log_every 1 "
+    "--device cpu"
+).split()
 FLAGS = {
     "main_pretrain": PRETRAIN,
     "main_finetune": FINETUNE,
     "main_linprobe": LINPROBE,
     "main_segmentation": SEGMENTATION,
+    "main_detection": DETECTION,
 }
 
 

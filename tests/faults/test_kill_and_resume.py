@@ -59,11 +59,14 @@ def test_killed_runs_end_with_the_same_bits(zygote, undisturbed, tmp_path, main,
     kill_and_resume(zygote, main, tmp_path, expected, kills, kills, slow_disk)
 
 
-def test_a_killed_segmentation_ends_with_the_same_bits(zygote, undisturbed, scenes, tmp_path):
+@pytest.mark.parametrize(("main", "kills"), [("main_segmentation", 3), ("main_detection", 2)])
+def test_killed_runs_on_scenes_end_with_the_same_bits(
+    zygote, undisturbed, scenes, tmp_path, main, kills
+):
     """In the middle of a round, and of a pass over the data."""
     data = ("--data_path", str(scenes))
-    expected = undisturbed("main_segmentation", *data)
-    kill_and_resume(zygote, "main_segmentation", tmp_path, expected, 3, 5, more=data)
+    expected = undisturbed(main, *data)
+    kill_and_resume(zygote, main, tmp_path, expected, kills, 5, more=data)
 
 
 def test_a_signal_saves_a_segmentation_in_the_middle_of_a_round(

@@ -14,18 +14,21 @@ import sys
 import time
 
 # What the mains import late is imported here, once.
+import faster_coco_eval  # noqa: F401
 import segmentation_models_pytorch.decoders.upernet.decoder  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch
 import torch.utils.tensorboard
 
+import main_detection
 import main_finetune
 import main_linprobe
 import main_pretrain
 import main_segmentation
 from util.entry import run_main
 
-MAINS = {m.__name__: m for m in (main_pretrain, main_finetune, main_linprobe, main_segmentation)}
+ALL = (main_pretrain, main_finetune, main_linprobe, main_segmentation, main_detection)
+MAINS = {m.__name__: m for m in ALL}
 
 
 def slow_disk_calls(seconds: float) -> None:

@@ -131,11 +131,16 @@ def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
     """The mask of the pixels whose centre is inside one of the polygons, by the even-odd rule."""
     mask = np.zeros((height, width), dtype=bool)
     for polygon in polygons:
-        mask |= _fill(np.asarray(polygon, dtype=np.float64).reshape(-1, 2), height, width)
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        # Most are small: only the part of the mask that holds the polygon is worked on.
+        left, top = np.floor(points.min(0)).clip(0, (width, height)).astype(int)
+        right, bottom = np.ceil(points.max(0)).clip((left, top), (width, height)).astype(int)
+        mask[top:bottom, left:right] |= _fill(points - (left, top), bottom - top, right - left)
     return mask
 
 
 def _fill(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[height, width], of one polygon with the corners [n, 2], (x, y)."""
     ends = np.roll(points, -1, axis=0)
     upper = np.minimum(points[:, 1], ends[:, 1])
     lower = np.maximum(points[:, 1], ends[:, 1])

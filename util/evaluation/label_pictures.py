@@ -1,7 +1,6 @@
 """Predicted label maps, as files and as something to look at."""
 
 import argparse
-import logging
 import os
 from collections.abc import Callable, Sequence
 
@@ -10,15 +9,17 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from util.cluster import distributed
 from util.data.ade20k import Labels
-from util.data.file_index import find_images
-from util.data.images import read_image, to_float
-from util.errors import EXIT_DATA, RunError, UsageError, first_line
-from util.evaluation.visualize import BACKGROUND, HEADER, INK, MARGIN, to_image
-from util.logging import ProgressLine
-
-log = logging.getLogger(__name__)
+from util.data.images import to_float
+from util.evaluation.folder import for_each_image
+from util.evaluation.visualize import (
+    BACKGROUND,
+    HEADER,
+    INK,
+    MARGIN,
+    picture_sheet,
+    to_image,
+)  # fmt: skip
 
 
 def overlay(image: Tensor, classes: Tensor, labels: Labels, opacity: float = 0.6) -> Image.Image:
@@ -37,86 +38,44 @@ def write_predictions(
 ) -> dict[str, int]:  # fmt: skip
     """Write labels/NAME.png and overlays/NAME.png for each image of --predict.
 
-    Each rank writes its share. An image that cannot be read is left out.
-
     Args:
         model: put into eval mode. predict: images [1, C, H, W] as they are -> classes [1, H, W].
 
     Returns:
-        How many images there are, and how many of them are unreadable.
-
-    Raises:
-        UsageError: no image. RunError: more unreadable ones than --max_bad_images.
+        What `for_each_image` does.
     """
-    folder, in_chans = args.predict, args.in_chans
     model.eval()
-    if not os.path.isdir(folder):
-        raise UsageError(f"--predict {folder} is not a folder: name one that exists")
-    paths = find_images(folder)
-    if not paths:
-        raise UsageError(f"--predict {folder} holds no image: name a folder with images")
-    names = _output_names(paths)
-    own = range(distributed.rank(), len(paths), distributed.world_size())
-    line, bad = ProgressLine("images", len(own), 1), 0
-    for done, index in enumerate(own, 1):
-        try:
-            image = read_image(os.path.join(folder, paths[index]), in_chans)
-        except Exception as error:  # whatever a decoder makes of a damaged file
-            bad += 1
-            log.warning("unreadable, left out: %s (%s)", paths[index], first_line(error))
-            continue
+
+    def write(_: str, name: str, image: Tensor) -> None:
         classes = predict(image[None].to(device))[0].cpu()
         label_path, overlay_path = (
-            os.path.join(args.output_dir, kind, names[index]) for kind in ("labels", "overlays")
+            os.path.join(args.output_dir, kind, f"{name}.png") for kind in ("labels", "overlays")
         )
         for path in (label_path, overlay_path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
         labels.write(label_path, classes)
         overlay(image, classes, labels).save(overlay_path)
-        line.update(done)
-    line.close()
-    bad = int(distributed.reduce_sum(torch.tensor(bad, device=device)))
-    if bad > args.max_bad_images:
-        raise RunError(f"{bad} of {len(paths)} images cannot be read: see above", EXIT_DATA)
-    return {"images": len(paths), "unreadable": bad}
 
-
-def _output_names(paths: Sequence[str]) -> list[str]:
-    """NAME.png for NAME.jpg; NAME.jpg.png where there is a NAME of another suffix, too."""
-    stems = [os.path.splitext(path)[0] for path in paths]
-    known: dict[str, int] = {}
-    for stem in stems:
-        known[stem] = known.get(stem, 0) + 1
-    return [
-        f"{stem if known[stem] == 1 else path}.png" for path, stem in zip(paths, stems, strict=True)
-    ]
+    return for_each_image(args, device, write)
 
 
 def comparison_sheet(
     images: Sequence[Tensor], columns: dict[str, Sequence[Tensor]], labels: Labels
 ) -> Image.Image:
     """One row an image [C, H, W]: itself, then its maps [H, W] by the columns' names; a legend."""
-    height, width = images[0].shape[1:]
-    cell = (max(1, -(-160 // min(height, width))) * np.array([width, height])).tolist()
-    font = ImageFont.load_default(size=13)
-    step = cell[0] + MARGIN
-    sheet_w = (1 + len(columns)) * step + MARGIN
-    per_row = max(1, (sheet_w - MARGIN) // 130)
+    pictures = {"image": [to_image(to_float(image)) for image in images]}
+    for name, maps in columns.items():
+        pairs = zip(images, maps, strict=True)
+        pictures[name] = [overlay(image, classes, labels, 1.0) for image, classes in pairs]
+    table = picture_sheet(pictures)
+    per_row = max(1, (table.width - MARGIN) // 130)
     legend_rows = -(-len(labels.classes) // per_row)
-    top = HEADER + MARGIN
-    bottom = top + len(images) * (cell[1] + MARGIN)
-    sheet = Image.new("RGB", (sheet_w, bottom + legend_rows * HEADER + MARGIN), BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    for column, name in enumerate(["image", *columns]):
-        draw.text((MARGIN + column * step, MARGIN), name, INK, font)
-    for row, image in enumerate(images):
-        cells = [to_image(to_float(image))]
-        cells += [overlay(image, maps[row], labels, opacity=1.0) for maps in columns.values()]
-        for column, picture in enumerate(cells):
-            place = (MARGIN + column * step, top + row * (cell[1] + MARGIN))
-            sheet.paste(picture.resize(cell, Image.Resampling.NEAREST), place)
+    height = table.height + legend_rows * HEADER + MARGIN
+    sheet = Image.new("RGB", (table.width, height), BACKGROUND)
+    sheet.paste(table)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for i, (name, colour) in enumerate(zip(labels.classes, labels.colours(), strict=False)):
-        x, y = MARGIN + i % per_row * 130, bottom + i // per_row * HEADER
+        x, y = MARGIN + i % per_row * 130, table.height + i // per_row * HEADER
         draw.rectangle((x, y + 3, x + 12, y + 15), fill=tuple(map(int, colour)))
         draw.text((x + 17, y + 1), name[:16], INK, font)
     return sheet

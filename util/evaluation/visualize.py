@@ -1,5 +1,7 @@
 """A picture of what a masked autoencoder does: originals, masked views, reconstructions."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -41,6 +43,24 @@ def reconstruction_sheet(
             image = cell.resize((cell_w, cell_h), Image.NEAREST)
             left = MARGIN + column * (cell_w + MARGIN)
             sheet.paste(image, (left, 2 * HEADER + row * (cell_h + MARGIN)))
+    return sheet
+
+
+def picture_sheet(columns: Mapping[str, Sequence[Image.Image]], min_cell: int = 160) -> Image.Image:
+    """Named columns of pictures of one size, a row each; small ones are shown larger."""
+    rows = len(next(iter(columns.values())))
+    sides = next(iter(columns.values()))[0].size
+    scale = max(1, -(-min_cell // min(sides)))
+    cell_w, cell_h = (side * scale for side in sides)
+    step, top = cell_w + MARGIN, HEADER + MARGIN
+    size = (len(columns) * step + MARGIN, top + rows * (cell_h + MARGIN))
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    for column, (name, pictures) in enumerate(columns.items()):
+        draw.text((MARGIN + column * step, MARGIN), name, INK, font)
+        for row, picture in enumerate(pictures):
+            place = (MARGIN + column * step, top + row * (cell_h + MARGIN))
+            sheet.paste(picture.resize((cell_w, cell_h), Image.Resampling.NEAREST), place)
     return sheet
 
 

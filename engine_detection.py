@@ -1,0 +1,91 @@
+"""One round of training a detector, from one evaluation to the next; evaluation."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from util.cluster import distributed
+from util.cluster.distributed import without_exchange
+from util.data.jitter import Target
+from util.data.loader import Batches
+from util.evaluation.coco_ap import as_coco, on_original, score
+from util.training.precision import Precision
+from util.training.run import Run
+
+# (images [C, h, w], their targets, step, micro-batch) -> the same, on the device.
+Prepare = Callable[[list[Tensor], list[Target], int, int], tuple[list[Tensor], list[Target]]]
+Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]  # as the loader gives them
+
+
+def train_one_round(
+    model: nn.Module, prepare: Prepare, optimizer: torch.optim.Optimizer, precision: Precision,
+    run: Run, average: AveragedModel | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Train the rest of the round in which `run.progress` stands.
+
+    Args:
+        model: images and targets -> losses by name; maybe inside DDP.
+        prepare: copies a micro-batch to the device and draws for drop path and the sampled RoIs.
+        average: follows the weights, where there is one.
+
+    Returns:
+        The round's means over all ranks, as `train_step` gives them.
+    """
+    model.train()
+    for num_micro, micro_batches in run.steps(optimizer):
+        step = run.progress.total_steps
+        prepared = (
+            prepare(*batch, step, micro) for micro, batch in enumerate(micro_batches)
+        )  # fmt: skip
+        losses = train_step(model, prepared, num_micro, optimizer, precision, run.args.clip_grad)
+        if average is not None:
+            average.update_parameters(distributed.unwrap(model))
+        run.after_step(losses)
+    return run.close_epoch()
+
+
+def train_step(
+    model: nn.Module, micro_batches: Iterable[tuple[list[Tensor], list[Target]]], num_micro: int,
+    optimizer: torch.optim.Optimizer, precision: Precision, clip_grad: float | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """One optimiser step over `num_micro` micro-batches.
+
+    Returns:
+        On this rank the step's mean `loss`, its parts, called as torchvision calls them, and the
+        `grad_norm`.
+    """
+    sums: dict[str, Tensor] = {}
+    for micro, (images, targets) in enumerate(micro_batches):
+        with without_exchange(model, micro < num_micro - 1):
+            with precision.autocast():
+                parts = model(images, targets)
+            losses = {name.removeprefix("loss_"): value for name, value in parts.items()}
+            losses["loss"] = sum(parts.values())
+            precision.backward(losses["loss"] / num_micro)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.detach() / num_micro
+    return sums | {"grad_norm": precision.step(optimizer, clip_grad)}
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Batches, detect: Detect, truth: dict, output_dir: str
+) -> dict[str, float]:
+    """COCO's twelve numbers of boxes and of masks over a whole set; each image counts once.
+
+    The predictions are kept in `output_dir`. An image that cannot be read has none.
+    """
+    model.eval()
+    images_of, own = batches.dataset.images, []
+    for number, (images, about) in enumerate(batches.epoch()):
+        wanted = batches.global_ids(0, number)[distributed.rank() :: distributed.world_size()]
+        for image, found, (index, *original), place in zip(
+            images, detect(images), about, wanted, strict=True
+        ):
+            if index == place:  # else it is another image in the place of an unreadable one
+                found = on_original(found, tuple(image.shape[1:]), tuple(original))
+                image_id = int(images_of.targets[index])
+                own += as_coco(found, image_id, images_of.categories.ids)
+    return score(truth, own, output_dir)

@@ -1,0 +1,44 @@
+"""Samples of anchors and RoIs drawn by the image's position in the step, not by the process.
+
+W ranks, G = W·B images in a global micro-batch; rank r has positions r, r + W, …
+"""
+
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+
+from util.cluster import distributed
+from util.randomness import STREAM_ROIS, seed_libraries
+
+
+class PositionalSampler(BalancedPositiveNegativeSampler):
+    """torchvision's, whose draws follow from (seed, step, position in the step)."""
+
+    def __init__(self, other: BalancedPositiveNegativeSampler, stage: int):
+        super().__init__(other.batch_size_per_image, other.positive_fraction)
+        self.stage, self.counters, self.first = stage, (0, 0), 0
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        rank, world = distributed.rank(), distributed.world_size()
+        positive, negative = [], []
+        for number, matched in enumerate(matched_idxs):
+            position = self.first + number * world + rank
+            seed_libraries(*self.counters, STREAM_ROIS, self.stage, position, device=matched.device)
+            for kept, drawn in zip((positive, negative), super().__call__([matched]), strict=True):
+                kept += drawn
+        return positive, negative
+
+
+class RoISampling:
+    """Takes the place of both samplers of a detector of torchvision's, and draws for them."""
+
+    def __init__(self, model: nn.Module, seed: int):
+        self.seed, self.samplers = seed, []
+        for stage, owner in enumerate((model.rpn, model.roi_heads)):
+            owner.fg_bg_sampler = PositionalSampler(owner.fg_bg_sampler, stage)
+            self.samplers.append(owner.fg_bg_sampler)
+
+    def draw(self, step: int, micro: int, batch_size: int) -> None:
+        """For the next forward pass, of micro-batch `micro` of a step; `batch_size` images here."""
+        for sampler in self.samplers:
+            sampler.counters = self.seed, step
+            sampler.first = micro * batch_size * distributed.world_size()
