@@ -101,10 +101,12 @@ def train(encoder: str, seed: int) -> tuple[dict[int, float], dict[str, float]]:
 
 def predict(task: str, encoder: str, seed: int) -> str:
     """Predictions for the validation scenes; their folder."""
-    main = {"segmented": "main_segmentation.py", "detected": "main_detection.py"}[task]
+    mains = {
+        "segmented": "main_segmentation.py", "detected": "main_detection.py --min_score 0.7",
+    }  # fmt: skip
     trained = f"{OUTPUT}/{task}_{encoder}_{seed}/checkpoint-last.pth"
     name = f"predicted {task} {encoder}"
-    run(name, f"{main} --predict {LABELLED}/images/validation --resume {trained}")
+    run(name, f"{mains[task]} --predict {LABELLED}/images/validation --resume {trained}")
     return f"{OUTPUT}/{name.replace(' ', '_')}"
 
 
@@ -124,7 +126,7 @@ def draw_segmented(encoders: list[str], seed: int, rows: int = 6) -> None:
 
 
 def draw_detected(encoders: list[str], seed: int, rows: int = 6) -> None:
-    """Truth and what each detector is at least half sure of."""
+    """Truth and what each detector is sure of."""
     flags = dict(data_path=LABELLED, val_json="digits_validation.json", val_images="", in_chans=3)
     known, _ = load_coco(argparse.Namespace(**flags), "val")
     columns: dict[str, list[Image.Image]] = {"truth": []}
