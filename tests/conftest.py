@@ -1,44 +1,23 @@
 """Shared fixtures: small models, mains that run inside the test process, one run for all to use."""
 
 import contextlib
-import importlib
 import io
-import json
 import logging
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mains import Outcome, run_in_process
 from PIL import Image
-
-from util.entry import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID")
 
 torch.set_num_threads(1)  # the models here are too small to share
-
-
-@dataclass
-class Outcome:
-    """What a main left: exit status, what it printed, and its output folder's records."""
-
-    status: int
-    out: str
-    err: str
-    folder: Path | None = None
-
-    def log(self) -> list[dict]:
-        """The lines of log.txt, one per epoch."""
-        return [json.loads(line) for line in (self.folder / "log.txt").read_text().splitlines()]
-
-    def results(self) -> dict:
-        return json.loads((self.folder / "results.json").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -50,20 +29,6 @@ def _isolated(monkeypatch):
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:], root.level = handlers, level
-
-
-def run_in_process(name: str, *argv, folder: Path | None = None) -> Outcome:
-    """Run a main on the CPU as its script would, without the seconds that importing torch takes."""
-    main = importlib.import_module(name)
-    words = [str(word) for word in argv] + ["--device", "cpu"]
-    words += ["--output_dir", str(folder)] if folder else []
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            run_main(main.main, lambda: main.parse_args(words))
-        except SystemExit as end:
-            status = end.code or 0
-    return Outcome(status, out.getvalue(), err.getvalue(), folder)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_in_process
+from mains import run_in_process
 from PIL import Image
 from ranks import in_ranks
 
