@@ -132,6 +132,22 @@ def test_the_interval_covers_the_truth():
     assert 0.91 < hits / 400 < 0.98
 
 
+def test_the_interval_of_few_labels_covers_the_draws_too():
+    """Two encoders that are equally good in the mean over draws, but not in each."""
+    rng, hits, of_images = np.random.default_rng(1), 0, 0
+    for _ in range(200):
+        chance = 0.5 + 0.05 * rng.standard_normal((2, 5, 1))  # by encoder and draw
+        one, other = 100.0 * (rng.random((2, 5, 400)) < chance)
+        found = paired.compare_draws(one, other, num_boots=100)
+        hits += found.low <= 0 <= found.high
+        alone = paired.compare(one.mean(0), other.mean(0), num_boots=100)
+        of_images += alone.low <= 0 <= alone.high
+    assert hits / 200 > 0.93 and of_images / 200 < 0.85
+    one_draw = paired.compare_draws(one[:1], other[:1])
+    same = paired.compare(one[0], other[0])
+    assert (one_draw.low, one_draw.high) == (same.low, same.high)
+
+
 def test_fashion_mnist_is_scikit_learns_to_a_tenth_of_a_point():
     """Pixels pooled to 7 x 7, 4000 training and 10 000 test images."""
     args = main_evaluate.parse_args(["pixels", "--dataset", "fashion_mnist"])

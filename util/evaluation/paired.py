@@ -49,6 +49,19 @@ def compare(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Dif
     return Difference(mean, mean - half, mean + half)
 
 
+def compare_draws(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Difference:
+    """first − second, [draws, n], of the same draws of training images: the interval adds up the
+    spread of the test images and, by Student's t, that of the draws."""
+    per_draw = np.asarray(first, float).mean(1) - np.asarray(second, float).mean(1)
+    found = compare(np.mean(first, 0), np.mean(second, 0), num_boots)
+    if len(per_draw) > 1:
+        of_draws = per_draw.std(ddof=1) / math.sqrt(len(per_draw))
+        of_draws *= stats.t.ppf(0.975, len(per_draw) - 1)
+        half = math.hypot(found.high - found.difference, of_draws)
+        found = Difference(found.difference, found.difference - half, found.difference + half)
+    return found
+
+
 def compare_statistic(
     first: np.ndarray, second: np.ndarray, statistic: Callable[[np.ndarray], float],
     num_boots: int = 1000, seed: int = 0,

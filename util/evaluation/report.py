@@ -89,8 +89,8 @@ def differences(results: Mapping[str, Frozen]) -> list[str]:
     for amount in results[names[0]].few:
         cells = []
         for name in names[1:]:
-            rows = (results[n].few[amount].mean(0) * 100 for n in (name, names[0]))
-            cells.append(shown_difference(paired.compare(*rows)))
+            rows = (results[n].few[amount] * 100.0 for n in (name, names[0]))
+            cells.append(shown_difference(paired.compare_draws(*rows)))
         lines.append(row(f"few labels, {amount}", cells))
     for evaluation, reference in results[names[0]].dense.items():
         others = [results[name].dense.get(evaluation) for name in names[1:]]
