@@ -6,6 +6,7 @@ they print themselves goes to demo_output/NAME.log.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -70,6 +71,7 @@ def main() -> None:
         ]
         for job in training:
             job.result()
+        shutil.rmtree(f"{OUTPUT}/evaluation", ignore_errors=True)  # of other weights
         words = " ".join([*checkpoints.values(), "untrained", "pixels"])
         evaluation = pool.submit(run, "evaluation", FROZEN.format(encoders=words))
         flags = {name: f"--finetune {path}" for name, path in checkpoints.items()}

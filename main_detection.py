@@ -37,6 +37,8 @@ from util.training.run import Run
 
 log = logging.getLogger(__name__)
 
+ITERATIONS, MILESTONES = 184375, (163889, 177546)  # ViTDet's: 100 epochs of COCO, at 64
+
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = arguments.ArgumentParser(description=__doc__)
@@ -71,8 +73,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--min_score", type=number(float, 0, 1), default=0.5, help="of what pictures show")
     parser.set_defaults(
-        iterations=184375, warmup_iterations=250, eval_every=18438, lr=1e-4, weight_decay=0.1,
-        lr_schedule="multistep", lr_milestones=[163889, 177546], batch_size=8, layer_decay=0.7,
+        iterations=ITERATIONS, warmup_iterations=250, eval_every=18438, lr=1e-4, weight_decay=0.1,
+        lr_schedule="multistep", lr_milestones=list(MILESTONES), batch_size=8, layer_decay=0.7,
         dataset="coco",
     )  # fmt: skip
     return parser
@@ -80,6 +82,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "detection", argv)
+    if not args.settings.is_given("lr_milestones"):  # of shorter and longer runs: the same shares
+        args.lr_milestones = [m * args.iterations // ITERATIONS for m in MILESTONES]
     dense_args.check_and_count(args)
     if not args.predict:
         require_evaluator()

@@ -94,6 +94,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--dense", metavar="FOLDER", default="",
         help="images with label maps in ADE20K's layout: k-NN and logistic regression of their "
         "patches, mIoU; with an empty --only nothing else")  # fmt: skip
+    add("--classes", default="", metavar="FILE", help="a class a line (default: of the folder)")
+    add("--first_class", type=int, choices=(0, 1), default=1, help="its value in a label map")
+    add("--palette", default="", metavar="FILE", help="lines R G B CLASS, of maps in colours")
     add("--dense_patches", type=number(int, 10), default=100_000,
         help="labelled training patches, as many of each image")  # fmt: skip
 
@@ -150,6 +153,8 @@ def image_sets(args: argparse.Namespace, in_chans: int) -> tuple[Images, dict[st
     train = Subset(train, np.random.default_rng(0).permutation(len(train)))
     tests = {"val": load_images(flags, "val")}
     for name, folder in named("--test", args.test).items():
+        if name in ("train", "tokens", "val", "ReaL"):
+            raise UsageError(f"--test {name}={folder}: that name is taken, give another one")
         tests[name] = load_test_folder(folder, train.classes, in_chans)
     return train, tests
 
@@ -164,7 +169,7 @@ def main(args: argparse.Namespace) -> None:
         # Encoders may differ in their channels, which are a matter of reading an image.
         channels = dict.fromkeys(flags.in_chans for _, flags in opened)
         sets = {n: image_sets(args, n) for n in channels}
-        mapped = {n: dense.load(args.dense, n) for n in channels} if args.dense else {}
+        mapped = {n: dense.load(args, n) for n in channels} if args.dense else {}
         train, tests = next(iter(sets.values()))
         real = read_real_labels(args.real_labels, tests["val"]) if args.real_labels else None
         lists = {
@@ -175,6 +180,8 @@ def main(args: argparse.Namespace) -> None:
             Encoder(run, name, model, flags, *sets[flags.in_chans])
             for name, (model, flags) in zip(args.names, opened, strict=True)
         ]
+        if args.attentive:
+            keep_tokens(run, [e for e in encoders if e.model.encoder is not None])
         if not distributed.is_main():
             return
         results = {}
@@ -206,7 +213,12 @@ class Encoder:
             for name, images in tests.items()
         }
         self.views = self._masked_views(run, tests["val"])
-        self.tokens = self._kept_tokens(run, train) if flags.attentive else None
+        self.tokens: FeatureStore | None = None
+        if model.encoder is not None:
+            blank = torch.zeros(1, flags.in_chans, *self.view.size, device=run.device)
+            self.num_patches, self.width = self.encode_tokens(blank).shape[1:]
+            if flags.attentive:
+                attentive.check_queries(self.width, flags.attentive_queries)
 
     def _folder(self, part: str) -> str:
         root = self.flags.features or os.path.join(self.flags.output_dir, "features")
@@ -244,17 +256,12 @@ class Encoder:
         with self.precision.autocast():
             return self.model.patch_tokens(imgs).float()
 
-    def _kept_tokens(self, run: Run, images: Images) -> FeatureStore | None:
-        """The training images' patch tokens, where they are to be kept."""
-        if self.model.encoder is None:
-            return None
-        one = self.encode_tokens(self.view(images.read(0))[None].to(run.device))
-        kept = agreement.main_does(
-            lambda: attentive.are_kept(
-                self.flags, self._folder("tokens"), len(images), one[0].numel()
-            )
-        )
-        return self._store(run, "tokens", images, tokens=True) if kept else None
+    def token_folder(self) -> tuple[str, int]:
+        """Where the training images' patch tokens are kept, and how many numbers they have."""
+        return self._folder("tokens"), len(self.train.images) * self.num_patches * self.width
+
+    def keep_tokens(self, run: Run) -> None:
+        self.tokens = self._store(run, "tokens", self.train.images, tokens=True)
 
     def _masked_views(self, run: Run, images: Images) -> torch.Tensor | None:
         """Of the first images of a set, the features of four masks: [n, 4, D]."""
@@ -273,6 +280,14 @@ class Encoder:
                 return None
             found.append(views.float().cpu())
         return torch.cat(found)
+
+
+def keep_tokens(run: Run, encoders: list[Encoder]) -> None:
+    """Write the training images' patch tokens, where the disk holds those of all encoders."""
+    folders = dict(encoder.token_folder() for encoder in encoders)
+    if agreement.main_does(lambda: attentive.are_kept(run.args.tokens, folders)):
+        for encoder in encoders:
+            encoder.keep_tokens(run)
 
 
 def write(run: Run, args: argparse.Namespace, encoders: list[Encoder], results: dict) -> None:

@@ -14,6 +14,7 @@ import copy
 import json
 import logging
 import os
+import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -102,14 +103,16 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    argv = sys.argv[1:] if argv is None else list(argv)
     args = arguments.parse_args(get_args_parser(), "robustness", argv)
     check_batch_size(args.batch_size)
     folders = [getattr(args, published.flag[2:]) for published in imagenet.TEST_SETS.values()]
     of_imagenet = any(folders) or bool(args.imagenet_c and not args.data_path)
     if of_imagenet and (args.data_path or args.settings.is_given("dataset")):
         raise UsageError("--dataset and --data_path name other images than --imagenet…: use one")
-    if of_imagenet:
-        args.dataset = "image_folder"
+    if of_imagenet:  # with its defaults
+        argv = ["--dataset", "image_folder", *argv]
+        args = arguments.parse_args(get_args_parser(), "robustness", argv)
     if args.real_labels and not args.imagenet:
         raise UsageError("--real_labels are of ImageNet's validation set: name it, --imagenet DIR")
     if args.corrupt and args.imagenet_c:

@@ -137,7 +137,12 @@ def class_labels(args: argparse.Namespace, pretrained: models_vit.Pretrained | N
     if args.predict:
         config = pretrained.config
         return Labels(config["classes"], config["first_class"], config["palette"])
-    labels = read_labels(args.data_path, args.classes, args.first_class, args.palette)
+    first_class = args.first_class
+    if args.eval and not args.settings.is_given("first_class"):
+        first_class = pretrained.config["first_class"]
+    labels = read_labels(args.data_path, args.classes, first_class, args.palette)
+    if args.eval and not args.palette and pretrained.config["palette"]:
+        labels = Labels(labels.classes, first_class, pretrained.config["palette"])
     if args.eval and labels.classes != pretrained.config["classes"]:
         known = pretrained.config["classes"]
         differing = [
@@ -258,6 +263,8 @@ def main(args: argparse.Namespace) -> None:
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
+        if not ious:  # a run that had finished before
+            _, ious = evaluate(model, val_batches, predict, run.device)
         run.finish(**ious)
 
 

@@ -154,7 +154,9 @@ class Detector(detection.MaskRCNN):
         self.transform = Canvas(canvas, mean, std)
 
     def no_weight_decay(self) -> set[str]:
-        return {"backbone.encoder.pos_embed"}
+        """Positions: a ViT's absolute ones, a Swin's relative ones."""
+        names = ("pos_embed", "relative_position_bias_table")
+        return {name for name, _ in self.named_parameters() if name.endswith(names)}
 
 
 def build_detector(

@@ -193,3 +193,13 @@ def test_four_scenes_are_learnt_by_heart(run_main_here, tmp_path):
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert outcome.results()["test_box_AP"] > 90 and outcome.results()["test_mask_AP"] > 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "milestones"),
+    [((), [163889, 177546]), (("--iterations", "20000"), [17777, 19259]),
+     (("--iterations", "20000", "--lr_milestones", "5000"), [5000])],
+)  # fmt: skip
+def test_the_rate_falls_in_shorter_runs_too(flags, milestones):
+    args = main_detection.parse_args(["--data_path", ".", *flags])
+    assert args.lr_milestones == milestones

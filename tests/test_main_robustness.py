@@ -269,3 +269,9 @@ def test_corruptions_made_on_the_fly_follow_from_the_index():
     assert torch.equal(made.read(3), expected) and made.read(3) is made.read(3)
     assert torch.equal(Subset(made, [3]).read(0), expected) and made.name(3) == "x[3]"
     assert not torch.equal(made.read(2), expected)
+
+
+def test_imagenets_sets_bring_its_defaults():
+    args = main_robustness.parse_args(["x.pth", "--imagenet", "val"])
+    assert (args.dataset, args.input_size, args.in_chans) == ("image_folder", [224], 3)
+    assert args.num_workers > 0 and args.mean[0] == pytest.approx(0.485)

@@ -1,6 +1,7 @@
 """The attentive probe against its definition, and that it goes on where it stopped."""
 
 import math
+import os
 import types
 
 import numpy as np
@@ -95,15 +96,18 @@ def test_it_goes_on_where_it_stopped_with_the_same_bits(tmp_path):
     assert torch.equal(alone[0].queries, whole[0].queries)  # heads do not feel each other
 
 
-def test_tokens_are_kept_where_half_of_the_disk_holds_them(tmp_path, monkeypatch):
-    args = types.SimpleNamespace(tokens="auto")
-    folder = str(tmp_path / "not" / "yet")
-    usage = types.SimpleNamespace(free=4000)
-    monkeypatch.setattr(attentive.shutil, "disk_usage", lambda place: usage)
-    assert attentive.are_kept(args, folder, num_images=10, per_image=100)  # 2000 bytes
-    assert not attentive.are_kept(args, folder, num_images=11, per_image=100)
-    assert not attentive.are_kept(types.SimpleNamespace(tokens="images"), folder, 1, 1)
-    assert attentive.are_kept(types.SimpleNamespace(tokens="kept"), folder, 10**9, 100)
+def test_tokens_are_kept_where_half_of_the_disk_holds_those_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        attentive.shutil, "disk_usage", lambda place: types.SimpleNamespace(free=4000)
+    )
+    one, other = str(tmp_path / "not" / "yet"), str(tmp_path / "there")
+    assert attentive.are_kept("auto", {one: 1000})  # 2000 bytes
+    assert not attentive.are_kept("auto", {one: 1001})
+    assert not attentive.are_kept("auto", {one: 600, other: 600})  # all encoders' or none
+    os.mkdir(other)  # an earlier run's: not needed again
+    assert attentive.are_kept("auto", {one: 600, other: 600})
+    assert not attentive.are_kept("images", {other: 1})
+    assert attentive.are_kept("kept", {one: 10**9})
 
 
 @pytest.mark.parametrize("tokens", ["kept", "images"])
@@ -135,3 +139,5 @@ def test_rows_are_read_one_by_one(tmp_path):
     rows = Rows([str(tmp_path / "0.npy"), str(tmp_path / "1.npy")])
     for index in (0, SHARD - 1, SHARD, SHARD + 2):
         assert rows[index].numpy().tolist() == whole[index].tolist()
+    open_files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not any(str(tmp_path) in name for name in open_files)

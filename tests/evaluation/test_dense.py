@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
+import main_evaluate
 from util.evaluation import dense
 from util.evaluation.dense import patch_classes
 
@@ -56,8 +57,8 @@ def test_a_patch_has_the_class_of_most_of_its_labelled_pixels():
 
 def test_planted_patches_are_found_and_counted_by_pixels(tmp_path):
     write_folder(tmp_path / "data")
-    train, val = dense.load(str(tmp_path / "data"), 1)
-    args = types.SimpleNamespace(dense_patches=1000, seed=0)
+    args = main_evaluate.parse_args(["untrained", "--dense", str(tmp_path / "data")])
+    train, val = dense.load(args, 1)
     found = dense.evaluate(GreyEncoder(), train, val, args, CPU)
     assert set(found) == {dense.KNN_NAME, dense.LOGISTIC_NAME}
     for one in found.values():

@@ -51,11 +51,7 @@ class EfficientProbe(nn.Module):
 
     def __init__(self, dim: int, num_classes: int, num_queries: int = 32):
         super().__init__()
-        if dim % num_queries:
-            raise UsageError(
-                f"--attentive_queries {num_queries} does not divide the encoder's width {dim}: "
-                f"give {math.gcd(dim, num_queries)}, for instance"
-            )
+        check_queries(dim, num_queries)
         self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim))
         values = torch.empty(dim, dim)
         nn.init.kaiming_uniform_(values, a=math.sqrt(5))
@@ -81,6 +77,15 @@ class EfficientProbe(nn.Module):
         return scores.softmax(2)
 
 
+def check_queries(dim: int, num_queries: int) -> None:
+    """Raises UsageError where the queries do not share out the channels."""
+    if dim % num_queries:
+        raise UsageError(
+            f"--attentive_queries {num_queries} does not divide the encoder's width {dim}: "
+            f"give {math.gcd(dim, num_queries)}, for instance"
+        )
+
+
 class KeptTokens(Dataset):
     """Tokens on disk, as the loader reads them: (epoch, index) -> (tokens [L, D], label, −1).
 
@@ -100,22 +105,23 @@ class KeptTokens(Dataset):
         return self.tokens[index], int(self.targets[index]), -1
 
 
-def are_kept(args: argparse.Namespace, folder: str, num_images: int, per_image: int) -> bool:
-    """Whether the tokens of so many images go to a folder, by --tokens and the disk's free space.
+def are_kept(tokens: str, folders: Mapping[str, int]) -> bool:
+    """Whether patch tokens are kept, by --tokens and the disk's free space: all encoders' or none.
 
     Args:
-        per_image: numbers, kept in half precision.
+        folders: of the encoders' tokens, and how many numbers each has, in half precision.
     """
-    if args.tokens != "auto" or os.path.isdir(folder):
-        return args.tokens != "images"
-    place = os.path.abspath(folder)
+    missing = {folder: count for folder, count in folders.items() if not os.path.isdir(folder)}
+    if tokens != "auto" or not missing:
+        return tokens != "images"
+    place = os.path.abspath(next(iter(missing)))
     while not os.path.isdir(place):
         place = os.path.dirname(place)
-    needed, free = 2 * num_images * per_image, shutil.disk_usage(place).free
+    needed, free = 2 * sum(missing.values()), shutil.disk_usage(place).free
     kept = needed <= DISK_SHARE * free
     log.info(
-        "patch tokens of %d images take %.1f GB of %.1f GB that are free: %s",
-        num_images, needed / 1e9, free / 1e9, "kept" if kept else "from the images each epoch",
+        "the encoders' patch tokens take %.1f GB of %.1f GB that are free: %s",
+        needed / 1e9, free / 1e9, "kept" if kept else "from the images each epoch",
     )  # fmt: skip
     return kept
 
@@ -127,7 +133,7 @@ def evaluate(
 
     Args:
         encoder: has `encode_tokens(images [B, C, H, W]) -> [B, L, D]`, the stores `train`,
-            `tests` and `tokens` (None: not kept), `name` and `view`.
+            `tests` and `tokens` (None: not kept), `width` (D), `name` and `view`.
     """
     images, targets = encoder.train.images, encoder.train.targets()
     size = min(args.attentive_batch, 2 ** int(math.log2(max(len(images) / MIN_STEPS, 2))))
@@ -159,7 +165,8 @@ class _Trainer:
         self.encoder, self.args, self.size, self.device = encoder, args, size, device
         seen = "kept tokens without augmentation"
         if encoder.tokens is None:
-            seen = f"random crops of at least {args.min_crop:g}"
+            flip = ", flipped" if args.flip else ""
+            seen = f"random crops of at least {args.min_crop:g}{flip}"
         self.words = (
             f"{args.attentive_queries} queries, {args.attentive_epochs} epochs of LARS, batches of "
             f"{size}, {seen}"
@@ -173,11 +180,11 @@ class _Trainer:
             data: Dataset = TransformedImages(Subset(images, ids), crop, args.seed)
         else:
             data = KeptTokens(encoder.tokens, ids)
-        width = encoder.encode_tokens(encoder.view(images.read(0))[None].to(self.device)).shape[2]
         probes = nn.ModuleList()
         for _ in rates:
             seed_libraries(args.seed, STREAM_INIT)  # all start from the same weights
-            probes.append(EfficientProbe(width, len(images.classes), args.attentive_queries))
+            num_classes = len(images.classes)
+            probes.append(EfficientProbe(encoder.width, num_classes, args.attentive_queries))
         about = [self.words, list(rates), args.seed, encoder.train.digest(), len(ids)]
         path = f"{encoder.train.folder}-attentive-{checksum(about)[:8]}.pth"
         rates = [optim.absolute_lr(None, rate, self.size) for rate in rates]

@@ -49,7 +49,10 @@ def on_original(
     boxes = detection["boxes"].cpu()
     (new_height, new_width), (height, width) = resized, original
     boxes = boxes * torch.tensor([width / new_width, height / new_height] * 2)
-    masks = paste_masks_in_image(detection["masks"].cpu(), boxes, original)[:, 0] > 0.5
+    masks = torch.zeros((len(boxes), height, width), dtype=torch.bool)
+    for number, mask in enumerate(detection["masks"].cpu()):  # as numbers, all of them are large
+        pasted = paste_masks_in_image(mask[None], boxes[number : number + 1], original)
+        masks[number] = pasted[0, 0] > 0.5
     found = {name: detection[name].cpu() for name in ("labels", "scores")}
     return found | {"boxes": boxes, "masks": masks}
 

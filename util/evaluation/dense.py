@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from util.data.ade20k import MappedImages, load_mapped_images, read_labels
 from util.data.dense_transforms import resize_image
 from util.data.images import to_float
 from util.errors import UsageError
-from util.evaluation import iou, logistic, paired
+from util.evaluation import iou, logistic, paired, windows
 from util.evaluation.knn import knn_votes
 from util.evaluation.probes import KNN, PENALTIES
 from util.logging import ProgressLine
@@ -49,10 +48,11 @@ def compare(first: Dense, second: Dense) -> paired.Difference:
     return paired.compare_statistic(first.counts, second.counts, mean_iou)
 
 
-def load(folder: str, in_chans: int) -> tuple[MappedImages, MappedImages]:
-    """The training and validation images of a folder in ADE20K's layout."""
+def load(args: argparse.Namespace, in_chans: int) -> tuple[MappedImages, MappedImages]:
+    """The training and validation images of --dense, a folder in ADE20K's layout."""
+    folder = args.dense
     try:
-        labels = read_labels(folder, "", 1, "")
+        labels = read_labels(folder, args.classes, args.first_class, args.palette)
         train, val = (
             load_mapped_images(folder, split, labels, in_chans)
             for split in ("training", "validation")
@@ -90,7 +90,8 @@ def evaluate(
         features[~is_held], targets[~is_held], num_classes, PENALTIES, max_iter=100
     )
     right = [(row == targets[is_held]).sum().item() for row in heads.predict(features[is_held])]
-    penalty = PENALTIES[right.index(max(right))]
+    # The strongest of equals, so that a tie is no chance.
+    penalty = max(zip(right, PENALTIES, strict=True))[1]
     heads = logistic.fit(features, targets, num_classes, [penalty], max_iter=100)
     k, temperature = KNN
     scorers = {
@@ -103,8 +104,8 @@ def evaluate(
         tokens, labels, grid = _read(encoder, val, index, device)
         for name, scorer in scorers.items():
             scores = scorer(tokens).T.reshape(1, num_classes, *grid)
-            enlarged = F.interpolate(scores, size=labels.shape, mode="bilinear")
-            counts[name].append(_counts(enlarged[0].argmax(0).cpu(), labels, num_classes))
+            predicted = windows.largest(scores, labels.shape)[0].cpu()
+            counts[name].append(_counts(predicted, labels, num_classes))
         line.update(index + 1)
     line.close()
     seen = f"{len(features)} patches of {len(train)} images"
@@ -141,6 +142,8 @@ def _read(encoder, images: MappedImages, index: int, device: torch.device):
     """An image's tokens [h · w, D], its label map [H, W] and (h, w)."""
     try:
         image, labels = images.read(index)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"--dense: {str(error).splitlines()[0]}") from None
     image = to_float(resize_image(image, encoder.view.size))

@@ -8,6 +8,7 @@ an interrupted run left is gone on with.
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from util.cluster import distributed
+from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset
 from util.data.loader import Batches
 from util.data.transformed import TransformedImages
@@ -82,9 +83,7 @@ class FeatureStore:
         self.folder, self.images, self.dtype, self.flag = folder, images, DTYPES[dtype], flag
         self.detailed = min(-(-detailed // SHARD) * SHARD, len(images))
         self.about = about | {"images": len(images), "dtype": dtype, "shard": SHARD}
-        if distributed.is_main():
-            self._claim()
-        distributed.barrier()
+        agreement.main_does(self._claim)
 
     def _claim(self) -> None:
         path = os.path.join(self.folder, ABOUT)
@@ -131,7 +130,9 @@ class FeatureStore:
             encode: images [B, C, H, W], whether in detail -> what is kept, [B, ...] by name.
             batch_size: a divisor of SHARD.
         """
-        todo = [shard for shard in range(self.num_shards()) if not self._is_done(shard)]
+        todo = agreement.main_does(
+            lambda: [shard for shard in range(self.num_shards()) if not self._is_done(shard)]
+        )
         own = todo[distributed.rank() :: distributed.world_size()]
         ids = np.concatenate([np.arange(0), *map(self._ids, own)])
         if len(ids):
@@ -198,19 +199,25 @@ class FeatureStore:
 class Rows:
     """An output of an image set on disk: `rows[i]` is image i's, [...], read when it is asked for.
 
+    A file is open only while it is read: ImageNet has more shards than a process may have files.
+
     Args:
         paths: of its shards.
     """
 
     def __init__(self, paths: list[str]):
-        self.paths = paths
-        self.shards: dict[int, np.ndarray] = {}  # opened so far, by each worker of its own
+        first = np.load(paths[0], mmap_mode="r")
+        self.paths, self.shape, self.dtype = paths, first.shape[1:], first.dtype
+        self.starts: dict[int, int] = {}  # bytes before the numbers of a shard
 
     def __getitem__(self, index: int) -> Tensor:
         number, row = divmod(index, SHARD)
-        if number not in self.shards:
-            self.shards[number] = np.load(self.paths[number], mmap_mode="r")
-        return torch.from_numpy(self.shards[number][row].copy())
+        if number not in self.starts:
+            self.starts[number] = np.load(self.paths[number], mmap_mode="r").offset
+        count = math.prod(self.shape)
+        start = self.starts[number] + row * count * self.dtype.itemsize
+        values = np.fromfile(self.paths[number], self.dtype, count, offset=start)
+        return torch.from_numpy(values.reshape(self.shape))
 
 
 def _write(path: str, write: Callable) -> None:

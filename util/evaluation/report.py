@@ -163,7 +163,7 @@ def headline(results: Mapping[str, Frozen]) -> dict[str, float]:
         f"{name}, {evaluation}": probe.accuracy("val")
         for name, found in results.items()
         for evaluation, probe in found.probes.items()
-        if "chosen" in evaluation
+        if "chosen" in evaluation or evaluation == "attentive"
     }
 
 

@@ -323,7 +323,7 @@ class Checkpointer:
         if changes:
             log.warning("goes on with other flags than before: %s", "; ".join(changes))
         for key, flag in (("eval_every", "--eval_every"), ("classes", "--data_path and --classes")):
-            if saved.get(key) != self.config.get(key):
+            if saved.get(key) not in (None, self.config.get(key)):
                 raise UsageError(
                     f"--resume {path} has {_shown(saved.get(key))} for {key}, this run "
                     f"{_shown(self.config.get(key))}: restore {flag}"

@@ -24,6 +24,7 @@ from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset, load_images
 from util.data.few_labels import held_out
 from util.errors import UsageError
+from util.training.metrics import NonFiniteLoss
 from util.training.output import RESULTS
 from util.training.run import Run
 
@@ -100,9 +101,15 @@ def _choose_blr(one: argparse.Namespace, finetune: Finetune) -> float:
     for blr in dict.fromkeys(one.choose_blr):
         share = one.hold_out or HELD_OUT
         trial = _changed(one, f"blr-{blr:g}", blr=blr, hold_out=share, keep_checkpoints=1)
-        result = _result(trial, finetune)
+        try:
+            result = _result(trial, finetune)
+        except NonFiniteLoss as error:  # on all ranks
+            log.warning("draw %d, --blr %g is no choice: %s", one.draw, blr, error)
+            continue
         ranked.append((result["test_acc1"], -result["test_loss"], blr))
         log.info("draw %d, --blr %g: %.2f %% of what was held out", one.draw, blr, ranked[-1][0])
+    if not ranked:
+        raise UsageError("--choose_blr: the loss became NaN with each of them, give lower ones")
     return max(ranked)[2]
 
 
