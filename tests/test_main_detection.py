@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import main_detection
 from util.data.rle import decode_rle, segmentation
 
 MODEL = ("--model", "vit_tiny_patch4", "--input_size", 32)

@@ -12,6 +12,7 @@ from mains import run_in_process
 from PIL import Image
 from ranks import in_ranks
 
+import main_robustness
 from models_encoder import build_encoder
 from util.data import corrupt_folder, imagenet, robustness_sets
 from util.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption

@@ -1,11 +1,14 @@
 """Segmentation end to end on small scenes, what it writes, and what it refuses."""
 
 import shutil
+import types
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+import main_segmentation
 
 MODEL = ("--model", "vit_tiny_patch4", "--input_size", 32, "--decoder_channels", 8)
 SHORT = ("--batch_size", 4, "--iterations", 3, "--eval_every", 2, "--warmup_iterations", 0)
@@ -200,3 +203,16 @@ def test_a_checkpoint_of_other_classes_is_refused(refuses, run_main_here, segmen
 def test_a_checkpoint_of_another_main_is_no_segmenter(refuses, checkpoint, scenes):
     refuses(MAIN, "--eval", "--data_path", scenes, "--resume", checkpoint,
             names=("--resume", "main_segmentation"))  # fmt: skip
+
+
+def test_eval_reads_maps_as_its_checkpoint_did(tmp_path):
+    (tmp_path / "classes.txt").write_text("road\nbuilding\n")
+    palette = [((0, 0, 0), 0), ((9, 9, 9), 1)]
+    config = dict(classes=["road", "building"], first_class=0, palette=palette)
+    pretrained = types.SimpleNamespace(config=config)
+    flags = ["--data_path", str(tmp_path), "--eval", "--resume", "x.pth"]
+    labels = main_segmentation.class_labels(main_segmentation.parse_args(flags), pretrained)
+    assert (labels.first_class, labels.palette) == (0, palette)
+    flags += ["--first_class", "1"]
+    labels = main_segmentation.class_labels(main_segmentation.parse_args(flags), pretrained)
+    assert labels.first_class == 1
