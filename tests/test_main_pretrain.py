@@ -298,3 +298,14 @@ def test_resuming_a_run_from_elsewhere_sets_aside_what_was_here(run_main_here, c
     flags = ("--batch_size", 128, "--epochs", 4, "--resume", last)
     assert run_main_here("main_pretrain", *flags, folder=here.folder).status == 0
     assert not (here.folder / "previous-2").exists()
+
+
+def test_a_finished_run_that_max_steps_cut_keeps_its_last_line(run_main_here, tmp_path):
+    """As after a kill between the last save and the end."""
+    flags = ("--train_fraction", 0.1, "--max_steps", 5, "--batch_size", 32, "--resume", "auto")
+    first = run_main_here("main_pretrain", *flags, folder=tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert first.status == 0 and json.loads(log.splitlines()[-1])["steps"] == 5
+    again = run_main_here("main_pretrain", *flags, folder=tmp_path)
+    assert again.status == 0 and (tmp_path / "log.txt").read_text() == log
+    assert again.results()["steps"] == 5

@@ -24,13 +24,14 @@ class Journal:
     same file as an undisturbed one.
     """
 
-    def __init__(self, output_dir: str, progress: Progress):
+    def __init__(self, output_dir: str, progress: Progress, is_finished: bool = False):
         self.output_dir = output_dir
         self.path = os.path.join(output_dir, "log.txt")
         self.tensorboard = None
         if not distributed.is_main():
             return
-        self.forget_after(progress.epoch)
+        # A finished run's last epoch may have been cut short, and then does not count as one.
+        self.forget_after(progress.epoch + is_finished)
         self.tensorboard = self._open(progress.total_steps or None)
 
     def _open(self, purge_step: int | None = None):

@@ -89,7 +89,7 @@ class Run:
         resumed = self.checkpointer.resume(args.resume)
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
-        self.journal = Journal(args.output_dir, self.progress)
+        self.journal = Journal(args.output_dir, self.progress, self.is_finished())
         self.journal.text("flags", args.settings.table(args))
         self.meters = Meters(self.progress, self.device)
         # The newest checkpoint in the folder is what a rollback goes back to: it has to be this
