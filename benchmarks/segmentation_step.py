@@ -41,12 +41,37 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build(args: argparse.Namespace, amp: str):
-    """One main's training step, and its FLOPs, kept bytes and bytes of state."""
+def count(model, imgs: torch.Tensor, maps: torch.Tensor, precision) -> dict[str, int]:
+    """FLOPs of a forward and backward pass, the bytes that it keeps, and those of the state."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    from engine_segmentation import pixel_loss
+    from util.evaluation.windows import enlarged
+
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with precision.autocast():
+            outputs = model(imgs)
+        sum(pixel_loss(enlarged(x, maps.shape[1:]), maps) for x in outputs).backward()
+    model.zero_grad(set_to_none=True)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    return dict(
+        flops=counter.get_total_flops(), state=16 * num_parameters, parameters=num_parameters,
+        kept=sum(size for place, size in kept.items() if place not in weights),
+    )  # fmt: skip
+
+
+def build(args: argparse.Namespace, amp: str):
+    """One main's training step, and its FLOPs, kept bytes and bytes of state."""
     import main_segmentation as main
-    from engine_segmentation import pixel_loss, train_step
+    from engine_segmentation import train_step
     from util.training import optim
     from util.training.drop_path import DropPaths
     from util.training.precision import Precision
@@ -68,26 +93,8 @@ def build(args: argparse.Namespace, amp: str):
             drop_paths.draw(step, 0, len(imgs), device)
             yield imgs, maps
 
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     drop_paths.draw(0, 0, len(imgs), device)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        with precision.autocast():
-            logits, auxiliary = model(imgs)
-        enlarged = (main.windows.enlarged(x, size[1:]) for x in (logits, auxiliary))
-        sum(pixel_loss(x, maps) for x in enlarged).backward()
-    model.zero_grad(set_to_none=True)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    facts = dict(
-        flops=counter.get_total_flops(), state=16 * num_parameters, parameters=num_parameters,
-        kept=sum(size for place, size in kept.items() if place not in weights),
-    )  # fmt: skip
+    facts = count(model, imgs, maps, precision)
 
     def train(num_steps: int) -> None:
         for _ in range(num_steps):
