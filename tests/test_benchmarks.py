@@ -43,7 +43,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("corruptions", "pretrain_step", "scaling", "segmentation_step", "detection_step")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES]
+)
 def test_it_runs(name, tmp_path):
     flags, pattern = CASES[name]
     command = [f"benchmarks/{name}.py", *flags.split()]

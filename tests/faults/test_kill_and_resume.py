@@ -59,7 +59,10 @@ def test_killed_runs_end_with_the_same_bits(zygote, undisturbed, tmp_path, main,
     kill_and_resume(zygote, main, tmp_path, expected, kills, kills, slow_disk)
 
 
-@pytest.mark.parametrize(("main", "kills"), [("main_segmentation", 3), ("main_detection", 2)])
+@pytest.mark.parametrize(
+    ("main", "kills"),
+    [("main_segmentation", 3), pytest.param("main_detection", 2, marks=pytest.mark.slow)],
+)
 def test_killed_runs_on_scenes_end_with_the_same_bits(
     zygote, undisturbed, scenes, tmp_path, main, kills
 ):
