@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 RESULTS = "results.json"
 WRITTEN = (
     "checkpoint-*.pth", "log.txt", RESULTS, "nonfinite.json", "events.*", "reconstructions.png",
+    "predictions.json",
 )  # fmt: skip
 
 
