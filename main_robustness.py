@@ -113,6 +113,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if of_imagenet:  # with its defaults
         argv = ["--dataset", "image_folder", *argv]
         args = arguments.parse_args(get_args_parser(), "robustness", argv)
+        del args.settings.sources["dataset"]  # which the user did not give
     if args.real_labels and not args.imagenet:
         raise UsageError("--real_labels are of ImageNet's validation set: name it, --imagenet DIR")
     if args.corrupt and args.imagenet_c:
