@@ -206,6 +206,11 @@ class Encoder:
         self.view = evaluation_view(flags)
         # On a CPU always fp32: what `auto` takes there depends on what else the machine does.
         self.precision = run.precision(width=0)
+        if model.encoder is not None:
+            blank = torch.zeros(1, flags.in_chans, *self.view.size, device=run.device)
+            self.num_patches, self.width = self.encode_tokens(blank).shape[1:]
+            if flags.attentive:
+                attentive.check_queries(self.width, flags.attentive_queries)
         with_blocks = "blocks" in flags.only
         self.train = self._store(run, "train", train, flags.block_images * with_blocks)
         self.tests = {
@@ -214,11 +219,6 @@ class Encoder:
         }
         self.views = self._masked_views(run, tests["val"])
         self.tokens: FeatureStore | None = None
-        if model.encoder is not None:
-            blank = torch.zeros(1, flags.in_chans, *self.view.size, device=run.device)
-            self.num_patches, self.width = self.encode_tokens(blank).shape[1:]
-            if flags.attentive:
-                attentive.check_queries(self.width, flags.attentive_queries)
 
     def _folder(self, part: str) -> str:
         root = self.flags.features or os.path.join(self.flags.output_dir, "features")
