@@ -12,12 +12,13 @@ import copy
 import json
 import logging
 import os
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 import models_encoder
-from models_features import FrozenEncoder
+from models_features import FrozenEncoder, Outputs
 from util import args as arguments
 from util.args import number
 from util.cluster import agreement, distributed
@@ -206,11 +207,11 @@ class Encoder:
         self.view = evaluation_view(flags)
         # On a CPU always fp32: what `auto` takes there depends on what else the machine does.
         self.precision = run.precision(width=0)
-        if model.encoder is not None:
+        self.checksum = checksum(model)
+        if flags.attentive and model.encoder is not None:
             blank = torch.zeros(1, flags.in_chans, *self.view.size, device=run.device)
             self.num_patches, self.width = self.encode_tokens(blank).shape[1:]
-            if flags.attentive:
-                attentive.check_queries(self.width, flags.attentive_queries)
+            attentive.check_queries(self.width, flags.attentive_queries)
         with_blocks = "blocks" in flags.only
         self.train = self._store(run, "train", train, flags.block_images * with_blocks)
         self.tests = {
@@ -225,24 +226,22 @@ class Encoder:
         return os.path.join(root, f"{self.name.replace(os.sep, '_')}-{part}")
 
     def _store(
-        self, run: Run, part: str, images: Images, detailed: int = 0, tokens: bool = False
-    ) -> FeatureStore:
+        self, run: Run, part: str, images: Images, detailed: int = 0,
+        encode: Callable[[torch.Tensor, bool], Outputs] | None = None, dtype: str = "",
+    ) -> FeatureStore:  # fmt: skip
         flags = self.flags
         about = dict(
-            encoder=checksum(self.model), model=flags.model or "pixels", part=part,
+            encoder=self.checksum, model=flags.model or "pixels", part=part,
             image_names=images_checksum(images), precision=self.precision.name,
             input_size=list(self.view.size), crop_share=self.view.crop_share,
             batch_size=flags.batch_size,
         )  # fmt: skip
-        dtype = "fp16" if tokens else flags.feature_dtype
+        dtype = dtype or flags.feature_dtype
         store = FeatureStore(self._folder(part), about, images, dtype, detailed)
-        encode = self._encode
-        if tokens:
-            encode = lambda imgs, _: {attentive.TOKENS: self.encode_tokens(imgs)}  # noqa: E731
         if not flags.only and not flags.attentive:
             return store  # of which nothing is asked
         store.extract(
-            encode, self.view, run.device, flags.batch_size, flags.num_workers,
+            encode or self._encode, self.view, run.device, flags.batch_size, flags.num_workers,
             flags.max_bad_images, f"{self.name}, {part}",
         )  # fmt: skip
         return store
@@ -261,7 +260,10 @@ class Encoder:
         return self._folder("tokens"), len(self.train.images) * self.num_patches * self.width
 
     def keep_tokens(self, run: Run) -> None:
-        self.tokens = self._store(run, "tokens", self.train.images, tokens=True)
+        self.tokens = self._store(
+            run, "tokens", self.train.images, dtype="fp16",
+            encode=lambda imgs, _: {attentive.TOKENS: self.encode_tokens(imgs)},
+        )  # fmt: skip
 
     def _masked_views(self, run: Run, images: Images) -> torch.Tensor | None:
         """Of the first images of a set, the features of four masks: [n, 4, D]."""

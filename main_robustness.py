@@ -14,7 +14,6 @@ import copy
 import json
 import logging
 import os
-import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -103,17 +102,16 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = arguments.parse_args(get_args_parser(), "robustness", argv)
+    folders = [published.flag[2:] for published in imagenet.TEST_SETS.values()]
+    args = arguments.parse_args(
+        get_args_parser(), "robustness", argv, ("data_path", "imagenet_c", *folders)
+    )
     check_batch_size(args.batch_size)
-    folders = [getattr(args, published.flag[2:]) for published in imagenet.TEST_SETS.values()]
-    of_imagenet = any(folders) or bool(args.imagenet_c and not args.data_path)
+    of_imagenet = any(getattr(args, name) for name in folders) or bool(
+        args.imagenet_c and not args.data_path
+    )
     if of_imagenet and (args.data_path or args.settings.is_given("dataset")):
         raise UsageError("--dataset and --data_path name other images than --imagenet…: use one")
-    if of_imagenet:  # with its defaults
-        argv = ["--dataset", "image_folder", *argv]
-        args = arguments.parse_args(get_args_parser(), "robustness", argv)
-        del args.settings.sources["dataset"]  # which the user did not give
     if args.real_labels and not args.imagenet:
         raise UsageError("--real_labels are of ImageNet's validation set: name it, --imagenet DIR")
     if args.corrupt and args.imagenet_c:

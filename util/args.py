@@ -270,13 +270,15 @@ def add_saving_flags(add: Callable) -> None:
 
 
 def parse_args(
-    parser: ArgumentParser, job: str, argv: Sequence[str] | None = None
-) -> argparse.Namespace:
+    parser: ArgumentParser, job: str, argv: Sequence[str] | None = None,
+    folders: Sequence[str] = ("data_path",),
+) -> argparse.Namespace:  # fmt: skip
     """Parse flags; those not given take the model's defaults, the data set's, then the parser's.
 
     Args:
         job: `pretrain`, `finetune`, `linprobe`, …: which tables of `util.defaults` apply.
         argv: the command line without its first word; None takes the process's.
+        folders: flags that name images in class folders, and so the data set where none is given.
 
     Returns:
         The values, and in `settings` where each comes from.
@@ -288,7 +290,8 @@ def parse_args(
     args = parser.parse_args(argv)
     if getattr(args, "lr", None) is not None and parser.is_given("blr", argv):
         parser.error("--lr and --blr are both given: use one of them (--lr is absolute)")
-    args.dataset = args.dataset or ("image_folder" if args.data_path else "digits")
+    of_folder = any(getattr(args, name) for name in folders)
+    args.dataset = args.dataset or ("image_folder" if of_folder else "digits")
     tables = {"data set": by_dataset[args.dataset]}
     tables["model"] = by_model.get(getattr(args, "model", None), {})
     dests = {action.dest for action in parser._actions}

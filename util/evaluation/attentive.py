@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from util.data.datasets import Images, Subset
-from util.data.few_labels import held_out
-from util.data.loader import Batches
+from util.data.loader import Batches, open_batches
 from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip
 from util.errors import UsageError
 from util.evaluation.features import FeatureStore, checksum
-from util.evaluation.probes import Probe, TestSet
+from util.evaluation.probes import Probe, TestSet, held_out_tenth
 from util.logging import ProgressLine
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training import optim
@@ -141,7 +140,7 @@ def evaluate(
     trainer = _Trainer(encoder, args, size, device)
     best = rates[0]
     if len(rates) > 1:
-        is_held = held_out(targets.numpy())
+        is_held = held_out_tenth(targets)
         probes = trainer.train(rates, np.flatnonzero(~is_held))
         held = Subset(images, np.flatnonzero(is_held))
         right = [(p == targets[is_held]).sum().item() for p in trainer.predict(probes, held)]
@@ -214,10 +213,7 @@ class _Trainer:
         return torch.cat([self.encoder.encode_tokens(part) for part in parts])
 
     def _batches(self, data: Dataset, size: int, training: bool) -> Batches:
-        return Batches(
-            data, size, training, self.args.seed, num_workers=self.args.num_workers, alone=True,
-            pin_memory=self.device.type == "cuda", max_bad_images=self.args.max_bad_images,
-        )  # fmt: skip
+        return open_batches(self.args, data, training, self.device, batch_size=size, alone=True)
 
 
 def train(
