@@ -38,6 +38,18 @@ def test_an_argument_file_with_comments_and_quotes(tmp_path):
     assert args.keep_epochs == [2, 4]
 
 
+def test_argument_files_build_on_one_another_as_seen_from_their_own_folder(tmp_path):
+    (tmp_path / "ablations").mkdir()
+    (tmp_path / "base.args").write_text("--epochs 7\n--mask_ratio 0.6\n")
+    (tmp_path / "ablations" / "one.args").write_text("@../base.args\n--epochs 8\n")
+    words = [f"@{tmp_path}/ablations/one.args", "--dataset", "digits"]
+    args = main_pretrain.parse_args(words)
+    assert (args.epochs, args.mask_ratio) == (8, 0.6)
+    sources = args.settings.sources
+    assert sources["epochs"] == f"@{tmp_path}/ablations/one.args"
+    assert sources["mask_ratio"] == f"@{tmp_path}/base.args"
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

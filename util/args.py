@@ -1,6 +1,7 @@
 """Command lines: plain argparse with `@file`, the flags that all mains share, and their checks."""
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -16,13 +17,15 @@ _WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*')+""")
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors take one line, and whose `@file` holds flags and # comments."""
+    """argparse whose errors take one line, and whose `@file` holds flags and # comments.
+
+    A file may name further ones, as seen from its own folder; of a flag's values the last counts.
+    """
 
     def __init__(self, *, description: str):
         super().__init__(
-            description=description, fromfile_prefix_chars="@", allow_abbrev=False,
-            formatter_class=_HelpFormatter,
-        )  # fmt: skip
+            description=description, allow_abbrev=False, formatter_class=_HelpFormatter
+        )
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         # shlex's own comments begin inside a word, too: a path with a # would lose its end.
@@ -34,10 +37,8 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"argument file: {error}: {arg_line.strip()}")
 
     def parse_known_args(self, args=None, namespace=None):
-        try:
-            return super().parse_known_args(args, namespace)
-        except (UnicodeDecodeError, RecursionError):
-            self.error("an @file is no text, or names itself: check what stands behind the @")
+        argv = sys.argv[1:] if args is None else args
+        return super().parse_known_args([word for word, _ in self._expanded(argv)], namespace)
 
     def tell_defaults(self, kinds: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
         """Say in the help which defaults depend on the data set or the model.
@@ -55,7 +56,7 @@ class ArgumentParser(argparse.ArgumentParser):
         """Where each given flag comes from: `command line` or `@FILE`, the last one's."""
         found = {}
         flags = {flag: action.dest for action in self._actions for flag in action.option_strings}
-        for word, source in self._expanded(argv, "command line"):
+        for word, source in self._expanded(argv):
             name = word.partition("=")[0]
             if name in flags:
                 found[flags[name]] = source
@@ -64,16 +65,34 @@ class ArgumentParser(argparse.ArgumentParser):
     def is_given(self, name: str, argv: Sequence[str]) -> bool:
         return name in self.sources(argv)
 
-    def _expanded(self, argv: Sequence[str], source: str) -> Iterator[tuple[str, str]]:
-        """Every word of a command line that has been parsed, those of its @files too."""
+    def _expanded(
+        self, argv: Sequence[str], file: str = "", inside: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, str]]:
+        """Every word of a command line, those of its @files in their place, and where it stands.
+
+        Args:
+            file: whose words these are; empty: the command line's. inside: it, and those that
+                name it.
+        """
         for word in argv:
             if not word.startswith("@"):
-                yield word, source
+                yield word, f"@{file}" if file else "command line"
                 continue
-            with open(word[1:]) as file:
-                words = [w for line in file.read().splitlines()
-                         for w in self.convert_arg_line_to_args(line)]  # fmt: skip
-            yield from self._expanded(words, word)
+            path = os.path.normpath(os.path.join(os.path.dirname(file), word[1:]))
+            if path in inside:
+                self.error(f"the @file {path} names itself: take that line out")
+            yield from self._expanded(self._words(path), path, (*inside, path))
+
+    def _words(self, path: str) -> list[str]:
+        """The words of a file of arguments."""
+        try:
+            with open(path) as file:
+                lines = file.read().splitlines()
+        except OSError as error:
+            self.error(f"the @file {path} cannot be read ({error.strerror})")
+        except UnicodeDecodeError:
+            self.error(f"the @file {path} is no text: check what stands behind the @")
+        return [word for line in lines for word in self.convert_arg_line_to_args(line)]
 
     def groups(self) -> dict[str, list[str]]:
         """The flags' names by their group's title, in the order of the help."""
