@@ -20,10 +20,10 @@ from util.checks import image_size
 from util.errors import UsageError
 from util.pos_embed import sincos_pos_embed
 
-# Our choice: a small decoder for the `tiny` encoders.
+# Our choice: a small decoder for the `tiny` and `nano` encoders.
 _TINY_DECODER = dict(decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4)
 SIZES = {
-    name: size | (_TINY_DECODER if name.startswith("vit_tiny") else {})
+    name: size | (_TINY_DECODER if name.startswith(("vit_tiny", "vit_nano")) else {})
     for name, size in ENCODER_SIZES.items()
 }
 
