@@ -21,14 +21,14 @@ from util.data import scenes
 from util.data.ade20k import Labels, load_mapped_images, read_labels
 from util.data.coco import load_coco
 from util.data.jitter import View
-from util.data.stickers import SPLITS
 from util.evaluation.detections import draw_detections
 from util.evaluation.label_pictures import comparison_sheet
 from util.evaluation.visualize import picture_sheet
 
 SIZE = 70  # pixels: 10 x 10 patches of 7
 UNLABELLED, LABELLED = f"{OUTPUT}/scenes", f"{OUTPUT}/labelled_scenes"
-PALETTE = f"{OUTPUT}/palette.txt"
+CLASSES = f"{LABELLED}/classes_and_ground.txt"
+VALIDATION = "instances_validation.json"
 PICTURES = {"segmented": f"{OUTPUT}/segmentation.png", "detected": f"{OUTPUT}/detection.png"}
 # At equal masked samples: four masks of 32 images a step, or one mask of 128.
 PRETRAIN = {
@@ -41,14 +41,14 @@ PRETRAIN_ALL = (
     "--model mimae_vit_tiny_patch7 --min_crop 0.5 --lr 1e-3 --num_workers 0"
 )
 SEGMENT = (
-    f"main_segmentation.py --data_path {LABELLED} --classes {OUTPUT}/classes.txt "
-    f"--palette {PALETTE} --model vit_tiny_patch7 --input_size {SIZE} --decoder_channels 32 "
+    f"main_segmentation.py --data_path {LABELLED} --classes {CLASSES} --first_class 0 "
+    f"--model vit_tiny_patch7 --input_size {SIZE} --decoder_channels 32 "
     "--batch_size 8 --iterations 120 --eval_every 40 --warmup_iterations 20 --lr 2e-3 "
     "--layer_decay 0.8 --scales 0.8 1.25 --max_class_share 1 --num_workers 0"
 )
 DETECT = (
-    f"main_detection.py --data_path {LABELLED} --train_json digits_training.json "
-    f"--val_json digits_validation.json --model vit_tiny_patch7 --input_size {SIZE} "
+    f"main_detection.py --data_path {LABELLED} --train_json instances_training.json "
+    f"--val_json {VALIDATION} --model vit_tiny_patch7 --input_size {SIZE} "
     "--batch_size 4 --iterations 300 --eval_every 300 --warmup_iterations 20 --lr 1e-3 "
     "--lr_schedule cosine --layer_decay 0.8 --drop_path 0 --scales 0.8 1.25 --no-flip "
     "--num_workers 0"
@@ -57,27 +57,13 @@ APS = ("box_AP", "box_AP50", "mask_AP", "mask_AP50")
 
 
 def write_scenes() -> None:
-    """Scenes to pre-train on, and a few with labels.
-
-    Which of ten digits something is takes more training than minutes allow. So all digits are one
-    class: by the palette, which reads a map's numbers as shades of grey, and by a JSON of its own.
-    """
+    """Scenes to pre-train on, and a few with labels; which of ten digits something is takes more
+    training than minutes allow, so all digits are one class."""
     for folder, flags in (
         (UNLABELLED, "--images 3000 --val_images 1"),
-        (LABELLED, "--images 64 --val_images 100 --seed 1"),
+        (LABELLED, "--images 64 --val_images 100 --seed 1 --one_class digit"),
     ):
         scenes.main(scenes.parse_args([folder, "--size", str(SIZE), *flags.split()]))
-    with open(f"{OUTPUT}/classes.txt", "w") as file:
-        file.write("ground\ndigit\n")
-    with open(PALETTE, "w") as file:
-        file.writelines(f"{i} {i} {i} {'digit' if i else 'ground'}\n" for i in range(11))
-    for split in SPLITS:
-        with open(f"{LABELLED}/instances_{split}.json") as file:
-            content = json.load(file)
-        for annotation in content["annotations"]:
-            annotation["category_id"] = 1
-        with open(f"{LABELLED}/digits_{split}.json", "w") as file:
-            json.dump(content | {"categories": [{"id": 1, "name": "digit"}]}, file)
 
 
 def train(encoder: str, seed: int) -> tuple[dict[int, float], dict[str, float]]:
@@ -112,7 +98,7 @@ def predict(task: str, encoder: str, seed: int) -> str:
 
 def draw_segmented(encoders: list[str], seed: int, rows: int = 6) -> None:
     """Image, truth and what each segmenter says, of the first validation scenes."""
-    labels = read_labels(LABELLED, f"{OUTPUT}/classes.txt", 0, PALETTE)
+    labels = read_labels(LABELLED, CLASSES, 0, "")
     truth = load_mapped_images(LABELLED, "validation", labels, 3)
     pairs = [truth.read(i) for i in range(rows)]
     columns = {"truth": [target for _, target in pairs]}
@@ -127,7 +113,7 @@ def draw_segmented(encoders: list[str], seed: int, rows: int = 6) -> None:
 
 def draw_detected(encoders: list[str], seed: int, rows: int = 6) -> None:
     """Truth and what each detector is sure of."""
-    flags = dict(data_path=LABELLED, val_json="digits_validation.json", val_images="", in_chans=3)
+    flags = dict(data_path=LABELLED, val_json=VALIDATION, val_images="", in_chans=3)
     known, _ = load_coco(argparse.Namespace(**flags), "val")
     columns: dict[str, list[Image.Image]] = {"truth": []}
     whole = View((SIZE, SIZE), (SIZE, SIZE), 0, 0, (SIZE, SIZE), flipped=False)

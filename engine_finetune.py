@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,26 +86,36 @@ def train_step(
 @torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision,
-    device: torch.device,
+    device: torch.device, predictions: str = "",
 ) -> dict[str, float]:  # fmt: skip
     """Top-1 and top-5 accuracy (percent) and loss over a whole set, for any number of ranks.
 
     Each image counts once, whatever the world size. All ranks take rank 0's buffers, which are
     those that a checkpoint keeps: BatchNorm's statistics differ since the last step.
+
+    Args:
+        predictions: a file for each image's predicted class and its own, int32 [images, 2].
     """
     distributed.share_buffers(model)
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct, in top 5, loss, images
-    for inputs, targets in batches.epoch():
+    classes = torch.zeros(len(batches.dataset), 2, device=device)  # float32 adds up on any backend
+    for micro, (inputs, targets) in enumerate(batches.epoch()):
         inputs = normalize(inputs.to(device, non_blocking=True))
         targets = targets.to(device, non_blocking=True)
         with precision.autocast():
             logits = model(inputs)
         logits = logits.float()
-        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        classes[batches.own_ids(micro)] = torch.stack([ranked[:, 0], targets], 1).float()
+        hits = ranked == targets[:, None]
         loss = F.cross_entropy(logits, targets, reduction="sum")
         sums += torch.stack(
             [hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(targets), device=device)]
         ).double()
+    if predictions:
+        classes = distributed.reduce_sum(classes).int().cpu().numpy()
+        if distributed.is_main():
+            np.save(predictions, classes)
     correct, in_top5, loss, images = distributed.reduce_sum(sums).tolist()
     return {"acc1": 100 * correct / images, "acc5": 100 * in_top5 / images, "loss": loss / images}

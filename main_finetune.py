@@ -10,6 +10,7 @@ python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth \
 
 import argparse
 import logging
+import os
 
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from util.training import draws, optim, preflight
 from util.training.checkpoint import load_weights
 from util.training.drop_path import DropPaths
 from util.training.metrics import NonFiniteLoss
+from util.training.output import PREDICTIONS
 from util.training.run import Run
 from util.training.weight_mean import WeightMean
 
@@ -200,6 +202,7 @@ def main(args: argparse.Namespace) -> None:
             drop_paths.draw(*draw, len(inputs), run.device)
             return augmentation(inputs, targets, *draw)
 
+        file = os.path.join(args.output_dir, PREDICTIONS)
         while not run.is_finished():
             try:
                 means = train_one_epoch(
@@ -207,7 +210,9 @@ def main(args: argparse.Namespace) -> None:
                 )
                 scores = {}
                 if run.is_due(args.test_every):
-                    found = evaluate(mean.model, val_batches, normalize, precision, run.device)
+                    found = evaluate(
+                        mean.model, val_batches, normalize, precision, run.device, file
+                    )
                     scores = run.with_best(found)
                 run.log_epoch(means, scores)
                 run.save_epoch()

@@ -8,6 +8,7 @@ baselines that a representation has to beat.
 
 import argparse
 import logging
+import os
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from util.training import optim, preflight
 from util.training.checkpoint import load_weights
 from util.training.checkpoint_file import read_checkpoint
 from util.training.metrics import NonFiniteLoss
+from util.training.output import PREDICTIONS
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -187,10 +189,11 @@ def main(args: argparse.Namespace) -> None:
         def prepare(inputs: Tensor, targets: Tensor, *_) -> tuple[Tensor, Tensor]:
             return normalize(inputs), targets
 
+        file = os.path.join(args.output_dir, PREDICTIONS)
         while not run.is_finished():
             try:
                 means = train_one_epoch(model, prepare, optimizer, precision, run)
-                scores = evaluate(trained, val_batches, normalize, precision, run.device)
+                scores = evaluate(trained, val_batches, normalize, precision, run.device, file)
                 run.log_epoch(means, run.with_best(scores))
                 run.save_epoch()
             except NonFiniteLoss as error:

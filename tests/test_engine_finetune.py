@@ -1,5 +1,6 @@
 """Evaluation: accuracy and loss by hand, whatever the batches are."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ class Vectors(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("classes", [3, 9])
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_evaluate_counts_by_hand(classes, batch_size):
+def test_evaluate_counts_by_hand(classes, batch_size, tmp_path):
     torch.manual_seed(0)
     inputs, targets = torch.randn(40, 5), torch.randint(classes, (40,))
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(5, classes)).train()
@@ -33,7 +34,9 @@ def test_evaluate_counts_by_hand(classes, batch_size):
     order = logits.argsort(1, descending=True)
     cpu = torch.device("cpu")
     batches = Batches(Vectors(inputs, targets), batch_size, training=False)
-    found = evaluate(model, batches, nn.Identity(), Precision("none", cpu), cpu)
+    file = str(tmp_path / "predictions.npy")
+    found = evaluate(model, batches, nn.Identity(), Precision("none", cpu), cpu, file)
+    assert np.array_equal(np.load(file), torch.stack([order[:, 0], targets], 1).numpy())
     top1 = sum(order[i, 0] == targets[i] for i in range(40)).item()
     top5 = sum(targets[i] in order[i, :5] for i in range(40))
     assert found["acc1"] == pytest.approx(100 * top1 / 40)

@@ -382,3 +382,16 @@ def test_a_process_that_dies_ends_the_run(tmp_path, monkeypatch):
     assert status == 4 and line.count("\n") == 1 and "--num_workers" in line
     monkeypatch.undo()
     assert write(tmp_path / "out", *FLAGS, "--num_workers", 0) == (0, "")
+
+
+def test_all_objects_of_one_class(digit_scenes, tmp_path):
+    """Only the classes differ: the ground is told from anything that lies on it."""
+    assert write(tmp_path / "one", *FLAGS, "--one_class", "digit") == (0, "")
+    assert (tmp_path / "one/classes_and_ground.txt").read_text() == "ground\ndigit\n"
+    for split in ("training", "validation"):
+        for path in sorted((tmp_path / "one/annotations" / split).iterdir())[:5]:
+            of_ten = np.array(Image.open(digit_scenes / "annotations" / split / path.name))
+            assert np.array_equal(np.array(Image.open(path)), of_ten > 0)
+        content = json.loads((tmp_path / f"one/instances_{split}.json").read_text())
+        assert content["categories"] == [{"id": 1, "name": "digit"}]
+        assert {about["category_id"] for about in content["annotations"]} == {1}

@@ -27,6 +27,14 @@ class World:
     seed: int
     height: int
     width: int
+    one_class: str = ""  # the name of all objects; empty: each has its source's class
+
+    @property
+    def classes(self) -> list[str]:
+        return [self.one_class] if self.one_class else list(self.stickers.classes)
+
+    def class_of(self, thing: "Thing") -> int:
+        return 0 if self.one_class else thing.label
 
 
 @dataclass

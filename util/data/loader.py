@@ -85,6 +85,10 @@ class Batches:
         """Indices of all ranks' images in a micro-batch."""
         return [index for _, index in self._items(epoch, micro_batch)]
 
+    def own_ids(self, micro_batch: int, epoch: int = 0) -> list[int]:
+        """Indices of this rank's images in a micro-batch."""
+        return self.global_ids(epoch, micro_batch)[self.rank :: self.world_size]
+
     def _items(self, epoch: int, micro_batch: int) -> list[tuple[int, int]]:
         """(pass over the data, index) of all ranks' images in a micro-batch."""
         number, place = divmod(epoch * self.length + micro_batch, self.per_pass)

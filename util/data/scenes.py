@@ -7,6 +7,7 @@ OUT gets, for SPLIT in training and validation, which share no source image:
     annotations/SPLIT/00000000.png     ADE20K's label maps: 0 is nothing, classes count from 1
     instances_SPLIT.json               COCO's annotations; category ids are the label map's classes
     classes.txt                        their names, a line each
+    classes_and_ground.txt             the same after `ground`, for maps read with --first_class 0
 Segmentations are polygons along the pixels' edges, or uncompressed RLE for crowds and for what has
 holes; decoded they are the visible mask to the pixel. Beyond COCO's keys, `sources` of an
 annotation names what it was pasted from. A scene is a function of (seed, split, index).
@@ -53,8 +54,8 @@ def write_scene(world: World, out: str, split: str, index: int) -> dict:
     labels = np.zeros((world.height, world.width), dtype=np.uint8)
     annotations = []
     for thing in things:
-        labels[thing.visible] = thing.label + 1
-        about = {"image_id": index + 1, "category_id": thing.label + 1}
+        labels[thing.visible] = number = world.class_of(thing) + 1
+        about = {"image_id": index + 1, "category_id": number}
         about |= segmentation(thing.visible, thing.is_crowd)
         annotations.append(about | {"sources": thing.sources})
     name = f"{index:08d}"
@@ -124,9 +125,10 @@ def write_world(world: World, out: str, counts: dict[str, int], num_workers: int
         for split in counts:
             os.makedirs(f"{out}/{folder}/{split}", exist_ok=True)
     os.makedirs(f"{out}/{UNFINISHED}", exist_ok=True)
-    with open(f"{out}/classes.txt", "w") as file:
-        file.writelines(f"{name}\n" for name in world.stickers.classes)
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(world.stickers.classes)]
+    for name, ground in (("classes", []), ("classes_and_ground", ["ground"])):
+        with open(f"{out}/{name}.txt", "w") as file:
+            file.writelines(f"{name}\n" for name in ground + world.classes)
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(world.classes)]
     splits = {split: {"images": [], "annotations": []} for split in counts}
     progress = ProgressLine("scenes", sum(counts.values()), 1)
     with contextlib.closing(_blocks(world, out, counts, num_workers)) as blocks:
@@ -159,7 +161,7 @@ def open_folder(out: str, flags: dict) -> bool:
         raise UsageError(f"OUT {out} holds other things ({names[0]}): name a new or empty folder")
     with open(f"{out}/{RECORD}") as file:
         known = json.load(file)
-    differing = [name for name in flags if known.get(name) != flags[name]]
+    differing = [name for name in flags if known.get(name, "") != flags[name]]
     if differing:
         raise UsageError(
             f"OUT {out} holds scenes of other flags (--{differing[0]} was "
@@ -178,6 +180,8 @@ def parse_args(argv: list[str] | None = None):
     add("--source", choices=tuple(SOURCES), default="digits", help="what is pasted")
     add("--images", type=number(int, 1), default=2000, help="training scenes")
     add("--val_images", type=number(int, 1), help="validation scenes (default: a fifth as many)")
+    add("--one_class", default="", metavar="NAME",
+        help="all objects are of this class (default: of their sources')")  # fmt: skip
     add("--size", type=number(int, 64, 4096), nargs="+", default=[128], metavar="PX",
         help="pixels: one number, or height and width; at least 64")  # fmt: skip
     add("--seed", type=number(int, 0), default=0, help="every scene is a function of it")
@@ -199,8 +203,8 @@ def main(args) -> None:
     height, width = args.size[0], args.size[-1]
     stickers = SOURCES[args.source](args.data_path, args.download)
     grounds = Photographs(args.grounds) if args.grounds else Textures()
-    world = World(stickers, grounds, args.seed, height, width)
-    names = ("source", "images", "val_images", "seed", "data_path", "grounds")
+    world = World(stickers, grounds, args.seed, height, width, args.one_class)
+    names = ("source", "images", "val_images", "seed", "data_path", "grounds", "one_class")
     flags = {name: getattr(args, name) for name in names}
     flags |= {"size": [height, width], "version": VERSION}
     counts = dict(zip(SPLITS, (args.images, args.val_images), strict=True))
@@ -216,7 +220,7 @@ def main(args) -> None:
         ) from None
     log.info(
         "%s: %d training and %d validation scenes of %d x %d, %d classes, %d objects, %d crowds",
-        args.out, *counts.values(), height, width, len(stickers.classes),
+        args.out, *counts.values(), height, width, len(world.classes),
         *(sum(about["iscrowd"] == is_crowd for about in annotations) for is_crowd in (0, 1)),
     )  # fmt: skip
 

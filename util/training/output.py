@@ -13,9 +13,10 @@ from util.errors import UsageError
 log = logging.getLogger(__name__)
 
 RESULTS = "results.json"
+PREDICTIONS = "test_predictions.npy"  # int32 [images, 2]: the predicted class and the true one
 WRITTEN = (
     "checkpoint-*.pth", "log.txt", RESULTS, "nonfinite.json", "events.*", "reconstructions.png",
-    "predictions.json",
+    "predictions.json", PREDICTIONS,
 )  # fmt: skip
 
 
