@@ -1,5 +1,6 @@
 """One epoch of supervised training, for fine-tuning and linear probing; and evaluation."""
 
+import os
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from util.cluster import distributed
 from util.cluster.distributed import without_exchange
 from util.data.loader import Batches
+from util.training.output import PREDICTIONS
 from util.training.precision import Precision
 from util.training.run import Run
 
@@ -86,7 +88,7 @@ def train_step(
 @torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision,
-    device: torch.device, predictions: str = "",
+    output_dir: str = "",
 ) -> dict[str, float]:  # fmt: skip
     """Top-1 and top-5 accuracy (percent) and loss over a whole set, for any number of ranks.
 
@@ -94,8 +96,9 @@ def evaluate(
     those that a checkpoint keeps: BatchNorm's statistics differ since the last step.
 
     Args:
-        predictions: a file for each image's predicted class and its own, int32 [images, 2].
+        output_dir: gets PREDICTIONS, each image's predicted class and its own, int32 [images, 2].
     """
+    device = precision.device
     distributed.share_buffers(model)
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct, in top 5, loss, images
@@ -113,9 +116,9 @@ def evaluate(
         sums += torch.stack(
             [hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(targets), device=device)]
         ).double()
-    if predictions:
+    if output_dir:
         classes = distributed.reduce_sum(classes).int().cpu().numpy()
         if distributed.is_main():
-            np.save(predictions, classes)
+            np.save(os.path.join(output_dir, PREDICTIONS), classes)
     correct, in_top5, loss, images = distributed.reduce_sum(sums).tolist()
     return {"acc1": 100 * correct / images, "acc5": 100 * in_top5 / images, "loss": loss / images}

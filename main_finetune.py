@@ -10,7 +10,6 @@ python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth \
 
 import argparse
 import logging
-import os
 
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
@@ -31,7 +30,6 @@ from util.training import draws, optim, preflight
 from util.training.checkpoint import load_weights
 from util.training.drop_path import DropPaths
 from util.training.metrics import NonFiniteLoss
-from util.training.output import PREDICTIONS
 from util.training.run import Run
 from util.training.weight_mean import WeightMean
 
@@ -174,7 +172,7 @@ def main(args: argparse.Namespace) -> None:
         shapes = models_encoder.block_shapes(model)
         precision = run.precision(max(dim for _, dim, _ in shapes))
         if args.eval:
-            return run.finish(**evaluate(model, val_batches, normalize, precision, run.device))
+            return run.finish(**evaluate(model, val_batches, normalize, precision))
 
         per_step = args.accum_iter * batches.global_size
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
@@ -202,7 +200,6 @@ def main(args: argparse.Namespace) -> None:
             drop_paths.draw(*draw, len(inputs), run.device)
             return augmentation(inputs, targets, *draw)
 
-        file = os.path.join(args.output_dir, PREDICTIONS)
         while not run.is_finished():
             try:
                 means = train_one_epoch(
@@ -210,9 +207,7 @@ def main(args: argparse.Namespace) -> None:
                 )
                 scores = {}
                 if run.is_due(args.test_every):
-                    found = evaluate(
-                        mean.model, val_batches, normalize, precision, run.device, file
-                    )
+                    found = evaluate(mean.model, val_batches, normalize, precision, args.output_dir)
                     scores = run.with_best(found)
                 run.log_epoch(means, scores)
                 run.save_epoch()

@@ -8,7 +8,6 @@ baselines that a representation has to beat.
 
 import argparse
 import logging
-import os
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,6 @@ from util.training import optim, preflight
 from util.training.checkpoint import load_weights
 from util.training.checkpoint_file import read_checkpoint
 from util.training.metrics import NonFiniteLoss
-from util.training.output import PREDICTIONS
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -165,7 +163,7 @@ def main(args: argparse.Namespace) -> None:
         batches = loader(args, train, run, training=True)
         val_batches = loader(args, val, run, training=False)
         if args.eval:
-            numbers = evaluate(trained, val_batches, normalize, precision, run.device)
+            numbers = evaluate(trained, val_batches, normalize, precision)
             return run.finish(**numbers)
 
         per_step = args.accum_iter * batches.global_size
@@ -189,11 +187,10 @@ def main(args: argparse.Namespace) -> None:
         def prepare(inputs: Tensor, targets: Tensor, *_) -> tuple[Tensor, Tensor]:
             return normalize(inputs), targets
 
-        file = os.path.join(args.output_dir, PREDICTIONS)
         while not run.is_finished():
             try:
                 means = train_one_epoch(model, prepare, optimizer, precision, run)
-                scores = evaluate(trained, val_batches, normalize, precision, run.device, file)
+                scores = evaluate(trained, val_batches, normalize, precision, args.output_dir)
                 run.log_epoch(means, run.with_best(scores))
                 run.save_epoch()
             except NonFiniteLoss as error:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 NORM = partial(nn.LayerNorm, eps=1e-6)
 
-# `tiny` and `nano` are our choice, for images of 8 to 32 pixels on a CPU too: narrower than DeiT-Ti.
+# `tiny` and `nano` are our choice, for images of 8 to 32 pixels on a CPU too.
 SIZES = {
     "vit_nano_patch2": dict(patch_size=2, embed_dim=64, depth=6, num_heads=2),
     "vit_nano_patch7": dict(patch_size=7, embed_dim=64, depth=6, num_heads=2),
