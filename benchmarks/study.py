@@ -10,12 +10,10 @@ import math
 import os
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from util.evaluation import paired
+from util.evaluation.paired import Comparison, compare_seeds
 
 Record = dict
 
@@ -48,22 +46,10 @@ def append(path: str, record: Record) -> None:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-@dataclass
-class Comparison(paired.Difference):
-    """A variant against a reference, by the seeds that both have."""
-
-    num_seeds: int = 1
-
-
 def compare(
     variants: dict[str, list[Record]], reference: list[Record], score: str, num_boots: int = 1000
 ) -> dict[str, Comparison]:
-    """Each variant against the reference, by the seeds that both have.
-
-    The interval adds up two spreads: of the test images, by a bootstrap of the per-image
-    difference (mean over seeds), and of the seeds. Few seeds tell little of their own spread, so
-    that is pooled over the variants, and Student's t counts what was pooled.
-    """
+    """Each variant against the reference, by the seeds that both have."""
     by_seed = {record["seed"]: record for record in reference}
     compared: dict[str, np.ndarray] = {}  # [seeds, images]
     for name, records in variants.items():
@@ -74,16 +60,7 @@ def compare(
         ]
         if rows:
             compared[name] = np.stack(rows)
-    spread, freedom = paired.seed_spread([rows.mean(1) for rows in compared.values()])
-    found = {}
-    for name, rows in compared.items():
-        of_images = 1.96 * paired.bootstrap_spread(rows.mean(0), num_boots)
-        of_seeds = math.inf
-        if freedom:
-            of_seeds = stats.t.ppf(0.975, freedom) * spread / math.sqrt(len(rows))
-        half, mean = math.hypot(of_images, of_seeds), float(rows.mean())
-        found[name] = Comparison(mean, mean - half, mean + half, len(rows))
-    return found
+    return compare_seeds(compared, num_boots)
 
 
 def by_variant(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -105,8 +105,11 @@ def is_given(flag: str, argv: list[str]) -> bool:
     return any(word == flag or word.startswith(flag + "=") for word in argv)
 
 
-def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> None:
+def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[str]:
     """Write the snapshot and submit the job, or print its script.
+
+    Returns:
+        The jobs' numbers; none of a dry run.
 
     Raises:
         UsageError: an unusable flag or folder.
@@ -127,7 +130,7 @@ def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> None:
         print(f"# each task runs, in {os.getcwd()}:")
         for run in runs:
             print(f"#   {main.__name__}.py {shlex.join(run)}")
-        return
+        return []
     if shutil.which("sbatch") is None:
         raise UsageError("sbatch is not on this machine: submit from a login node, or --dry_run")
     code.write()
@@ -141,6 +144,7 @@ def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> None:
     # What a job does is not asked here: without accounting submitit cannot tell and would wait.
     for job in jobs:
         print(f"submitted job {job.job_id}, log: {job.paths.stdout}")
+    return [job.job_id for job in jobs]
 
 
 def sbatch_parameters(

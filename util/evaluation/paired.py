@@ -101,3 +101,32 @@ def seed_spread(rows: list[np.ndarray]) -> tuple[float, int]:
     squares = sum(((row - row.mean()) ** 2).sum() for row in rows)
     freedom = sum(len(row) - 1 for row in rows)
     return (math.sqrt(squares / freedom) if freedom else math.inf), freedom
+
+
+@dataclass
+class Comparison(Difference):
+    """Of two ways of training, by the seeds that both have."""
+
+    num_seeds: int = 1
+
+
+def compare_seeds(rows: dict[str, np.ndarray], num_boots: int = 1000) -> dict[str, Comparison]:
+    """Several comparisons of one score, each over its seeds and test images.
+
+    The interval adds up two spreads: of the test images, by a bootstrap of the per-image
+    difference (mean over seeds), and of the seeds. Few seeds tell little of their own spread, so
+    that is pooled over the comparisons, and Student's t counts what was pooled; with one seed of
+    each it is unknown, and the interval infinite.
+
+    Args:
+        rows: by name the per-image differences in points, [seeds, images].
+    """
+    spread, freedom = seed_spread([row.mean(1) for row in rows.values()])
+    found = {}
+    for name, row in rows.items():
+        of_images, of_seeds = 1.96 * bootstrap_spread(row.mean(0), num_boots), math.inf
+        if freedom:
+            of_seeds = stats.t.ppf(0.975, freedom) * spread / math.sqrt(len(row))
+        half, mean = math.hypot(of_images, of_seeds), float(row.mean())
+        found[name] = Comparison(mean, mean - half, mean + half, len(row))
+    return found

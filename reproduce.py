@@ -1,0 +1,289 @@
+"""From nothing to a table of the paper: everything that it needs is run, in order, and filled in.
+
+    python reproduce.py table3a --scale demo --jobs 2
+    python reproduce.py all --scale small --seeds 0 1 2 --jobs 2
+    python reproduce.py table1 --imagenet IMAGENET --slurm "--nodes 2 --ngpus 8 --partition gpu"
+
+The same command goes on where it ended. What a run was told, and what it said, is in its folder
+below --out; tables are in OUT/SCALE/tables.
+"""
+
+import argparse
+import fcntl
+import logging
+import os
+import time
+
+from reproduction import claims, collect, figures, paper, run_local, run_slurm
+from reproduction.graph import Graph
+from reproduction.scales import MAINS, SCALES, SMALL_SCALES, ImageNet, shown_path
+from reproduction.state import (
+    DONE,
+    OTHER_COMMIT,
+    OTHER_FLAGS,
+    Folder,
+    JobState,
+    status_lines,
+)
+from util import args as arguments
+from util.args import number
+from util.entry import run_main
+from util.errors import RunError, UsageError
+from util.logging import setup_logging
+from util.provenance import commit
+
+log = logging.getLogger(__name__)
+
+PARTS = {"table3": ("table3a", "table3b", "table3c")}
+CHOICES = (*paper.TABLES, *PARTS, "loss_curves", "claims", "all")
+PLACES = {
+    "imagenet": "with train/ and val/", "one_percent_list": "the published list of 1 %",
+    "imagenet_a": "CLASS/IMAGE", "imagenet_c": "CORRUPTION/SEVERITY/CLASS/IMAGE",
+    "coco": "COCO 2017", "ade20k": "ADEChallengeData2016",
+}  # fmt: skip
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = arguments.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("table", nargs="+", choices=CHOICES, metavar="TABLE", help=", ".join(CHOICES))
+    add("--rows", nargs="+", default=[], metavar="ROW", help="only these rows of the tables")
+    add("--scale", choices=SCALES, default="imagenet",
+        help="imagenet: the paper's runs; small: Fashion-MNIST, two cores for a night or a GPU for "
+        "two hours; demo: digits, minutes")  # fmt: skip
+    add("--seeds", type=number(int, 0), nargs="+", default=[0], help="of all runs")
+    add("--out", default="output_dir/reproduction", help="everything is written below it")
+
+    add = parser.add_argument_group("instead of running").add_argument
+    add("--dry_run", action="store_true", help="print the commands of what is missing")
+    add("--status", action="store_true", help="say how far every run is, and the time left")
+    add("--collect", action="store_true", help="write the tables of what is done")
+
+    add = parser.add_argument_group("machines").add_argument
+    add("--jobs", type=number(int, 1), default=1, help="runs at once, on this machine")
+    add("--nproc_per_node", type=number(int, 1), default=1, help="processes of a run: its GPUs")
+    add("--slurm", metavar="FLAGS", help="submit to SLURM with these flags of submitit_launch.py")
+    add("--flags", action="append", default=[], metavar="MAIN=FLAGS",
+        help='more flags for a main, as "main_pretrain=--num_workers 16"')  # fmt: skip
+
+    add = parser.add_argument_group("data at the scale of ImageNet").add_argument
+    for name, text in PLACES.items():
+        add(f"--{name}", default="", help=text)
+    add("--checkpoints", default="", metavar="DIR", help="of the comparison rows' public files")
+
+    add = parser.add_argument_group("whose results count").add_argument
+    add("--commit", help="those of this commit (default: of the code as it is)")
+    add("--any_commit", action="store_true", help="those of any commit")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if args.table == ["all"]:
+        args.table = [*paper.TABLES, "loss_curves", "claims"]
+    args.table = [name for table in args.table for name in PARTS.get(table, (table,))]
+    tables = [paper.TABLES[name] for name in args.table if name in paper.TABLES]
+    known = {row.key: None for table in tables for row in table.rows}
+    unknown = [key for key in args.rows if key not in known]
+    if unknown:
+        parser.error(f"--rows {' '.join(unknown)}: the rows are {', '.join(known)}")
+    if args.slurm is not None and (args.jobs > 1 or args.nproc_per_node > 1):
+        parser.error("--slurm has --nodes and --ngpus: leave --jobs and --nproc_per_node away")
+    args.seeds = list(dict.fromkeys(args.seeds))
+    return args
+
+
+class Reproduction:
+    """The tables that were asked for, with all that they need."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.wanted = None if args.any_commit else args.commit or commit()
+        self.out = os.path.join(args.out, args.scale)
+        self.graph = Graph(
+            self._scale(), shown_path(self.out), shown_path(args.checkpoints or "") * bool(
+                args.checkpoints), self._flags(),
+        )  # fmt: skip
+        self.tables = {name: paper.TABLES[name] for name in args.table if name in paper.TABLES}
+        self._plan()
+
+    def _scale(self):
+        args = self.args
+        if args.scale in SMALL_SCALES:
+            return SMALL_SCALES[args.scale]
+        places = {n: shown_path(getattr(args, n)) for n in PLACES if getattr(args, n)}
+        processes = args.nproc_per_node
+        if args.slurm is not None:
+            processes = run_slurm.processes(args.slurm)
+        return ImageNet(places, processes)
+
+    def _flags(self) -> dict[str, str]:
+        found = {}
+        for text in self.args.flags:
+            main, equals, flags = text.partition("=")
+            if not equals or main not in MAINS.values():
+                names = ", ".join(dict.fromkeys(MAINS.values()))
+                raise UsageError(f"--flags {text} is not MAIN=FLAGS with a main of {names}")
+            found[main] = f"{found.get(main, '')} {flags}"
+        return found
+
+    def _rows(self, table: paper.Table) -> list[paper.Row]:
+        return [row for row in table.rows if not self.args.rows or row.key in self.args.rows]
+
+    def _plan(self) -> None:
+        """Fill the graph.
+
+        Raises:
+            UsageError: there is nothing to run, and what is missing.
+        """
+        reasons = {}
+        for table in self.tables.values():
+            for row in self._rows(table):
+                for column in table.columns:
+                    for seed in self.args.seeds:
+                        source = self.graph.cell(row, column, seed)
+                        if isinstance(source, str) and column in row.columns:
+                            reasons[source] = None
+        if not self.graph.scale.lacks("FT"):
+            for seed in self.args.seeds:
+                for recipe in figures.CURVES if "loss_curves" in self.args.table else ():
+                    self.graph.pretrain(recipe, seed)
+            if "claims" in self.args.table:
+                claims.prepare(self.graph, self.args.seeds)
+        if not self.graph.jobs:
+            reasons = list(reasons) or [self.graph.scale.lacks("FT")]
+            raise UsageError(f"nothing can be run: {'; '.join(reasons)}")
+
+    # ------------------------------------------------------------------------------------- to run
+
+    def states(self) -> list[JobState]:
+        locked = is_locked(self.out)
+        found = []
+        for job in self.graph.in_order():
+            folder = Folder(self.graph, job)
+            attempt = (folder.record().get("attempts") or [{}])[-1]
+            of_slurm = "slurm_job" in attempt
+            is_alive = run_slurm.alive(folder.record()) if of_slurm else locked
+            found.append(folder.state(self.wanted, is_alive))
+        return found
+
+    def refuse_mixtures(self) -> None:
+        """Raises UsageError where a folder holds what another commit or other flags made."""
+        others = [s for s in self.states() if s.state in (OTHER_COMMIT, OTHER_FLAGS)]
+        for found in others:
+            log.error("%s: %s: %s", found.job.name, found.state, found.detail)
+        if others:
+            raise UsageError(
+                f"{others[0].job.name} is {others[0].state}, {len(others)} in all: give another "
+                "--out, the flags of then, --any_commit or --commit; or remove those folders"
+            )
+
+    def dry_run(self) -> None:
+        if self.args.slurm is not None:
+            return run_slurm.SlurmRun(self.graph, self.args.slurm, self.wanted, True).run()
+        for found in self.states():
+            if found.state != DONE:
+                print(run_local.shown(self.graph, found.job, self.args.nproc_per_node))
+
+    def run(self) -> list[str]:
+        """Run or submit what is missing; the jobs that failed."""
+        self.refuse_mixtures()
+        if self.args.slurm is not None:
+            run_slurm.SlurmRun(self.graph, self.args.slurm, self.wanted, False).run()
+            return []
+        return run_local.LocalRun(
+            self.graph, self.args.jobs, self.args.nproc_per_node, self.wanted
+        ).run()
+
+    # --------------------------------------------------------------------------------- to collect
+
+    def collect(self) -> None:
+        """Write the tables and figures, and print the tables."""
+        folder, paths = os.path.join(self.out, "tables"), []
+        for found in self.states():
+            if found.state in (OTHER_COMMIT, OTHER_FLAGS):
+                log.warning("left out: %s is %s: %s", found.job.name, found.state, found.detail)
+        for name, table in self.tables.items():
+            cells = collect.fill(self.graph, table, self._rows(table), self.args.seeds, self.wanted)
+            paths += collect.write(folder, name, table, cells, self.args.scale)
+            print(collect.markdown(name, table, cells, self.args.scale).split("\nRuns:\n")[0])
+            if table.picture and any(cell.values for row in cells for cell in row):
+                paths.append(os.path.join(folder, f"{name}.png"))
+                figures.figure2(cells).save(paths[-1])
+        if "loss_curves" in self.args.table:
+            paths += self._collect_curves(folder)
+        if "claims" in self.args.table:
+            verdicts = claims.judge(self.graph, self.args.seeds, self.wanted)
+            text = claims.markdown(verdicts, self.args.scale)
+            os.makedirs(folder, exist_ok=True)
+            paths.append(os.path.join(folder, "claims.md"))
+            with open(paths[-1], "w") as file:
+                file.write(text)
+            print(text)
+        print("written:", " ".join(paths))
+
+    def _collect_curves(self, folder: str) -> list[str]:
+        logs = figures.losses(self.graph, self.args.seeds[0], self.wanted)
+        if not logs:
+            print("loss curves: neither pre-training is done")
+            return []
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, "loss_curves.png")
+        figures.loss_curves(logs).save(path)
+        return [path]
+
+
+def lock(folder: str):
+    """The folder's lock, held until the process ends; None where another process holds it."""
+    os.makedirs(folder, exist_ok=True)
+    file = open(os.path.join(folder, ".lock"), "w")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def is_locked(folder: str) -> bool:
+    """By another process; this one's own lock does not count."""
+    if not os.path.exists(os.path.join(folder, ".lock")):
+        return False
+    with open(os.path.join(folder, ".lock"), "r+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except OSError:
+            return True
+
+
+def main(args: argparse.Namespace) -> None:
+    setup_logging()
+    started = time.monotonic()
+    todo = Reproduction(args)
+    if args.dry_run:
+        return todo.dry_run()
+    if args.status:
+        at_once = args.jobs if args.slurm is None else max(1, len(todo.graph.jobs))
+        print("\n".join(status_lines(todo.states(), at_once)))
+        return
+    if args.collect:
+        return todo.collect()
+    held = lock(todo.out)
+    if held is None:
+        raise UsageError(
+            f"--out {args.out}: another process runs these tables: wait for it, or see --status"
+        )
+    failed = todo.run()
+    if args.slurm is not None:
+        print("submitted; see --status, and --collect at the end")
+        return
+    todo.collect()
+    print(f"{time.monotonic() - started:.0f} seconds")
+    if failed:
+        raise RunError(f"{len(failed)} runs failed: {', '.join(failed)} (see --status)")
+
+
+if __name__ == "__main__":
+    run_main(main, parse_args)

@@ -1,0 +1,61 @@
+"""The figures: accuracy against the mask ratio, and the losses of a pre-training."""
+
+import json
+import os
+import statistics
+from collections.abc import Sequence
+
+from PIL import Image
+
+from reproduction.collect import Cell
+from reproduction.graph import Graph
+from reproduction.paper import FULL, KINDS_OF_MASKS, RATIOS
+from reproduction.state import DONE, Folder
+from util.evaluation.charts import line_chart
+
+CURVES = {"table3/a_mae": "MAE", FULL: "MI-MAE"}  # recipes of the loss curves
+LOSSES = {
+    "train_rec": "L_rec", "train_max_mi": "L_max", "train_min_mi": "L_min",
+    "train_info_nce_accuracy": "share of masks nearest to one of their image",
+}  # fmt: skip
+
+
+def figure2(cells: Sequence[Sequence[Cell]]) -> Image.Image:
+    """Fine-tuned accuracy by mask ratio, of complete and of four masks; mean and deviation."""
+    by_key = {row[0].row.key: row[0] for row in cells}
+    curves, spreads = {}, {}
+    for kind, title in KINDS_OF_MASKS.items():
+        found = [list(by_key[f"{kind}_{r}"].values.values()) if f"{kind}_{r}" in by_key else []
+                 for r in RATIOS]  # fmt: skip
+        curves[title] = [statistics.mean(values) if values else None for values in found]
+        spreads[title] = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in found]
+    return line_chart("Figure 2: fine-tuned accuracy", "mask ratio", RATIOS, curves, "%", spreads)
+
+
+def losses(graph: Graph, seed: int, wanted: str | None) -> dict[str, list[dict]]:
+    """Of each recipe of CURVES that has run, the lines of its log.txt."""
+    found = {}
+    for recipe, name in CURVES.items():
+        folder = Folder(graph, graph.jobs[graph.pretrain(recipe, seed)])
+        if folder.state(wanted).state == DONE:
+            with open(os.path.join(folder.path, "log.txt")) as file:
+                found[name] = [json.loads(line) for line in file]
+    return found
+
+
+def loss_curves(logs: dict[str, list[dict]]) -> Image.Image:
+    """Each loss by the share of the steps that is done, in one picture of four."""
+    ticks = [f"{share} %" for share in range(10, 101, 10)]
+    charts = []
+    for key, title in LOSSES.items():
+        curves = {}
+        for name, lines in logs.items():
+            places = [line for line in lines if key in line]
+            if places:
+                curves[name] = [places[(len(places) * i - 1) // 10][key] for i in range(1, 11)]
+        charts.append(line_chart(title, "of the steps", ticks, curves, ""))
+    width, height = charts[0].size
+    sheet = Image.new("RGB", (2 * width, 2 * height), "white")
+    for index, chart in enumerate(charts):
+        sheet.paste(chart, (index % 2 * width, index // 2 * height))
+    return sheet

@@ -1,0 +1,133 @@
+"""Run the jobs on this machine, some at once; a failed one does not stop those beside it."""
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+from reproduction.graph import Graph, Job
+from reproduction.scales import ROOT
+from reproduction.state import DONE, LOG, Folder, words_of
+from util.data.loader import num_cores
+from util.errors import EXIT_INTERRUPTED, RunError
+
+log = logging.getLogger(__name__)
+
+
+def command(graph: Graph, job: Job, processes: int) -> list[str]:
+    """Of a job, without the interpreter: processes above 1 are torchrun's."""
+    if job.kind == "scenes":
+        return ["-m", job.main, *graph.arguments(job)]
+    start = []
+    if processes > 1:
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*start, f"{job.main}.py", *graph.arguments(job)]
+
+
+def shown(graph: Graph, job: Job, processes: int) -> str:
+    return shlex.join(["python", *command(graph, job, processes)])
+
+
+class LocalRun:
+    """
+    Args:
+        jobs_at_once: how many processes, or groups of `processes` under torchrun.
+        wanted: the commit whose results count; None: any.
+    """
+
+    def __init__(self, graph: Graph, jobs_at_once: int, processes: int, wanted: str | None):
+        self.graph, self.processes, self.wanted = graph, processes, wanted
+        self.slots = list(range(jobs_at_once))  # those that are free
+        self.running: dict[str, tuple[subprocess.Popen, int, float]] = {}
+        self.is_interrupted = False
+
+    def run(self) -> list[str]:
+        """Run what is missing; the names of the jobs that failed, or that wait for one that did.
+
+        Raises:
+            RunError: a signal came. The jobs that ran have saved, and the same command goes on.
+        """
+        waiting = {job.name: job for job in self.graph.in_order()}
+        done = {name for name, job in waiting.items() if self._is_done(job)}
+        waiting = {name: job for name, job in waiting.items() if name not in done}
+        log.info("%d jobs are done, %d to do", len(done), len(waiting))
+        failed: list[str] = []
+        before = {n: signal.signal(n, self._interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self.running or (waiting and not self.is_interrupted):
+                for name, job in list(waiting.items()):
+                    if any(need in failed for need in job.needs):
+                        log.error("%s is left out: what it needs has failed", name)
+                        failed.append(name)
+                        del waiting[name]
+                    elif self.slots and done.issuperset(job.needs) and not self.is_interrupted:
+                        self._start(job)
+                        del waiting[name]
+                for name, status in self._ended():
+                    (failed.append if status else done.add)(name)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.is_interrupted:
+            raise RunError("interrupted: the same command goes on", EXIT_INTERRUPTED)
+        return failed
+
+    def _is_done(self, job: Job) -> bool:
+        return Folder(self.graph, job).state(self.wanted).state == DONE
+
+    def _start(self, job: Job) -> None:
+        folder, slot = Folder(self.graph, job), self.slots.pop(0)
+        folder.begin()
+        log.info("starts: %s", job.name)
+        with open(os.path.join(folder.path, LOG), "a") as out:
+            process = subprocess.Popen(
+                [sys.executable, *command(self.graph, job, self.processes)], cwd=ROOT, stdout=out,
+                stderr=subprocess.STDOUT, env=self._environment(slot), start_new_session=True,
+            )  # fmt: skip
+        self.running[job.name] = process, slot, time.monotonic()
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        """Of a job: its share of the cores, and GPUs of its own where there are enough."""
+        at_once = len(self.slots) + len(self.running) + 1
+        threads = max(1, num_cores() // (at_once * self.processes))
+        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+        if devices:
+            first = slot * self.processes
+            own = [devices[(first + i) % len(devices)] for i in range(self.processes)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own))
+        return environment
+
+    def _ended(self) -> list[tuple[str, int]]:
+        """Name and status of jobs that have ended by now, after a moment's wait."""
+        time.sleep(0.2)
+        ended = []
+        for name, (process, slot, start) in list(self.running.items()):
+            status = process.poll()
+            if status is None:
+                continue
+            del self.running[name]
+            self.slots = sorted([*self.slots, slot])
+            folder = Folder(self.graph, self.graph.jobs[name])
+            folder.end(status)
+            if status == 0 and folder.results() is None:
+                status = 1  # a run that says it is done wrote its results
+            if status:
+                log.error("failed: %s (%s): %s", name, words_of(status), folder.last_line())
+            else:
+                log.info("done: %s, %.0f s", name, time.monotonic() - start)
+            ended.append((name, status))
+        return ended
+
+    def _interrupt(self, number: int, frame) -> None:
+        """Let the running jobs save; a second signal ends them at once."""
+        kill = signal.SIGKILL if self.is_interrupted else signal.SIGTERM
+        self.is_interrupted = True
+        for process, *_ in self.running.values():
+            os.killpg(process.pid, kill)

@@ -1,0 +1,99 @@
+"""Submit the jobs to SLURM, each to start once those that it needs are done.
+
+A job that is preempted is requeued under its number, so what waits for it (afterok) goes on
+waiting; if it fails for good, SLURM cancels what waits.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import shlex
+import subprocess
+import sys
+
+from reproduction.graph import Graph, Job
+from reproduction.run_local import command
+from reproduction.scales import ROOT
+from reproduction.state import DONE, Folder
+from util.cluster import slurm
+from util.errors import RunError
+
+log = logging.getLogger(__name__)
+
+
+def processes(flags: str) -> int:
+    """Of a job by the launcher's flags."""
+    args, _ = slurm.get_args_parser().parse_known_args(shlex.split(flags))
+    return args.nodes * (args.ngpus or args.tasks_per_node)
+
+
+def alive(record: dict) -> bool:
+    """Whether a job's last attempt is in SLURM's queue, running or waiting."""
+    number = (record.get("attempts") or [{}])[-1].get("slurm_job")
+    if not number:
+        return False
+    try:
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--jobs", number, "--format", "%T"],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return asked.returncode == 0 and bool(asked.stdout.strip())
+
+
+class SlurmRun:
+    """
+    Args:
+        flags: of the launcher, submitit_launch.py's. wanted: the commit whose results count.
+    """
+
+    def __init__(self, graph: Graph, flags: str, wanted: str | None, dry_run: bool):
+        self.graph, self.flags, self.wanted, self.dry_run = graph, flags, wanted, dry_run
+
+    def run(self) -> None:
+        """Submit what is neither done nor in the queue."""
+        numbers: dict[str, str] = {}
+        os.chdir(ROOT)  # where recipes and the jobs' relative paths are
+        for job in self.graph.in_order():
+            folder = Folder(self.graph, job)
+            if folder.state(self.wanted).state == DONE:
+                continue
+            if job.kind == "scenes":
+                self._make_scenes(job, folder)
+            elif alive(folder.record()):
+                numbers[job.name] = folder.record()["attempts"][-1]["slurm_job"]
+            else:
+                needed = [numbers[name] for name in job.needs if name in numbers]
+                numbers[job.name] = self._submit(job, folder, needed)
+
+    def _make_scenes(self, job: Job, folder: Folder) -> None:
+        """Here and now: they take seconds, and every process of a job would make them."""
+        if self.dry_run:
+            print(shlex.join(["python", *command(self.graph, job, 1)]))
+            return
+        folder.begin()
+        made = subprocess.run([sys.executable, *command(self.graph, job, 1)], check=False)
+        folder.end(made.returncode)
+        if made.returncode:
+            raise RunError(f"{job.name} could not be made: see above")
+
+    def _submit(self, job: Job, folder: Folder, needed: list[str]) -> str:
+        """Submit the job; its number, or in a dry run its name."""
+        words = [*shlex.split(self.flags), "--job_dir", folder.path]
+        words += ["--job_name", job.name.replace("/", "-")]
+        if needed:
+            words += ["--dependency", f"afterok:{':'.join(needed)}"]
+            words += ["--sbatch", "kill-on-invalid-dep=yes"]
+        if self.dry_run:
+            print(shlex.join(["python", "submitit_launch.py", job.main, *words, *job.words]))
+            return job.name
+        main = importlib.import_module(job.main)
+        arguments: tuple[argparse.Namespace, list[str]] = slurm.split_args(
+            main, [*words, *self.graph.arguments(job)]
+        )
+        (number,) = slurm.submit(main, *arguments)
+        folder.begin(slurm_job=number)
+        log.info("%s: job %s", job.name, number)
+        return number

@@ -1,0 +1,177 @@
+"""What a recipe becomes: the paper's ImageNet run, a night on Fashion-MNIST, minutes on digits."""
+
+import argparse
+import importlib
+import os
+import re
+from dataclasses import dataclass, field
+
+from models_mimae import resolve_masking
+from util.errors import UsageError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+MAINS = {  # by the kind of a run
+    "scenes": "util.data.scenes", "pretrain": "main_pretrain", "finetune": "main_finetune",
+    "linprobe": "main_linprobe", "one_percent": "main_finetune", "detection": "main_detection",
+    "segmentation": "main_segmentation", "top1": "main_robustness",
+    "robustness": "main_robustness", "evaluate": "main_evaluate",
+}  # fmt: skip
+MODELS = dict(vit_base="vit_base_patch16", vit_small="vit_small_patch16", swin_base="swin_base")
+UNTRAINED = ("robustness", "top1", "evaluate")  # kinds without a training batch
+NEEDS = {  # flags of the data of a column, at the scale of ImageNet; of the others --imagenet
+    "FT1%": ("imagenet", "one_percent_list"), "AP box": ("coco",), "AP mask": ("coco",),
+    "mIoU": ("ade20k",), "A": ("imagenet", "imagenet_a"), "C": ("imagenet", "imagenet_c"),
+}  # fmt: skip
+
+Words = list[str]
+
+
+def shown_path(path: str) -> str:
+    """As seen from the code's folder, where commands run, if it lies in there."""
+    path = os.path.abspath(path)
+    return os.path.relpath(path, ROOT) if path.startswith(ROOT + os.sep) else path
+
+
+def recipe_word(recipe: str) -> str:
+    """As a command line takes it, in the code's folder."""
+    return f"@recipes/{recipe}.args"
+
+
+def recipe_values(kind: str, recipe: str) -> argparse.Namespace:
+    """The flags' values by a recipe, or by default."""
+    parser = importlib.import_module(MAINS[kind]).get_args_parser()
+    return parser.parse_args([f"@{os.path.join(ROOT, recipe_word(recipe)[1:])}"])
+
+
+def recipe_processes(recipe: str) -> int:
+    """For how many processes a recipe's --batch_size is, by the command in its header."""
+    with open(os.path.join(ROOT, recipe_word(recipe)[1:])) as file:
+        return int(re.search(r"--nproc_per_node (\d+)", file.read())[1])
+
+
+@dataclass(frozen=True)
+class SmallScale:
+    """The recipes with the files of recipes/NAME laid over them, other models and fewer epochs.
+
+    Args:
+        share: of a recipe's passes over the images, each mask counted. samples: masked, of a step.
+        models: in place of the recipes'. patches: of an image. scenes: util.data.scenes' flags.
+    """
+
+    name: str
+    share: float
+    samples: int
+    models: dict[str, str]
+    scenes: str
+    patches: int = 16
+
+    def pretrain(self, recipe: str) -> tuple[Words, float]:
+        """Flags after the recipe, and how many passes over the images they make."""
+        args = recipe_values("pretrain", recipe)
+        method, _, model = args.model.partition("_")
+        num_masks = resolve_masking(self.patches, args.num_masks, args.mask_ratio)[0]
+        epochs = max(1, round(_passes(args) * self.share / num_masks))
+        words = self._overlay("simmim" if model.startswith("swin") else "pretrain")
+        words += ["--model", f"{method}_{self.models[model]}", "--epochs", str(epochs)]
+        words += ["--warmup_epochs", f"{epochs * args.warmup_epochs / args.epochs:g}"]
+        words += ["--batch_size", str(max(1, self.samples // num_masks)), "--keep_epochs"]
+        if args.lr_milestones:
+            milestones = [f"{epochs * epoch / args.epochs:g}" for epoch in args.lr_milestones]
+            words += ["--lr_milestones", *milestones]
+        return words, epochs * num_masks
+
+    def evaluation(self, kind: str, recipe: str, family: str, scenes: str) -> Words:
+        """Flags after the recipe of an evaluation.
+
+        Args:
+            scenes: their folder.
+        """
+        words = self._overlay(kind)
+        if kind in ("detection", "segmentation"):
+            words += ["--data_path", scenes]
+        if kind == "detection":
+            words += ["--train_json", "instances_training.json"]
+            words += ["--val_json", "instances_validation.json"]
+        if kind == "segmentation":
+            words += ["--classes", f"{scenes}/classes_and_ground.txt"]
+        if kind not in UNTRAINED:
+            words += self._overlay("swin") if family.startswith("swin") else []
+            words += ["--model", self.models[MODELS[family]]]
+        return words
+
+    def lacks(self, column: str) -> str:
+        """Why there can be no such number; empty if there can."""
+        return "no such test set at this scale" if column == "A" else ""
+
+    def _overlay(self, kind: str) -> Words:
+        return [recipe_word(f"{self.name}/{kind}")]
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """The paper's runs.
+
+    Args:
+        places: folders and files by the flag that names them. processes: of each run.
+    """
+
+    places: dict[str, str] = field(default_factory=dict)
+    processes: int = 8
+    name: str = "imagenet"
+    scenes: str = ""
+
+    def pretrain(self, recipe: str) -> tuple[Words, float]:
+        words = ["--data_path", self.places["imagenet"], *self._batch("pretrain", recipe)]
+        return words, _passes(recipe_values("pretrain", recipe))
+
+    def evaluation(self, kind: str, recipe: str, family: str, scenes: str) -> Words:
+        if kind in ("robustness", "top1"):
+            words = ["--imagenet", os.path.join(self.places["imagenet"], "val")]
+            for name in ("imagenet_a", "imagenet_c") if kind == "robustness" else ():
+                words += [f"--{name}", self.places[name]] if self.places.get(name) else []
+            return words
+        data = {"detection": "coco", "segmentation": "ade20k"}.get(kind, "imagenet")
+        words = ["--data_path", self.places[data]]
+        if kind == "one_percent":
+            words += ["--subset_file", self.places["one_percent_list"]]
+        return words + ([] if kind in UNTRAINED else self._batch(kind, recipe))
+
+    def lacks(self, column: str) -> str:
+        missing = [n for n in NEEDS.get(column, ("imagenet",)) if not self.places.get(n)]
+        return f"needs {' and '.join(f'--{name}' for name in missing)}" if missing else ""
+
+    def _batch(self, kind: str, recipe: str) -> Words:
+        """The recipe's images of a step, spread over this scale's processes."""
+        batch_size, meant = recipe_values(kind, recipe).batch_size, recipe_processes(recipe)
+        if meant == self.processes:
+            return []
+        if batch_size * meant % self.processes:
+            raise UsageError(
+                f"{recipe_word(recipe)} has {batch_size * meant} images in a step, which "
+                f"{self.processes} processes cannot share evenly: start another number of them"
+            )
+        return ["--batch_size", str(batch_size * meant // self.processes)]
+
+
+def _passes(args: argparse.Namespace) -> float:
+    """Over the images, each mask counted."""
+    return args.epochs * (args.num_masks or max(2, round(1 / (1 - args.mask_ratio))))
+
+
+Scale = SmallScale | ImageNet
+SMALL_SCALES = {
+    "demo": SmallScale(
+        "demo", 0.06, 128,
+        dict(vit_base_patch16="vit_tiny_patch2", vit_small_patch16="vit_nano_patch2",
+             swin_base="swin_mini_patch2"),
+        "--source digits --size 64 --images 200 --val_images 60 --one_class digit",
+    ),
+    "small": SmallScale(
+        "small", 0.12, 256,
+        dict(vit_base_patch16="vit_tiny_patch7", vit_small_patch16="vit_nano_patch7",
+             swin_base="swin_mini_patch2"),
+        "--source fashion_mnist --size 70 --images 400 --val_images 100 --one_class garment",
+    ),
+}  # fmt: skip
+SCALES = (*SMALL_SCALES, "imagenet")

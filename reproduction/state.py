@@ -1,0 +1,169 @@
+"""How far the jobs are, by what lies in their folders: job.json, results.json and log.out."""
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reproduction.graph import Graph, Job
+from util import errors
+from util.provenance import commit
+from util.training.output import RESULTS
+
+RECORD, LOG = "job.json", "log.out"
+STATUSES = {
+    1: "an error that is not the user's",
+    errors.EXIT_USAGE: "bad input",
+    errors.EXIT_NONFINITE: "the loss became NaN",
+    errors.EXIT_DATA: "too many broken images, or a loader's worker died",
+    errors.EXIT_MEMORY: "out of memory",
+    errors.EXIT_LOST_RANKS: "ranks were lost",
+    errors.EXIT_INTERRUPTED: "interrupted after a checkpoint",
+}
+DONE, RUNNING, FAILED, MISSING = "done", "running", "failed", "missing"
+OTHER_FLAGS, OTHER_COMMIT = "done with other flags", "done by another commit"
+
+
+def words_of(status: int) -> str:
+    """An exit status in words."""
+    if status < 0 or status in (130, 137, 143):
+        return f"ended by signal {-status if status < 0 else status - 128}"
+    return STATUSES.get(status, f"exit status {status}")
+
+
+@dataclass
+class JobState:
+    """
+    Args:
+        state: one of the words above. detail: of a failure, and of what is not to be mixed.
+        results: of results.json, where the job is done; seconds: that all of its attempts took.
+    """
+
+    job: Job
+    state: str
+    detail: str = ""
+    results: dict | None = None
+    seconds: float = 0.0
+
+
+class Folder:
+    """A job's folder, and what stands in it."""
+
+    def __init__(self, graph: Graph, job: Job):
+        self.job, self.path = job, graph.folder(job.name)
+        self.command = [job.main, *graph.arguments(job)]
+
+    def record(self) -> dict:
+        return _read_json(os.path.join(self.path, RECORD)) or {}
+
+    def write(self, **changes) -> None:
+        """Change job.json, at once or not at all."""
+        os.makedirs(self.path, exist_ok=True)
+        path = os.path.join(self.path, RECORD)
+        with open(f"{path}.part", "w") as file:
+            json.dump(self.record() | changes, file, indent=1)
+        os.replace(f"{path}.part", path)
+
+    def begin(self, **about) -> None:
+        """Write down that an attempt begins."""
+        attempts = [*self.record().get("attempts", []), {"start": time.time()} | about]
+        self.write(command=self.command, commit=commit(), attempts=attempts)
+
+    def end(self, status: int) -> None:
+        attempts = self.record()["attempts"]
+        attempts[-1] |= {"end": time.time(), "status": status}
+        self.write(attempts=attempts)
+
+    def results(self) -> dict | None:
+        """What the job wrote at its end; None before it."""
+        if self.job.kind == "scenes":
+            is_done = os.path.exists(f"{self.path}/instances_validation.json")
+            is_done = is_done and not os.path.exists(f"{self.path}/unfinished")
+            return {"commit": self.record().get("commit")} if is_done else None
+        return _read_json(os.path.join(self.path, RESULTS))
+
+    def last_line(self) -> str:
+        """Of the job's log."""
+        try:
+            with open(os.path.join(self.path, LOG), "rb") as file:
+                file.seek(max(0, os.path.getsize(file.name) - 4000))
+                lines = file.read().decode(errors="replace").split("\n")
+        except OSError:
+            return ""
+        return next((line.split("\r")[-1].strip() for line in reversed(lines) if line.strip()), "")
+
+    def state(self, wanted: str | None, is_alive: bool = False) -> JobState:
+        """
+        Args:
+            wanted: the commit whose results count; None: any. is_alive: whether who started the
+                last attempt still waits for it.
+        """
+        record, results = self.record(), self.results()
+        attempts = record.get("attempts", [])
+        seconds = sum(a["end"] - a["start"] for a in attempts if "end" in a)
+        found = JobState(self.job, MISSING, "", results, seconds)
+        if attempts and "status" not in attempts[-1] and is_alive:
+            found.state, found.detail = RUNNING, self.last_line()
+        elif record.get("command", self.command) != self.command:
+            if results or attempts:
+                found.state, found.detail = OTHER_FLAGS, " ".join(record["command"])
+        elif results:
+            found.state = DONE
+            found.seconds = seconds or results.get("seconds", 0.0)
+            if wanted and results.get("commit") != wanted:
+                found.state, found.detail = OTHER_COMMIT, str(results.get("commit"))
+        elif attempts and attempts[-1].get("status"):
+            status = attempts[-1]["status"]
+            found.state, found.detail = FAILED, f"{words_of(status)}: {self.last_line()}"
+            if status == errors.EXIT_INTERRUPTED or status < 0:
+                found.state, found.detail = MISSING, words_of(status)
+        return found
+
+
+def _read_json(path: str) -> dict | None:
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def seconds_left(states: Sequence[JobState], at_once: int) -> tuple[float, list[str]]:
+    """What is missing will take, by what runs of its kind took; and kinds of which none is done.
+
+    Args:
+        at_once: how many run side by side.
+    """
+    rates: dict[str, list[float]] = defaultdict(list)
+    for found in states:
+        if found.state == DONE and found.seconds:
+            rates[found.job.kind].append(found.seconds / found.job.work)
+    left, unknown = 0.0, set()
+    for found in states:
+        if found.state == DONE:
+            continue
+        if found.job.kind in rates:
+            known = rates[found.job.kind]
+            left += found.job.work * sum(known) / len(known)
+        else:
+            unknown.add(found.job.kind)
+    return left / at_once, sorted(unknown)
+
+
+def status_lines(states: Sequence[JobState], at_once: int) -> list[str]:
+    """A line for each job, and their sum."""
+    lines = []
+    for found in states:
+        took = f"{found.seconds:7.0f} s" if found.seconds else " " * 9
+        detail = f"  {found.detail}" if found.detail else ""
+        lines.append(f"{found.state:8s} {took}  {found.job.name}{detail}")
+    kinds = [found.state for found in states]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    left, unknown = seconds_left(states, at_once)
+    line = f"{len(states)} jobs: {counts}"
+    if any(kind != DONE for kind in kinds):
+        line += f"; about {left / 60:.0f} minutes left" if left else ""
+        line += f"; no {', '.join(unknown)} is done yet to tell by" if unknown else ""
+    return [*lines, line]
