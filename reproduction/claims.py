@@ -111,7 +111,7 @@ SIDE_BY_SIDE = {  # of Table 5's rows; what the JSON calls it
                                             "accuracy under corruptions"),
     "MI-MAE above MAE, logistic regression": ("evaluate", "evaluation.json", "encoders",
                                               "logistic, chosen"),
-    "MI-MAE above MAE, k-NN": ("evaluate", "evaluation.json", "encoders", "knn, chosen"),
+    "MI-MAE above MAE, k-NN": ("evaluate", "evaluation.json", "encoders", "k-NN, chosen"),
 }  # fmt: skip
 
 
@@ -223,7 +223,11 @@ def _side_by_side(
             why = f"{found.job.name}: {found.state}" if found else "data is missing"
             continue
         with open(os.path.join(graph.folder(job.name), file)) as opened:
-            differences.append(json.load(opened)[group][mimae][f"against {mae}"][name])
+            against = json.load(opened)[group][mimae][f"against {mae}"]
+        if name in against:
+            differences.append(against[name])
+        else:
+            why = f"{job.name} has no {name}"
     one = _over_seeds(differences)
     return Verdict(text, None, one, _word(one) if one else "", why)
 

@@ -84,10 +84,15 @@ class Folder:
             return {"commit": self.record().get("commit")} if is_done else None
         return _read_json(os.path.join(self.path, RESULTS))
 
+    def log(self) -> str:
+        """The newest log: of the last SLURM job, or of what ran on this machine."""
+        number = (self.record().get("attempts") or [{}])[-1].get("slurm_job")
+        return f"{self.path}/slurm/{number}_0_log.out" if number else f"{self.path}/{LOG}"
+
     def last_line(self) -> str:
         """Of the job's log."""
         try:
-            with open(os.path.join(self.path, LOG), "rb") as file:
+            with open(self.log(), "rb") as file:
                 file.seek(max(0, os.path.getsize(file.name) - 4000))
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
@@ -114,6 +119,9 @@ class Folder:
             found.seconds = seconds or results.get("seconds", 0.0)
             if wanted and results.get("commit") != wanted:
                 found.state, found.detail = OTHER_COMMIT, str(results.get("commit"))
+        elif attempts and "slurm_job" in attempts[-1]:
+            found.state = FAILED
+            found.detail = self.last_line() or "cancelled before it began: what it needs failed"
         elif attempts and attempts[-1].get("status"):
             status = attempts[-1]["status"]
             found.state, found.detail = FAILED, f"{words_of(status)}: {self.last_line()}"
