@@ -23,6 +23,7 @@ NEEDS = {  # flags of the data of a column, at the scale of ImageNet; of the oth
     "FT1%": ("imagenet", "one_percent_list"), "AP box": ("coco",), "AP mask": ("coco",),
     "mIoU": ("ade20k",), "A": ("imagenet", "imagenet_a"), "C": ("imagenet", "imagenet_c"),
 }  # fmt: skip
+UNEVEN = 0.02  # by so much a step may differ where processes cannot share it evenly
 
 Words = list[str]
 
@@ -146,12 +147,13 @@ class ImageNet:
         batch_size, meant = recipe_values(kind, recipe).batch_size, recipe_processes(recipe)
         if meant == self.processes:
             return []
-        if batch_size * meant % self.processes:
+        of_each = round(batch_size * meant / self.processes)
+        if abs(of_each * self.processes / (batch_size * meant) - 1) > UNEVEN:
             raise UsageError(
                 f"{recipe_word(recipe)} has {batch_size * meant} images in a step, which "
                 f"{self.processes} processes cannot share evenly: start another number of them"
             )
-        return ["--batch_size", str(batch_size * meant // self.processes)]
+        return ["--batch_size", str(of_each)]
 
 
 def _passes(args: argparse.Namespace) -> float:
