@@ -48,20 +48,22 @@ def fill(graph: Graph, table: Table, rows: Sequence[Row], seeds: Sequence[int],
 def _cell(
     graph: Graph, row: Row, column: str, seeds: Sequence[int], wanted: str | None
 ) -> Cell:  # fmt: skip
-    cell = Cell(row, column)
+    cell, reasons = Cell(row, column), []
     for seed in seeds:
         source = graph.cell(row, column, seed)
         if isinstance(source, str):
-            cell.why = source
-            continue
+            cell.why = source  # the same for each seed
+            return cell
         found = Folder(graph, graph.jobs[source.job]).state(wanted)
         value = (found.results or {}).get(source.key)
         if found.state != DONE:
-            cell.why = f"seed {seed}: {found.state}{': ' if found.detail else ''}{found.detail}"
+            words = [f"seed {seed}: {found.state}", *([found.detail] if found.detail else [])]
+            reasons.append(": ".join(words))
         elif value is None:
-            cell.why = f"seed {seed}: {found.job.name} has no {source.key}"
+            reasons.append(f"seed {seed}: {found.job.name} has no {source.key}")
         else:
             cell.values[seed], cell.runs[seed] = float(value), found
+    cell.why = "; ".join(reasons)
     return cell
 
 

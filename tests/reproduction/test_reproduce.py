@@ -1,0 +1,188 @@
+"""reproduce.py as it is used: from nothing to a table, interrupted, failing, twice at once."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import reproduce
+from util.entry import run_main
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = [
+    *("--scale", "demo", "--commit", "test"),
+    *("--flags", "main_pretrain=--max_steps 2", "--flags", "main_finetune=--max_steps 2"),
+    *("--flags", "main_linprobe=--max_steps 2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _commit(monkeypatch):
+    """Edits during the tests are no other commit."""
+    monkeypatch.setenv("MIMAE_COMMIT", "test")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def here(*words) -> tuple[int, str, str]:
+    """Run the command in this process: status, stdout, stderr."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run_main(reproduce.main, lambda: reproduce.parse_args([str(w) for w in words]))
+        except SystemExit as end:
+            status = end.code or 0
+    return status, out.getvalue(), err.getvalue()
+
+
+def refused(*words) -> str:
+    status, _, err = here(*words)
+    line = err.strip().splitlines()[-1]
+    assert status == 2, err
+    return line
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """(a) and (c) of Table 3a, in few steps."""
+    out = tmp_path_factory.mktemp("reproduction")
+    environment = os.environ | {"MIMAE_COMMIT": "test", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "reproduce.py", "table3a", "--rows", "a", "c", "--jobs", "2"]
+    done = subprocess.run(
+        [*words, "--out", str(out), *SHORT], cwd=ROOT, env=environment, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+ASKED = ("table3a", "--rows", "a", "c")
+
+
+def test_from_nothing_to_a_table(table):
+    out, said = table
+    lines = (out / "demo/tables/table3a.md").read_text().splitlines()
+    scores = {}
+    for row, name in (("(a) L_rec: MAE", "table3-a_mae"), ("(c) L_max", "table3-c_max_only")):
+        for kind in ("finetune", "linprobe"):
+            results = json.loads((out / f"demo/seed-0/{kind}/{name}/results.json").read_text())
+            scores[row, kind] = f"{results['test_acc1']:.1f}"
+        (line,) = (line for line in lines if line.startswith(f"| {row} "))
+        assert [scores[row, "finetune"], scores[row, "linprobe"]] == re.findall(r"\d+\.\d", line)[
+            :: 2 if "82.2" in line else 1
+        ]
+        assert line in said
+    assert (out / "demo/tables/table3a.tex").exists() and (out / "demo/tables/table3a.csv").exists()
+
+
+def test_what_is_done_is_not_done_again(table):
+    out, _ = table
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint-last.pth")}
+    status, said, err = here(*ASKED, "--out", out, *SHORT)
+    assert status == 0 and "(a) L_rec: MAE" in said, err
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("checkpoint-last.pth")}
+    status, said, _ = here(*ASKED, "--out", out, *SHORT, "--status")
+    assert status == 0 and said.splitlines()[-1] == "6 jobs: 6 done"
+    assert here(*ASKED, "--out", out, *SHORT, "--dry_run")[1] == ""
+
+
+def test_another_row_takes_what_is_there(table):
+    out, _ = table
+    _, said, _ = here("table3a", "--rows", "a", "b", "--out", out, *SHORT, "--dry_run")
+    assert [line.split()[1] for line in said.splitlines()] == [
+        "main_pretrain.py",
+        "main_finetune.py",
+    ]
+
+
+def test_other_flags_and_commits_are_shown_and_not_mixed(table):
+    out, _ = table
+    line = refused(*ASKED, "--out", out, *SHORT, "--flags", "main_finetune=--epochs 3")
+    assert "is done with other flags, 2 in all" in line
+    changed = [word if word != "test" else "another" for word in SHORT]
+    assert "is done by another commit, 6 in all" in refused(*ASKED, "--out", out, *changed)
+    status, said, err = here(*ASKED, "--out", out, *changed, "--collect")
+    assert status == 0 and "done by another commit: test" in said + err
+    assert "| (a) L_rec: MAE |  |  | 82.2 |  |  |" in said
+    status, said, _ = here(*ASKED, "--out", out, *changed, "--collect", "--any_commit")
+    assert status == 0 and "| (a) L_rec: MAE |  |  | 82.2 |" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("table3a", "--rows", "z"), ("--rows z", "the rows are a, b, c, d, e, f")),
+     (("table9",), ("table9", "table1")),
+     (("table1",), ("nothing can be run", "--imagenet")),
+     (("table3a", "--flags", "main_pretend=--epochs 1"), ("main_pretend", "main_pretrain")),
+     (("table3a", "--slurm", "--nodes 2", "--jobs", "2"), ("--slurm", "--jobs"))],
+)  # fmt: skip
+def test_bad_input_is_one_line(words, said, tmp_path):
+    line = refused(*words, "--out", tmp_path / "out")
+    assert all(word in line for word in said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_process_on_the_same_table_is_refused(tmp_path):
+    words = ["table3a", "--rows", "a", "--out", str(tmp_path)]
+    first = subprocess.Popen(
+        [sys.executable, "reproduce.py", *words, *SHORT], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        record = tmp_path / "demo/seed-0/pretrain/table3-a_mae/job.json"
+        wait_for(record.exists)
+        assert "another process runs these tables" in refused(*words, *SHORT)
+        _, said, _ = here(*words, *SHORT, "--status")
+        assert said.startswith("running")
+        # A signal: the run saves and says so, and so does the command.
+        log = record.with_name("log.out")
+        wait_for(lambda: "epoch 0" in log.read_text() or record.with_name("results.json").exists())
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 75
+    finally:
+        first.kill()
+    status, _, err = here(*words, *SHORT)
+    assert status == 0, err
+    attempts = json.loads(record.read_text())["attempts"]
+    assert attempts[-1]["status"] == 0 and len(attempts) <= 2
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
+    """The pre-training of (a) cannot begin: its folder's checkpoint is a broken file."""
+    broken = tmp_path / "demo/seed-0/pretrain/table3-a_mae"
+    broken.mkdir(parents=True)
+    (broken / "checkpoint-last.pth").write_text("broken")
+    status, said, err = here("table3c", "table3a", "--rows", "a", "independent", "--out", tmp_path,
+                             *SHORT)  # fmt: skip
+    assert status == 1 and "3 runs failed: seed-0/pretrain/table3-a_mae" in err
+    assert "seed-0/finetune/table3-a_mae is left out: what it needs has failed" in said + err
+    assert "| (a) L_rec: MAE |  |  | 82.2 |  |  |" in said
+    (line,) = (line for line in said.splitlines() if line.startswith("| independent |"))
+    assert re.search(r"\| \d+\.\d \| 82.6 \|", line)
+    _, said, _ = here("table3a", "--rows", "a", "--out", tmp_path, *SHORT, "--status")
+    assert re.search(r"failed .*table3-a_mae  bad input: .*error: ", said)
+
+
+def test_slurm_gets_the_graph_as_dependencies(tmp_path):
+    """Without SLURM: what would be submitted."""
+    status, said, err = here(*ASKED, "--out", tmp_path, *SHORT, "--slurm", "--nodes 1 --ngpus 4",
+                             "--dry_run")  # fmt: skip
+    assert status == 0, err
+    first, second, *_ = said.splitlines()
+    assert first.startswith("python submitit_launch.py main_pretrain --nodes 1 --ngpus 4")
+    assert "--dependency afterok:seed-0/pretrain/table3-a_mae" in second
+    assert "--dependency" not in first and not list(tmp_path.rglob("*.sh"))
