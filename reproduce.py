@@ -101,6 +101,8 @@ class Reproduction:
         self.args = args
         self.wanted = None if args.any_commit else args.commit or commit()
         self.out = os.path.join(args.out, args.scale)
+        # Asked once, before this process has the lock: closing the file would give it up.
+        self.is_running = is_locked(self.out)
         self.graph = Graph(
             self._scale(), shown_path(self.out), shown_path(args.checkpoints or "") * bool(
                 args.checkpoints), self._flags(),
@@ -158,13 +160,12 @@ class Reproduction:
     # ------------------------------------------------------------------------------------- to run
 
     def states(self) -> list[JobState]:
-        locked = is_locked(self.out)
         found = []
         for job in self.graph.in_order():
             folder = Folder(self.graph, job)
             attempt = (folder.record().get("attempts") or [{}])[-1]
             of_slurm = "slurm_job" in attempt
-            is_alive = run_slurm.alive(folder.record()) if of_slurm else locked
+            is_alive = run_slurm.alive(folder.record()) if of_slurm else self.is_running
             found.append(folder.state(self.wanted, is_alive))
         return found
 
@@ -247,7 +248,7 @@ def lock(folder: str):
 
 
 def is_locked(folder: str) -> bool:
-    """By another process; this one's own lock does not count."""
+    """Whether another process holds the folder's lock."""
     if not os.path.exists(os.path.join(folder, ".lock")):
         return False
     with open(os.path.join(folder, ".lock"), "r+") as file:

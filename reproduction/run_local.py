@@ -119,7 +119,7 @@ class LocalRun:
             if status == 0 and folder.results() is None:
                 status = 1  # a run that says it is done wrote its results
             if status:
-                log.error("failed: %s (%s): %s", name, words_of(status), folder.last_line())
+                log.error("failed: %s (%s): %s", name, words_of(status), folder.last_line(True))
             else:
                 log.info("done: %s, %.0f s", name, time.monotonic() - start)
             ended.append((name, status))

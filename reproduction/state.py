@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -89,15 +90,17 @@ class Folder:
         number = (self.record().get("attempts") or [{}])[-1].get("slurm_job")
         return f"{self.path}/slurm/{number}_0_log.out" if number else f"{self.path}/{LOG}"
 
-    def last_line(self) -> str:
-        """Of the job's log."""
+    def last_line(self, of_failure: bool = False) -> str:
+        """Of the job's log; `of_failure`: that of the run's own error, where it has one."""
         try:
             with open(self.log(), "rb") as file:
                 file.seek(max(0, os.path.getsize(file.name) - 4000))
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             return ""
-        return next((line.split("\r")[-1].strip() for line in reversed(lines) if line.strip()), "")
+        said = [line.split("\r")[-1].strip() for line in reversed(lines) if line.strip()]
+        own = [line for line in said if re.match(r"(\[rank \d+\] )?error: ", line)]
+        return next(iter(own if of_failure and own else said), "")
 
     def state(self, wanted: str | None, is_alive: bool = False) -> JobState:
         """
@@ -121,10 +124,10 @@ class Folder:
                 found.state, found.detail = OTHER_COMMIT, str(results.get("commit"))
         elif attempts and "slurm_job" in attempts[-1]:
             found.state = FAILED
-            found.detail = self.last_line() or "cancelled before it began: what it needs failed"
+            found.detail = self.last_line(True) or "cancelled before it began: what it needs failed"
         elif attempts and attempts[-1].get("status"):
             status = attempts[-1]["status"]
-            found.state, found.detail = FAILED, f"{words_of(status)}: {self.last_line()}"
+            found.state, found.detail = FAILED, f"{words_of(status)}: {self.last_line(True)}"
             if status == errors.EXIT_INTERRUPTED or status < 0:
                 found.state, found.detail = MISSING, words_of(status)
         return found

@@ -305,7 +305,7 @@ def parse_args(
     argv = sys.argv[1:] if argv is None else list(argv)
     by_dataset, by_model = defaults.by_dataset(job), defaults.by_model(job)
     parser.tell_defaults({"data set": by_dataset, "model": by_model})
-    _refuse_second_lr(parser, argv)
+    refuse_second_rate(parser, argv)
     args = parser.parse_args(argv)
     if getattr(args, "lr", None) is not None and parser.is_given("blr", argv):
         parser.error("--lr and --blr are both given: use one of them (--lr is absolute)")
@@ -332,7 +332,21 @@ def parse_args(
     return args
 
 
-def _refuse_second_lr(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    for flag in ("--lr", "--blr"):
+RATES = ("--lr", "--blr")
+
+
+def refuse_second_rate(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """End with an error where the command line itself, not its @files, gives a rate twice."""
+    for flag in RATES:
         if sum(word == flag or word.startswith(flag + "=") for word in argv) > 1:
             parser.error(f"{flag} is given twice: keep one")
+
+
+def last_rates(argv: Sequence[str]) -> list[str]:
+    """A command line with its @files written out, without the rates that a later one replaces."""
+    kept = list(argv)
+    for flag in RATES:
+        places = [i for i, w in enumerate(kept) if w == flag or w.startswith(flag + "=")]
+        for place in reversed(places[:-1]):
+            del kept[place : place + (2 if kept[place] == flag else 1)]
+    return kept

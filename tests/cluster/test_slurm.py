@@ -17,6 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_pretrain
+import reproduce
 from tests.slurm.cluster import Cluster, wait_for, why_not_here
 from util.cluster.slurm import ROOT, launch
 
@@ -246,3 +247,61 @@ def test_job_goes_on_after_its_time_limit(disturbed, timed_out, undisturbed):
 def test_cancelled_job_stays_cancelled(cluster, disturbed, timed_out):
     timed_out.wait(lambda: timed_out.number not in cluster.run("squeue", "-h"), "the end")
     assert timed_out.state()["JobState"] == "CANCELLED"
+
+
+REPRODUCE = ["--scale", "demo", "--slurm", "--nodes 1 --ngpus 0 --cpus_per_task 1 --timeout 30"]
+STEPS = ["--flags", "main_pretrain=--max_steps 60 --log_every 1", "--flags",
+         "main_finetune=--max_steps 4"]  # fmt: skip
+
+
+class Reproduction:
+    """One row of Table 3c: a pre-training, and its fine-tuning that depends on it."""
+
+    def __init__(self, cluster: Cluster, out: Path):
+        self.cluster, self.out = cluster, out
+        self.words = ["table3c", "--rows", "independent", "--out", str(out), *REPRODUCE, *STEPS]
+        self.folders = [
+            out / "demo/seed-0" / kind / "table3-independent" for kind in ("pretrain", "finetune")
+        ]
+
+    def run(self, *words: str) -> str:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            reproduce.main(reproduce.parse_args([*self.words, *words]))
+        return said.getvalue()
+
+    def numbers(self) -> list[str]:
+        records = [json.loads((folder / "job.json").read_text()) for folder in self.folders]
+        return [record["attempts"][-1]["slurm_job"] for record in records]
+
+    def states(self) -> list[str]:
+        return [self.cluster.job(number)["JobState"] for number in self.numbers()]
+
+    def log(self) -> str:
+        path = self.folders[0] / f"slurm/{self.numbers()[0]}_0_log.out"
+        return path.read_text() if path.exists() else ""
+
+
+def test_a_preempted_parent_keeps_its_children_waiting(cluster, tmp_path):
+    made = Reproduction(cluster, tmp_path / "kept")
+    broken = Reproduction(cluster, tmp_path / "broken")
+    broken.folders[0].mkdir(parents=True)
+    (broken.folders[0] / "checkpoint-last.pth").write_text("broken")
+    for one in (made, broken):
+        one.run()
+    parent, child = made.numbers()
+    assert f"afterok:{parent}" in cluster.job(child)["Dependency"]
+    wait_for(lambda: len(re.findall(r"^epoch 0 ", made.log(), re.M)) >= 5, "five steps", PATIENCE)
+    cluster.run("scancel", "--signal=USR2", parent)  # as preemption does
+    wait_for(lambda: cluster.job(parent)["Restarts"] == "1", "the requeue", PATIENCE)
+    assert cluster.job(child)["JobState"] == "PENDING"
+    assert made.run("--status").splitlines()[0].startswith("running")
+    assert made.run() and made.numbers() == [parent, child]  # nothing is submitted twice
+    wait_for(lambda: made.states() == ["COMPLETED"] * 2, "the end of both", PATIENCE)
+    score = json.loads((made.folders[1] / "results.json").read_text())["test_acc1"]
+    assert f"| independent |  | {score:.1f} | 82.6 |" in made.run("--collect")
+    # Of a parent that fails for good SLURM cancels the children.
+    wait_for(lambda: broken.states() == ["FAILED", "CANCELLED"], "the failure", PATIENCE)
+    failed, cancelled, _ = broken.run("--status").splitlines()
+    assert "failed" in failed and "error: " in failed
+    assert "cancelled before it began: what it needs failed" in cancelled

@@ -124,6 +124,20 @@ def test_argument_files_are_read_at_submission(tmp_path):
     assert rest[:2] == ["--num_masks", "2"]
 
 
+def test_a_rate_replaces_the_files(tmp_path, capsys):
+    """Written out for the job, the @file's rate and the later one would be two."""
+    recipe, later = tmp_path / "recipe.args", tmp_path / "later.args"
+    recipe.write_text("--blr 1e-4\n--epochs 3\n")
+    later.write_text("--blr=2e-3\n")
+    for words, blr in (([f"@{later}"], 2e-3), (["--blr", "5e-3"], 5e-3)):
+        _, rest = split_args(main_pretrain, [f"@{recipe}", *DIGITS, *words])
+        args = main_pretrain.parse_args(rest)
+        assert (args.blr, args.epochs) == (blr, 3)
+    with pytest.raises(SystemExit):
+        split_args(main_pretrain, [*DIGITS, "--blr", "1e-3", "--blr", "2e-3"])
+    assert "--blr is given twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "argv, said",
     [

@@ -55,7 +55,7 @@ def test_a_failure_is_said_in_words_with_the_logs_last_line(graph, status, state
     folder = Folder(graph, graph.jobs[PRETRAIN])
     folder.begin()
     with open(folder.log(), "w") as log:
-        log.write("starts\nhalf a bar\rwhole bar\nerror: --lr is NaN\n\n")
+        log.write("starts\nhalf a bar\rwhole bar\nerror: --lr is NaN\nsrun: ends\n\n")
     folder.end(status)
     found = folder.state("abc")
     assert found.state == state and words in found.detail

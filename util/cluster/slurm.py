@@ -88,7 +88,9 @@ def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, l
     """
     parser = get_args_parser()
     parser.prog = f"launcher of {main.__name__}"
+    arguments.refuse_second_rate(parser, argv)
     launcher_args, rest = parser.parse_known_args(argv)  # which reads every @file
+    rest = arguments.last_rates(rest)
     main_args = main.parse_args(rest)
     if launcher_args.array and (is_given("--seed", rest) or is_given("--output_dir", rest)):
         raise UsageError("--array sets --seed and --output_dir itself: use --job_dir instead")
