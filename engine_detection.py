@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from util.cluster import distributed
 from util.cluster.distributed import without_exchange
@@ -21,14 +20,14 @@ Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]  # as the loader give
 
 def train_one_round(
     model: nn.Module, prepare: Prepare, optimizer: torch.optim.Optimizer, precision: Precision,
-    run: Run, average: AveragedModel | None = None,
+    run: Run, after_update: Callable[[int], None] = lambda step: None,
 ) -> dict[str, float]:  # fmt: skip
     """Train the rest of the round in which `run.progress` stands.
 
     Args:
         model: images and targets -> losses by name; maybe inside DDP.
         prepare: copies a micro-batch to the device and draws for drop path and the sampled RoIs.
-        average: follows the weights, where there is one.
+        after_update: called with a step's number once it has changed the weights.
 
     Returns:
         The round's means over all ranks, as `train_step` gives them.
@@ -40,8 +39,7 @@ def train_one_round(
             prepare(*batch, step, micro) for micro, batch in enumerate(micro_batches)
         )  # fmt: skip
         losses = train_step(model, prepared, num_micro, optimizer, precision, run.args.clip_grad)
-        if average is not None:
-            average.update_parameters(distributed.unwrap(model))
+        after_update(step)
         run.after_step(losses)
     return run.close_epoch()
 

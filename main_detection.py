@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import models_encoder
 import models_maskrcnn
@@ -29,11 +28,12 @@ from util.entry import run_main
 from util.evaluation.coco_ap import require_evaluator
 from util.evaluation.detections import write_detections
 from util.training import optim, preflight
-from util.training.checkpoint import load_weights, read_checkpoint
+from util.training.checkpoint import load_weights
 from util.training.drop_path import DropPaths
 from util.training.metrics import NonFiniteLoss
 from util.training.roi_sampling import RoISampling
 from util.training.run import Run
+from util.training.weight_mean import WeightMean
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--window", type=number(int, 1), default=models_maskrcnn.WINDOW,
         help="tokens that a ViT's windows are wide; the last block of each quarter has none",
     )  # fmt: skip
-    add("--ema", type=number(float, 0, 1), metavar="DECAY",
-        help="evaluate a running mean of the weights, which decays so in each step: 0.9999",
-    )  # fmt: skip
+    arguments.add_ema_flag(add)
 
     add = parser.add_argument_group("augmentation").add_argument
     add("--scales", type=number(float, 0.01), nargs=2, default=[0.1, 2.0], metavar="FACTOR",
@@ -100,17 +98,8 @@ def build_model(
     encoder = models_encoder.build_backbone(pretrained, args, load=not is_trained)
     model = models_maskrcnn.build_detector(encoder, num_classes, args.mean, args.std, args.window)
     if is_trained:
-        load_weights(model, trained_weights(args.resume, pretrained), args.resume)
+        load_weights(model, pretrained.raw, args.resume)
     return model
-
-
-def trained_weights(path: str, pretrained: models_vit.Pretrained) -> dict[str, Tensor]:
-    """A checkpoint's weights; their running mean where it has one."""
-    mean = read_checkpoint(path).get("average")
-    if mean is None:
-        return pretrained.raw
-    prefix = "module."
-    return {k.removeprefix(prefix): v for k, v in mean.items() if k.startswith(prefix)}
 
 
 def describe(
@@ -176,12 +165,12 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         optimizer = optim.adamw(groups)
         preflight.report(args, model, batches, precision, 1, shapes, run.device)
-        objects = dict(model=model, optimizer=optimizer, scaler=precision.scaler)
-        average = None
-        if args.ema is not None:
-            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema))
-            objects["average"], evaluated = average, average.module
-        run.start(objects, describe(args, encoder, categories), batches)
+        mean = WeightMean(model, args.ema_decay)
+        evaluated = mean.model
+        run.start(
+            mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler),
+            describe(args, encoder, categories), batches,
+        )  # fmt: skip
         drop_paths, sampling = DropPaths(model, args.seed), RoISampling(model, args.seed)
         if args.compile:
             distributed.compile_in_place(model.backbone, args.grad_checkpointing)
@@ -196,7 +185,7 @@ def main(args: argparse.Namespace) -> None:
 
         while not run.is_finished():
             try:
-                means = train_one_round(wrapped, prepare, optimizer, precision, run, average)
+                means = train_one_round(wrapped, prepare, optimizer, precision, run, mean.update)
                 scores = evaluate(evaluated, val_batches, detect, truth, args.output_dir)
                 run.log_epoch(means, run.with_best(scores, "box_AP"))
                 run.save_epoch()

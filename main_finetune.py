@@ -66,9 +66,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--cls_token", action="store_false", dest="global_pool", help="classify the class token")
     add("--drop_path", type=number(float, 0, 0.99), default=0.1, help="of the last block")
     add("--layer_decay", type=number(float, 0, 1), default=0.65, help="of the learning rate")
-    add("--ema_decay", type=number(float, 0, 1), default=0.0,
-        help="test and save the running mean of the weights, which forgets at this rate at most "
-        "(at first faster); 0: none")  # fmt: skip
+    arguments.add_ema_flag(add)
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
     add("--test_every", type=number(int, 1), default=1,
         help="epochs between tests; after the last one there always is one")  # fmt: skip

@@ -58,7 +58,7 @@ def detected(run_main_script, tmp_path_factory):
     outcome = run_main_script(
         MAIN, "--data_path", data, *MODEL, "--batch_size", 4, "--iterations", 24, "--eval_every",
         12, "--warmup_iterations", 4, "--lr", 2e-3, "--lr_schedule", "cosine", "--layer_decay", 1,
-        "--drop_path", 0, "--scales", 0.8, 1.2, "--ema", 0.8, "--log_every", 10,
+        "--drop_path", 0, "--scales", 0.8, 1.2, "--ema_decay", 0.8, "--log_every", 10,
         folder=tmp_path_factory.mktemp("detection"),
     )  # fmt: skip
     outcome.data = data
@@ -80,6 +80,8 @@ def test_it_learns_and_logs_by_rounds(detected):
 def test_eval_reproduces_what_training_logged(run_main_here, detected):
     """With the running mean of the weights, in batches of another size."""
     saved = detected.folder / "checkpoint-last.pth"
+    state = torch.load(saved, weights_only=True)
+    assert any(not torch.equal(v, state["model"][k]) for k, v in state["trained"].items())
     outcome = run_main_here(
         MAIN, "--eval", "--resume", saved, "--data_path", detected.data, "--batch_size", 3
     )
@@ -114,7 +116,7 @@ def test_predictions_of_a_folder(run_main_here, detected, tmp_path):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--input_size", 32, 48, "--accum_iter", 2, "--amp", "bf16", "--ema", 0.9),
+        ("--input_size", 32, 48, "--accum_iter", 2, "--amp", "bf16", "--ema_decay", 0.9),
         ("--model", "swin_mini_patch2", "--input_size", 32),
         ("--grad_checkpointing", "--window", 3, "--clip_grad", 1),
     ],

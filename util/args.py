@@ -226,6 +226,13 @@ def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
     add("--max_steps", type=number(int, 1), help="end after this many optimiser steps in all")
 
 
+def add_ema_flag(add: Callable) -> None:
+    """Of the mains that can test and save a `WeightMean`; `add`: of an argument group."""
+    add("--ema_decay", type=number(float, 0, 1), default=0.0,
+        help="test and save the running mean of the weights, which forgets at this rate at most "
+        "(at first faster); 0: none")  # fmt: skip
+
+
 def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group = parser.add_argument_group("run")
     add = group.add_argument

@@ -36,8 +36,8 @@ SEGMENTATION = (
 ).split()
 DETECTION = (
     "--model vit_tiny_patch4 --input_size 32 --batch_size 2 --iterations 6 --eval_every 4 "
-    "--warmup_iterations 2 --lr 1e-3 --drop_path 0.3 --ema 0.9 --save_every_steps 1 --log_every 1 "
-    "--device cpu"
+    "--warmup_iterations 2 --lr 1e-3 --drop_path 0.3 --ema_decay 0.9 --save_every_steps 1 "
+    "--log_every 1 --device cpu"
 ).split()
 FLAGS = {
     "main_pretrain": PRETRAIN,
