@@ -1,6 +1,7 @@
 """Fine-tuning end to end on digits, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,26 @@ def test_the_mean_of_the_weights_is_what_is_tested_and_saved(drawn, run_main_her
     assert outcome.results()["acc1"] == pytest.approx(drawn.results()["test_acc1_of_draws"][0])
     state = weights(saved.parent)
     assert not torch.equal(state["model"]["head.weight"], state["trained"]["head.weight"])
+
+
+def test_a_run_goes_on_with_a_mean_or_without_as_it_began(drawn, run_main_here, tmp_path):
+    """Else it is refused, and the folder stays as it is."""
+    plain = tuple(word for word in FEW if word not in ("--ema_decay", 0.8))
+    cut = tmp_path / "cut"
+    assert run_main_here("main_finetune", *plain, "--max_steps", 3, folder=cut).status == 0
+    meant = shutil.copytree(drawn.folder / "draw-0", tmp_path / "meant")
+    for folder, flags, words in (
+        (cut, FEW, ("no running mean", "--ema_decay 0.8: leave it away")),
+        (meant, plain, ("a running mean", "--ema_decay 0: restore --ema_decay 0.8")),
+    ):
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        for resume in ("auto", folder / "checkpoint-last.pth"):
+            outcome = run_main_here("main_finetune", *flags, "--resume", resume, folder=folder)
+            assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome.err
+            assert all(word in outcome.err for word in words), outcome.err
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    went_on = run_main_here("main_finetune", *plain, "--resume", "auto", folder=cut)
+    assert went_on.status == 0 and went_on.log()[-1]["epoch"] == 1, went_on.err
 
 
 def test_draws_that_contradict_other_flags(refuses, tmp_path):

@@ -30,6 +30,7 @@ from util.training.checkpoint_file import (
 log = logging.getLogger(__name__)
 
 LAST = "checkpoint-last.pth"
+TRAINED = "trained"  # the weights that training goes on with, where `model` is their running mean
 
 
 class Stateful(Protocol):
@@ -266,13 +267,15 @@ class Checkpointer:
         return state, chosen[0]
 
     def _load(self, state: dict, path: str) -> None:
-        absent = [key for key in (*self.objects, "progress", "config") if key not in state]
+        wanted = (*self.objects, "progress", "config")
+        absent = [key for key in wanted if key not in state and key != TRAINED]
         if absent:
             raise UsageError(
                 f"--resume {path} lacks {', '.join(absent)}: it is no checkpoint of this main "
                 "(weights alone go to --finetune)"
             )
         self._check_same_run(state, path)
+        self._check_mean(state, path)
         load_weights(self.objects["model"], state["model"], path)
         for name, obj in self.objects.items():
             if name != "model" and state[name]:  # a scaler that was off has none
@@ -340,6 +343,20 @@ class Checkpointer:
                     f"--resume {path} stands inside an epoch with {key} {saved.get(key)}, this "
                     f"run has {self.config[key]}: restore {flags}"
                 )
+
+    def _check_mean(self, state: dict, path: str) -> None:
+        """With a running mean of the weights, `model` is it and not what training goes on with."""
+        if (TRAINED in state) == (TRAINED in self.objects):
+            return
+        if not hasattr(self.args, "ema_decay"):
+            raise UsageError(f"--resume {path} has a running mean of weights: it is another main's")
+        decay = state.get("args", {}).get("ema_decay")
+        found = "a" if TRAINED in state else "no"
+        fix = "leave it away" if TRAINED in self.objects else f"restore --ema_decay {decay}"
+        raise UsageError(
+            f"--resume {path} has {found} running mean of the weights, this run "
+            f"--ema_decay {self.args.ema_decay:g}: {fix}"
+        )
 
 
 def _shown(value: Any) -> str:

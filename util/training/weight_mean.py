@@ -3,7 +3,7 @@
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from util.training.checkpoint import Stateful
+from util.training.checkpoint import TRAINED, Stateful
 
 
 class WeightMean:
@@ -28,7 +28,8 @@ class WeightMean:
 
     def objects(self) -> dict[str, Stateful]:
         """What a checkpoint saves."""
-        return dict(model=self.model, trained=self.trained) if self.mean else dict(model=self.model)
+        own = {TRAINED: self.trained} if self.mean else {}
+        return {"model": self.model} | own
 
     def update(self, step: int) -> None:
         """Take in the weights after a step, numbered from 0; the first ones replace the mean."""
