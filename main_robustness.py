@@ -24,7 +24,7 @@ from models_vit import Pretrained
 from util import args as arguments
 from util.args import number
 from util.checks import image_size
-from util.cluster import distributed
+from util.cluster import agreement, distributed
 from util.data import imagenet
 from util.data.corruptions import CORRUPTIONS, SEVERITIES
 from util.data.datasets import DATASETS
@@ -186,8 +186,10 @@ def class_names(pretrained: Pretrained, num_logits: int, args: argparse.Namespac
 
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
-        words = zip(args.names, args.checkpoints, strict=True)
-        classifiers = [open_classifier(args, name, path) for name, path in words]
+        words = list(zip(args.names, args.checkpoints, strict=True))
+        classifiers = agreement.all_or_none(
+            lambda: [open_classifier(args, name, path) for name, path in words]
+        )
         precision = run.precision(min(one.width for one in classifiers))
         # Classifiers with the same view of the images share them.
         groups: dict[str, list[Classifier]] = {}
@@ -201,7 +203,8 @@ def main(args: argparse.Namespace) -> None:
             protocol += robustness_report.protocol(flags, sets)
             real = None
             if args.real_labels:  # then ImageNet itself is the first set
-                real = read_real_labels(args.real_labels, sets[0].images, members[0].classes)
+                of_images = (args.real_labels, sets[0].images, members[0].classes)
+                real = agreement.all_or_none(lambda known=of_images: read_real_labels(*known))
             while sets:
                 test_set = sets.pop(0)  # and with it the images that it keeps
                 for classifier in members:

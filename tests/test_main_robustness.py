@@ -194,6 +194,46 @@ def test_what_is_missing_is_an_error_or_is_said(run_main_here, refuses, trees, t
     refuses(*flags, *few, tmp_path / "c", names=("snow/1 has other images than fog/1",))
 
 
+def lacks_something(rank: int, folder: str, flags: list[str]) -> list:
+    own = Path(folder) / ("whole", "other")[rank]
+    words = [word.replace("OWN", str(own)) for word in flags]
+    outcome = run_in_process("main_robustness", *words, "--num_workers", 0, folder=own / "out")
+    return [outcome.status, outcome.err.removeprefix(f"[rank {rank}] ")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("OWN/biased.pth", "--imagenet_a", "BOTH/a"), "rank 1: OWN/biased.pth is no checkpoint"),
+        (("BOTH/biased.pth", "--imagenet_a", "OWN/a"), "rank 1: --imagenet_a OWN/a is not a"),
+        (("BOTH/biased.pth", "--imagenet", "BOTH/val", "--real_labels", "OWN/real.json"),
+         "rank 1: --real_labels OWN/real.json"),
+        (("BOTH/biased.pth", "--data_path", "OWN"), "rank 1: --data_path OWN/val is not a folder"),
+        (("BOTH/biased.pth", "--imagenet_c", "OWN/c", "--corruptions", "snow"),
+         "rank 1: --imagenet_c OWN/c lacks 5 of 5 folders"),
+        (("BOTH/biased.pth", "--imagenet_c", "OWN/c", "--corruptions", "fog"),
+         "different test sets: rank 1 without fog 3"),
+        (("BOTH/biased.pth", "--imagenet_r", "OWN/r"),
+         "different ImageNet-R images: 2 images on rank 0, 1 images on rank 1"),
+    ],
+    ids=lambda words: words[1][2:] + words[-1][-4:] if isinstance(words, tuple) else "",
+)  # fmt: skip
+def test_a_rank_that_lacks_something_ends_all_with_one_line(trees, tmp_path, flags, says):
+    """OWN is a folder that each rank has for itself, rank 1 little of it."""
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    shutil.copytree(trees, whole)
+    (whole / "real.json").write_text(json.dumps([[1]] * 50_000))
+    for part in ("r", "c/fog"):
+        shutil.copytree(trees / part, other / part)
+    shutil.rmtree(other / "c" / "fog" / "3")
+    shutil.rmtree(other / "r" / IN_BOTH[0])
+    flags = [word.replace("BOTH", str(trees)) for word in (*flags, "--partial")]
+    answers = in_ranks(lacks_something, 2, tmp_path, str(tmp_path), flags)
+    assert [status for status, _ in answers] == [2, 2], answers
+    assert answers[0] == answers[1] and answers[0][1].count("\n") == 1, answers
+    assert says.replace("OWN", str(other)) in answers[0][1]
+
+
 def test_images_of_another_size_are_refused(refuses, trees):
     flags = ("main_robustness", trees / "biased.pth", "--num_workers", 0, "--partial")
     refuses(*flags, "--imagenet_a", trees / "a", "--stored", "ImageNet-A",

@@ -296,7 +296,8 @@ def load_images(args, split: str) -> Images:
             ranks, where one of them lacks it or has other images than the others.
     """
     images = agreement.all_or_none(lambda: _load_own(args, split))
-    check_same(images.targets, images.classes, f"{split} images")
+    drawn = ", --subset_file and --train_fraction" if split == "train" else ""
+    check_same(images.targets, images.classes, f"{split} images", "--data_path" + drawn)
     return images
 
 

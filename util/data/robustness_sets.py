@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as VF
 
 from util.checks import image_size
+from util.cluster import agreement
 from util.data import imagenet
 from util.data.corrupt_folder import RECORD
 from util.data.corruptions import MIN_SIDE, Corruption
@@ -24,6 +25,7 @@ from util.data.datasets import (
     load_images,
     load_test_folder,
 )
+from util.data.same_data import check_same
 from util.data.transforms import ResizeCenterCrop
 from util.errors import UsageError
 
@@ -102,15 +104,24 @@ class AsStored:
 
 
 def open_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]:
-    """All test sets that the flags name, as a classifier of these classes sees them.
+    """All test sets that the flags name, as a classifier of these classes sees them. For all ranks.
 
     Args:
         args: with the classifier's `input_size` and `in_chans`. classes: its logits' names.
 
     Raises:
-        UsageError: folders that are not what their flags say, or of which something is missing.
+        UsageError: folders that are not what their flags say, or of which something is missing; on
+            all ranks, where one of them lacks it or has other images than the others.
     """
-    clean = _clean_sets(args, classes)
+    # What a data set's name says is opened for all ranks; of folders each rank opens its own.
+    named = load_images(args, "val") if _is_named(args) else None
+    sets = agreement.all_or_none(lambda: _open(args, classes, named))
+    _check_same_sets(sets)
+    return sets
+
+
+def _open(args: argparse.Namespace, classes: Sequence[str], named: Images | None) -> list[TestSet]:
+    clean = _clean_sets(args, classes, named)
     if args.imagenet_c:
         corrupted = _stored_corruptions(args, classes)
     elif args.corrupt:
@@ -120,6 +131,30 @@ def open_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]
     else:
         corrupted = []
     return [_cut_down(one, args.max_images) for one in (*clean, *corrupted)]
+
+
+def _check_same_sets(sets: list[TestSet]) -> None:
+    by_rank = agreement.gather([one.name for one in sets])
+    for name in sorted(set().union(*by_rank)):
+        who = agreement.groups([name in names for names in by_rank])
+        if False in who:
+            raise UsageError(
+                f"the ranks see different test sets: {who[False]} without {name}: give all of them "
+                "the same folders"
+            )
+    for one in sets:
+        check_same(one.images.targets, one.images.classes, f"{one.name} images", "folders")
+
+
+def _folders(args: argparse.Namespace) -> list[str]:
+    """Those of ImageNet's test sets that the flags name."""
+    return [f for p in imagenet.TEST_SETS.values() if (f := getattr(args, p.flag[2:]))]
+
+
+def _is_named(args: argparse.Namespace) -> bool:
+    """The clean images are a data set's, and in no folder of class folders."""
+    of_imagenet = _folders(args) or (args.imagenet_c and not args.data_path)
+    return not of_imagenet and args.dataset != "image_folder"
 
 
 def is_published(args: argparse.Namespace) -> bool:
@@ -147,7 +182,10 @@ def _view(args: argparse.Namespace, name: str, place: str) -> View:
     return ResizeCenterCrop(size, crop_share, interpolation)
 
 
-def _clean_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]:
+def _clean_sets(
+    args: argparse.Namespace, classes: Sequence[str], named: Images | None
+) -> list[TestSet]:
+    """Args: named: the images of --dataset, unless they lie in class folders."""
     sets = []
     for name, published in imagenet.TEST_SETS.items():
         folder = getattr(args, published.flag[2:])
@@ -163,11 +201,11 @@ def _clean_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSe
             sets.append(TestSet(name, images, view, competing=competing))
     if sets or (args.imagenet_c and not args.data_path):
         return sets
-    if args.dataset == "image_folder":
+    if named is None:
         folder = os.path.join(args.data_path, "val")
         images = load_test_folder(folder, list(classes), args.in_chans, "--data_path")
     else:
-        images = load_images(args, "val")
+        images = named
         if images.classes != list(classes):
             raise UsageError(
                 f"a classifier of {len(classes)} logits ({', '.join(classes[:3])}, …) cannot be "

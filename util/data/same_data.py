@@ -8,11 +8,14 @@ from util.cluster import agreement, distributed
 from util.errors import UsageError
 
 
-def check_same(targets: np.ndarray, classes: list[str], what: str) -> None:
+def check_same(
+    targets: np.ndarray, classes: list[str], what: str, given: str = "--data_path"
+) -> None:
     """Agree on the number of images, the class list and the labels.
 
     Args:
-        targets: [images]. what: names the data in the error.
+        targets: [images]. what: names the data in the error. given: and this what it
+            follows from.
 
     Raises:
         UsageError: on all ranks; the line says what differs, and on which ranks.
@@ -32,10 +35,7 @@ def check_same(targets: np.ndarray, classes: list[str], what: str) -> None:
         found = f"other labels, or another order: {_listed([f'{s:08x}' for s in label_sums], '')}"
     else:
         return
-    raise UsageError(
-        f"the ranks see different {what}: {found}; give all of them the same --data_path, "
-        "--subset_file and --train_fraction"
-    )
+    raise UsageError(f"the ranks see different {what}: {found}; give all of them the same {given}")
 
 
 def _listed(values, noun: str) -> str:
