@@ -182,6 +182,19 @@ def test_validation_of_other_categories_is_refused(refuses, detected, tmp_path):
     refuses(MAIN, "--eval", "--resume", saved, "--data_path", tmp_path, names=("category 9",))
 
 
+def test_going_on_with_other_classes_names_the_flags_that_there_are(refuses, detected, tmp_path):
+    data = shutil.copytree(detected.data, tmp_path / "data")
+    for file in data.glob("instances_*.json"):
+        file.write_text(file.read_text().replace('"green"', '"blue"'))
+    saved = detected.folder / "checkpoint-last.pth"
+    line = refuses(MAIN, "--data_path", data, *MODEL, *SHORT, "--eval_every", 12, "--resume", saved,
+                   names=("for classes", "restore --data_path and --train_json\n"))  # fmt: skip
+    assert "--classes" not in line
+    line = refuses(MAIN, "--data_path", detected.data, *MODEL, *SHORT, "--eval_every", 12,
+                   "--ema_decay", 0.8, "--input_size", 64, "--resume", saved,
+                   names=("another architecture", "Check --model and --input_size\n"))  # fmt: skip
+
+
 def test_without_the_evaluator_one_line_says_what_to_install(refuses, scenes, monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     refuses(MAIN, "--data_path", scenes, names=("pip install faster-coco-eval",))

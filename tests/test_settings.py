@@ -33,6 +33,14 @@ def test_each_value_knows_where_it_comes_from(tmp_path):
     assert found["mask_ratio"] == f"@{file}"  # the last one counts
 
 
+def test_flags_are_named_that_the_main_has():
+    named = main_finetune.parse_args([]).settings.named
+    assert named("dataset", "lambda_min", "data_path", "classes", "seed") == (
+        "--dataset, --data_path and --seed"
+    )
+    assert named("iterations", "draw") == "--draw" and named("iterations") == ""
+
+
 def test_a_models_default_beats_the_data_sets():
     args = main_pretrain.parse_args(["--model", "simmim_swin_mini_patch2"])
     assert args.input_size == [32] and args.settings.sources["input_size"] == "model"

@@ -34,6 +34,12 @@ class Settings:
     def is_given(self, name: str) -> bool:
         return self.sources.get(name, "").startswith(GIVEN)
 
+    def named(self, *names: str) -> str:
+        """Those of these flags that the main has, as `--a, --b and --c`; empty: it has none."""
+        known = [name for group in self.groups.values() for name in group]
+        flags = [f"--{name}" for name in names if name in known]
+        return " and ".join([", ".join(flags[:-1]), flags[-1]] if flags[1:] else flags)
+
     def values(self, args: argparse.Namespace) -> dict[str, object]:
         """The flags that matter to the result."""
         names = [name for group in self.groups.values() for name in group]

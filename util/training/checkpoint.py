@@ -98,9 +98,13 @@ def differences(
 
 
 def load_weights(
-    model: nn.Module, state: dict[str, torch.Tensor], path: str, may_miss: tuple[str, ...] = ()
-) -> None:
+    model: nn.Module, state: dict[str, torch.Tensor], path: str, may_miss: tuple[str, ...] = (),
+    check: str = "--model and --input_size",
+) -> None:  # fmt: skip
     """Load a state dict whose every key and shape must fit, but for prefixes that may be missing.
+
+    Args:
+        check: what the line tells to check.
 
     Raises:
         UsageError: the checkpoint is of another architecture; the line says which keys and shapes.
@@ -114,10 +118,7 @@ def load_weights(
             for what, keys in parts
             if keys
         )
-        raise UsageError(
-            f"{path} is of another architecture: {found}. Check --model, "
-            "--input_size and whether --lambda_min is 0"
-        )
+        raise UsageError(f"{path} is of another architecture: {found}. Check {check}")
     model.load_state_dict(state, strict=False)
 
 
@@ -267,16 +268,20 @@ class Checkpointer:
         return state, chosen[0]
 
     def _load(self, state: dict, path: str) -> None:
+        named = self.args.settings.named
         wanted = (*self.objects, "progress", "config")
         absent = [key for key in wanted if key not in state and key != TRAINED]
         if absent:
+            elsewhere = " (weights alone go to --finetune)" * bool(named("finetune"))
             raise UsageError(
-                f"--resume {path} lacks {', '.join(absent)}: it is no checkpoint of this main "
-                "(weights alone go to --finetune)"
+                f"--resume {path} lacks {', '.join(absent)}: it is no checkpoint of this main"
+                f"{elsewhere}"
             )
         self._check_same_run(state, path)
         self._check_mean(state, path)
-        load_weights(self.objects["model"], state["model"], path)
+        check = named("model", "input_size")
+        check += " and whether --lambda_min is 0" * bool(named("lambda_min"))
+        load_weights(self.objects["model"], state["model"], path, check=check)
         for name, obj in self.objects.items():
             if name != "model" and state[name]:  # a scaler that was off has none
                 self._restore(name, obj, state[name], path)
@@ -325,17 +330,18 @@ class Checkpointer:
         changes = self.args.settings.changes(self.args, state.get("args", {}))
         if changes:
             log.warning("goes on with other flags than before: %s", "; ".join(changes))
-        for key, flag in (("eval_every", "--eval_every"), ("classes", "--data_path and --classes")):
+        named, data = self.args.settings.named, ("dataset", "data_path", "train_json")
+        for key, flags in (("eval_every", ("eval_every",)), ("classes", (*data, "classes"))):
             if saved.get(key) not in (None, self.config.get(key)):
                 raise UsageError(
                     f"--resume {path} has {_shown(saved.get(key))} for {key}, this run "
-                    f"{_shown(self.config.get(key))}: restore {flag}"
+                    f"{_shown(self.config.get(key))}: restore {named(*flags)}"
                 )
         if state["progress"]["step"] == 0:
             return
         for key, flags in (
             ("samples_per_step", "--batch_size, --accum_iter and the number of processes"),
-            ("num_images", "--data_path, --subset_file and --train_fraction"),
+            ("num_images", named(*data, "subset_file", "train_fraction")),
             ("seed", "--seed"),
         ):
             if saved.get(key) != self.config[key]:
@@ -348,7 +354,7 @@ class Checkpointer:
         """With a running mean of the weights, `model` is it and not what training goes on with."""
         if (TRAINED in state) == (TRAINED in self.objects):
             return
-        if not hasattr(self.args, "ema_decay"):
+        if not self.args.settings.named("ema_decay"):
             raise UsageError(f"--resume {path} has a running mean of weights: it is another main's")
         decay = state.get("args", {}).get("ema_decay")
         found = "a" if TRAINED in state else "no"
