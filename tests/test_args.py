@@ -5,6 +5,7 @@ import pytest
 import main_finetune
 import main_linprobe
 import main_pretrain
+import main_segmentation
 from util.args import number
 from util.checks import check_one_of, image_size
 from util.errors import UsageError
@@ -111,6 +112,18 @@ def test_a_flag_beats_the_data_sets_default():
 )
 def test_means_for_other_channels(flags, mean):
     assert main_pretrain.parse_args(flags).mean == mean
+
+
+@pytest.mark.parametrize(
+    ("main", "unit"), [(main_pretrain, "epochs"), (main_segmentation, "iterations")]
+)
+def test_milestones_are_asked_for_in_the_mains_unit(capsys, main, unit):
+    with pytest.raises(SystemExit) as end:
+        main.parse_args(["--data_path", "x", "--lr_schedule", "multistep"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"--lr_schedule multistep needs --lr_milestones: name the {unit}\n")
+    assert said.count("\n") == 1
 
 
 def test_bad_flags_are_one_line(fails):

@@ -331,7 +331,8 @@ def parse_args(
     if getattr(args, "lr", None) is not None:
         args.blr = None  # a default
     if getattr(args, "lr_schedule", None) == "multistep" and not args.lr_milestones:
-        parser.error("--lr_schedule multistep needs --lr_milestones: name the epochs")
+        unit = "iterations" if "iterations" in dests else "epochs"
+        parser.error(f"--lr_schedule multistep needs --lr_milestones: name the {unit}")
     try:
         fit_channels(args)
     except UsageError as error:
