@@ -1,6 +1,12 @@
-"""What a training step costs wherever it runs: FLOPs, and bytes kept for the backward pass."""
+"""What a training step costs wherever it runs: FLOPs, and bytes kept for the backward pass.
 
+And what the benchmarks of the steps of main_segmentation.py and main_detection.py share.
+"""
+
+import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +16,11 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from benchmarks.contest import Contestant
+from benchmarks.contest import Contestant, compete
+from util.args import number
+from util.training import optim
+from util.training.drop_path import DropPaths
+from util.training.precision import Precision
 
 GIB = 2**30
 # torch counts a GPU's fused attention, not a CPU's.
@@ -52,8 +62,8 @@ def step_facts(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, int]:
     )  # fmt: skip
 
 
-def in_words(contestant: Contestant, images: int, unit: str = "image") -> str:
-    """What was measured of a contestant whose facts are these, per image of a step."""
+def in_words(contestant: Contestant, images: int, unit: str) -> str:
+    """What was measured of a contestant whose facts are these, per image, or `unit`, of a step."""
     facts = contestant.facts
     return (
         f"{1 / contestant.rate / images:.2f} s, {facts['flops'] / images / 1e12:.2f} TFLOP and "
@@ -70,3 +80,80 @@ def hours(flops: float, steps: int, gpus: int, peak: float, reached: float) -> f
         flops: of a step, over all its images. peak: of one GPU, TFLOP/s. reached: share of it.
     """
     return flops * steps / (gpus * peak * 1e12 * reached) / 3600
+
+
+# ---------------------------------------------------------------------- of the mains' own steps
+
+
+def step_parser(description: str) -> argparse.ArgumentParser:
+    """Flags of a benchmark of a main's training step; the defaults are a benchmark's own."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, positive = parser.add_argument, number(int, 1)
+    add("--model", default="vit_base_patch16")
+    add("--images", type=positive, help="per step")
+    add("--input_size", type=positive, help="pixels")
+    add("--classes", type=positive)
+    add("--amp", nargs="+", choices=("bf16", "fp16", "none"), default=["none"])
+    add("--grad_checkpointing", action="store_true")
+    add("--steps", type=positive, default=1, help="per turn")
+    add("--rounds", type=positive)
+    add("--threads", type=positive, default=torch.get_num_threads())
+    add("--gpus", type=positive, default=8, help="of the calculation")
+    add("--peak", type=float, default=125.0, help="of one, TFLOP/s; a V100's in fp16: 125")
+    add("--reached", type=float, default=0.3, help="share of the peak that is assumed")
+    return parser
+
+
+@dataclass
+class Trained:
+    """A model and what trains it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    drop_paths: DropPaths
+    device: torch.device
+
+
+def as_main_trains(main: ModuleType, args: argparse.Namespace, amp: str) -> Trained:
+    """What a main trains with a benchmark's flags, from scratch.
+
+    Args:
+        main: with `parse_args`, and with `build_model` for flags, a checkpoint and classes.
+    """
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    flags = ["--data_path", ".", "--model", args.model, "--input_size", str(args.input_size)]
+    own = main.parse_args(flags + ["--grad_checkpointing"] * args.grad_checkpointing)
+    model = main.build_model(own, None, args.classes).to(device).train()
+    optimizer = optim.adamw(optim.decay_groups(model, own.weight_decay))
+    return Trained(model, optimizer, Precision(amp, device), DropPaths(model, seed=0), device)
+
+
+def measure_and_calculate(
+    args: argparse.Namespace, build: Callable, unit: str, steps: int, batch: int
+) -> None:
+    """Print what a step costs in each precision, and how long the published run would take.
+
+    Args:
+        build: flags and precision -> what `Contestant` measures, and its `step_facts`. unit: what
+            an image of a step is. steps, batch: of the published run.
+    """
+    for amp in args.amp:
+        contestant = Contestant(f"{args.model}, {amp}", build, args, amp)
+        contestant.await_ready()
+        compete([contestant], args.rounds, args.steps)
+        print(
+            f"{contestant.name}, {args.input_size} px, {args.images} {unit}(s), {args.threads} "
+            f"thread(s){', checkpointed' * args.grad_checkpointing}: "
+            f"{in_words(contestant, args.images, unit)}"
+        )
+        contestant.end()
+    flops = contestant.facts["flops"] / args.images
+    took = hours(batch * flops, steps, args.gpus, args.peak, args.reached)
+    print(
+        f"{steps} steps of {batch} {unit}s on {args.gpus} GPUs of {args.peak:g} TFLOP/s, of which "
+        f"{args.reached:.0%} are reached: {took:.0f} hours (calculated)"
+    )

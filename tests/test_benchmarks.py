@@ -28,12 +28,15 @@ CASES = {
         r" 2 +32 +4 +1 +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+\n +2 +32 +4 +2 +([\d.]+|more)",
     ),
     "segmentation_step": (
-        "--model vit_tiny_patch4 --input_size 32 --classes 3 --rounds 1 --threads 1",
-        r"[\d.]+ s, [\d.]+ TFLOP and [\d.]+ GiB kept per crop.*\n.*\(calculated\)",
+        "--model vit_tiny_patch4 --input_size 32 --classes 3 --rounds 1 --threads 1 "
+        "--grad_checkpointing",
+        r", checkpointed: [\d.]+ s, [\d.]+ TFLOP and [\d.]+ GiB kept per crop.*\n"
+        r"160000 steps of 16 crops on 8 GPUs.*\(calculated\)",
     ),
     "detection_step": (
         "--model vit_tiny_patch4 --input_size 32 --classes 3 --rounds 1 --threads 1",
-        r"[\d.]+ s, [\d.]+ TFLOP and [\d.]+ GiB kept per image.*\n.*\(calculated\)",
+        r": [\d.]+ s, [\d.]+ TFLOP and [\d.]+ GiB kept per image.*\n"
+        r"184375 steps of 64 images on 8 GPUs.*\(calculated\)",
     ),
     "equal_samples": (
         "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "
