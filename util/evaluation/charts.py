@@ -1,6 +1,9 @@
 """Line charts as PNG, drawn with Pillow: curves over blocks, over labels, over severities."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -13,6 +16,59 @@ COLOURS = [
     (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0),
     (120, 120, 120), (0, 0, 0),
 ]  # fmt: skip
+DASHES = [(), (7, 4), (2, 3)]  # pixels drawn and left out; none: solid
+MARKS = ["circle", "square", "triangle"]
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a curve is drawn: in the chart and in its legend."""
+
+    colour: tuple[int, int, int]
+    dashes: tuple[int, ...]
+    mark: str
+
+    @classmethod
+    def of(cls, number: int) -> "Style":
+        """Of the curve in this place: the first 72 differ, the first 8 in their colours."""
+        turn = number // len(COLOURS)
+        mark = MARKS[(turn + turn // len(DASHES)) % len(MARKS)]
+        return cls(COLOURS[number % len(COLOURS)], DASHES[turn % len(DASHES)], mark)
+
+    def draw_line(self, draw: ImageDraw.ImageDraw, points: Sequence[Point]) -> None:
+        parts = dashed(points, [SCALE * d for d in self.dashes]) if self.dashes else [points]
+        for part in parts:
+            draw.line(part, self.colour, 2 * SCALE, joint="curve")
+
+    def draw_mark(self, draw: ImageDraw.ImageDraw, place: Point) -> None:
+        x, y = place
+        if self.mark == "circle":
+            r = 3 * SCALE
+            draw.ellipse([x - r, y - r, x + r, y + r], self.colour)
+        else:
+            sides = {"square": 4, "triangle": 3}[self.mark]
+            draw.regular_polygon((x, y, 4.5 * SCALE), sides, fill=self.colour)
+
+
+def dashed(points: Sequence[Point], dashes: Sequence[float]) -> Iterator[list[Point]]:
+    """The parts of a line through points that are drawn, where it is drawn for the first of two
+    lengths, not for the second, and so on."""
+    left, is_drawn, part = dashes[0], True, list(points[:1])
+    for start, end in pairwise(points):
+        length, done = math.dist(start, end), 0.0
+        while length - done > left:
+            done += left
+            place = tuple(a + (b - a) * done / length for a, b in zip(start, end, strict=True))
+            if is_drawn:
+                yield [*part, place]
+            is_drawn, part = not is_drawn, [place]
+            left = dashes[0] if is_drawn else dashes[1]
+        left -= length - done
+        part.append(end)
+    if is_drawn:
+        yield part
 
 
 def line_chart(
@@ -25,9 +81,11 @@ def line_chart(
         ticks: what stands below each place. curves: values by name, a tick each; None: none there.
         spreads: half the height of an error bar at each tick, by name.
     """
-    image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
-    draw = ImageDraw.Draw(image)
     font, small = (ImageFont.load_default(size=size * SCALE) for size in (15, 12))
+    legend = _legend(small, list(curves))
+    full = max([HEIGHT, *(y // SCALE + 20 for _, y in legend)])  # the picture's height, pixels
+    image = Image.new("RGB", (WIDTH * SCALE, full * SCALE), "white")
+    draw = ImageDraw.Draw(image)
     low, high, steps = _range([v for values in curves.values() for v in values if v is not None])
 
     def place(index: int, value: float) -> tuple[float, float]:
@@ -50,28 +108,38 @@ def line_chart(
     middle = SCALE * (LEFT + WIDTH - RIGHT) / 2
     draw.text((middle, SCALE * (HEIGHT - BOTTOM + 24)), x_label, INK, small, anchor="ma")
     for number, (name, values) in enumerate(curves.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        style = Style.of(number)
         points = [place(i, v) for i, v in enumerate(values) if v is not None]
-        draw.line(points, colour, 2 * SCALE, joint="curve")
-        for x, y in points:
-            draw.ellipse([x - 3 * SCALE, y - 3 * SCALE, x + 3 * SCALE, y + 3 * SCALE], colour)
+        style.draw_line(draw, points)
+        for point in points:
+            style.draw_mark(draw, point)
         for index, half in enumerate((spreads or {}).get(name, ())):
             if values[index] is not None:
                 ends = [place(index, values[index] + sign * half) for sign in (-1, 1)]
-                draw.line(ends, colour, SCALE)
-    _legend(draw, small, list(curves))
-    return image.resize((WIDTH, HEIGHT), Image.LANCZOS)
+                draw.line(ends, style.colour, SCALE)
+        _draw_name(draw, small, style, legend[number], name)
+    return image.resize((WIDTH, full), Image.LANCZOS)
 
 
-def _legend(draw: ImageDraw.ImageDraw, font, names: Sequence[str]) -> None:
-    x, y = SCALE * LEFT, SCALE * (HEIGHT - 46)
-    for number, name in enumerate(names):
-        width = 26 * SCALE + font.getlength(name) + 18 * SCALE
+def _legend(font, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the names stand below the chart, each with the sample of its line before it."""
+    x, y, places = SCALE * LEFT, SCALE * (HEIGHT - 46), []
+    for name in names:
+        width = int(34 * SCALE + font.getlength(name) + 18 * SCALE)
         if x + width > SCALE * (WIDTH - RIGHT) and x > SCALE * LEFT:
             x, y = SCALE * LEFT, y + 17 * SCALE
-        draw.line((x, y + 7 * SCALE, x + 20 * SCALE, y + 7 * SCALE), COLOURS[number % 8], 3 * SCALE)
-        draw.text((x + 26 * SCALE, y), name, INK, font)
+        places.append((x, y))
         x += width
+    return places
+
+
+def _draw_name(
+    draw: ImageDraw.ImageDraw, font, style: Style, place: tuple[int, int], name: str
+) -> None:
+    (x, y), middle = place, place[1] + 7 * SCALE
+    style.draw_line(draw, [(x, middle), (x + 28 * SCALE, middle)])
+    style.draw_mark(draw, (x + 14 * SCALE, middle))
+    draw.text((x + 34 * SCALE, y), name, INK, font)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float, list[float]]:
