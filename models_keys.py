@@ -16,6 +16,7 @@ Rules = tuple[tuple[str, str], ...]
 MMPRETRAIN: Rules = (
     ("^cls_token", "cls_token"), ("^pos_embed", "pos_embed"),
     ("^patch_embed.projection.", "patch_embed.proj."), ("^layers.", "blocks."),
+    ("^rel_pos_bias.", "rel_pos_bias."),
     ("^ln1.", "norm."), ("^ln2.", "fc_norm."), (".ln1.", ".norm1."), (".ln2.", ".norm2."),
     (".ffn.layers.0.0.", ".mlp.fc1."), (".ffn.layers.1.", ".mlp.fc2."),
     (".attn.gamma1.weight", ".ls1.gamma"), (".ffn.gamma2.weight", ".ls2.gamma"),

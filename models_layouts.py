@@ -85,6 +85,13 @@ LAYOUTS = {
     "transformers' DINOv2": Layout((_HF, "layer_scale1.lambda1"), TRANSFORMERS),
     "transformers' ViT-MAE": Layout((_HF, "decoder_pred."), TRANSFORMERS, eps=1e-12),
     "transformers' ViT": Layout((_HF, "layernorm_before."), TRANSFORMERS, HALF, eps=1e-12),
+    # Fine-tuned, version 1 saw images of mean 0.5 and version 2 ImageNet's.
+    "mmpretrain's BEiT, fine-tuned": Layout(
+        ("patch_embed.projection.weight", "layers.0.attn.q_bias", "backbone.ln2."), MMPRETRAIN, None
+    ),
+    "mmpretrain's BEiT": Layout(
+        ("patch_embed.projection.weight", "layers.0.attn.q_bias"), MMPRETRAIN
+    ),
     "mmpretrain's ViT": Layout(
         ("patch_embed.projection.weight", "layers.0.ln1.", "layers.0.ffn.layers.0.0."), MMPRETRAIN
     ),
@@ -205,14 +212,16 @@ def _normalization(name: str, config: dict, weights: Weights, args: dict) -> Nor
 def _vit_architecture(foreign: Foreign, num_heads: int | None) -> dict:
     weights, layout = foreign.weights, LAYOUTS[foreign.layout]
     needed = ["cls_token", "blocks.0.mlp.fc1.weight", _BLOCK]
-    needed += [] if _BEIT in weights else ["pos_embed"]
+    table = "blocks.0.attn.relative_position_bias_table"
+    if "pos_embed" not in weights:
+        needed += [table if _BEIT in weights else "pos_embed"]
     absent = [k for k in needed if k not in weights]
     activation = foreign.config.get("hidden_act", "gelu")
     if absent or activation != "gelu":
         what = f"without {', '.join(absent)}" if absent else f"with {activation}"
         raise UsageError(
             f"--finetune {foreign.path} ({foreign.layout}) is a model {what}, which is not "
-            "supported: a class token, GELU and an MLP of two layers are needed"
+            "supported: a class token, positions, GELU and an MLP of two layers are needed"
         )
     width, patch = _patches(foreign)
     num_heads = num_heads or _num_heads(foreign, width)
@@ -224,7 +233,6 @@ def _vit_architecture(foreign: Foreign, num_heads: int | None) -> dict:
     )  # fmt: skip
     eps = foreign.config.get("layer_norm_eps") if layout.rules is TRANSFORMERS else None
     found["eps"] = float(eps or layout.eps)
-    table = "blocks.0.attn.relative_position_bias_table"
     if table in weights or _BEIT in weights or "blocks.0.gamma_1" in weights:
         return found | dict(
             family="beit", qkv_bias=_BEIT in weights, use_abs_pos_emb="pos_embed" in weights,

@@ -122,7 +122,8 @@ class Pretrained:
             if self.foreign.normalization is None:
                 log.warning(
                     "%s does not tell its images' mean and std: ImageNet's are used; for timm's "
-                    "augreg models, give --mean 0.5 --std 0.5", self.path,
+                    "augreg models and mmpretrain's fine-tuned BEiT (not v2), give --mean 0.5 "
+                    "--std 0.5", self.path,
                 )  # fmt: skip
             mean, std = self.foreign.normalization or IMAGENET
             config |= {"mean": list(mean), "std": list(std)}

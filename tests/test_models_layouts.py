@@ -441,6 +441,62 @@ def test_mmpretrain(save, imgs, method):
     assert ("backbone.proj_weights" in left_over) == (method == "MFF")
 
 
+def mmpretrain_beit(shared, final="ln1") -> tuple[dict, str]:
+    """Weights of its BEiT, and where the tables of position biases stand."""
+    where = "rel_pos_bias" if shared else "layers.{}.attn"
+    scales, qv = (tuple(name.replace("blocks", "layers") for name in names)
+                  for names in (SCALES, QV))  # fmt: skip
+    extra = TOKEN | dict.fromkeys((*scales, *qv), (WIDTH,)) | {"mask_token": (1, 1, WIDTH)}
+    extra |= {f"{where}.relative_position_bias_table": TABLE}
+    extra |= {f"{where}.relative_position_index": (1 + TOKENS, 1 + TOKENS)}
+    weights = blocks_of("backbone.", MMPRETRAIN | {"norm": final}, extra)
+    return {k: v for k, v in weights.items() if not k.endswith("attn.qkv.bias")}, where
+
+
+def mmpretrain_beit_reference(weights, where, imgs, norm):
+    def bias(i):
+        return relative_bias(weights[f"backbone.{where.format(i)}.relative_position_bias_table"])
+
+    scales, qv = (tuple(name.replace("blocks", "layers") for name in names)
+                  for names in (SCALES, QV))  # fmt: skip
+    return reference(weights, MMPRETRAIN | {"norm": norm}, imgs, prefix="backbone.",
+                     positions=None, scales=scales, bias=bias, qv=qv)  # fmt: skip
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["pre-trained", "per block"])
+def test_mmpretrain_beit(save, imgs, shared):
+    weights, where = mmpretrain_beit(shared)
+    tokens = mmpretrain_beit_reference(weights, where, imgs, "ln1")
+    # BEiT v2's tokenizer is a ViT of its own.
+    target = {"target_generator.encoder.patch_embed.projection.weight": torch.zeros(1, 3, 2, 2)}
+    path = save({"state_dict": target | weights})
+    agrees(path, imgs, tokens, "mmpretrain's BEiT", num_heads=None)
+    left_over = open_encoder(path).left_over
+    assert set(left_over) == {*target, "backbone.mask_token"}
+
+
+@torch.no_grad()
+def test_mmpretrain_beit_fine_tuned(save, imgs, caplog):
+    """Version 1 saw images of mean 0.5, version 2 ImageNet's; the file does not say which it is."""
+    weights, where = mmpretrain_beit(False, "ln2")
+    tokens = mmpretrain_beit_reference(weights, where, imgs, None)
+    path = save({"state_dict": weights | {"head.fc.weight": torch.zeros(5, WIDTH)}})
+    assert open_encoder(path).layout == "mmpretrain's BEiT, fine-tuned"
+    norm = weights["backbone.ln2.weight"], weights["backbone.ln2.bias"]
+    pooled = F.layer_norm(tokens[:, 1:].mean(1), (WIDTH,), *norm, 1e-6)
+    model = load(path, None, global_pool=True)
+    torch.testing.assert_close(Features(model)(imgs), pooled, **TOLERANCE)
+    Pretrained(path).encoder_config()
+    assert "does not tell its images' mean and std" in caplog.text
+
+
+def test_a_beit_without_positions_is_refused(save):
+    for weights in (beit_weights(), beit_weights(shared=True), mmpretrain_beit(True)[0]):
+        lost = {k: v for k, v in weights.items() if not k.endswith("_bias_table")}
+        with pytest.raises(UsageError, match=r"without blocks\.0\.attn\.relative_position_bias"):
+            open_encoder(save({"model": lost})).architecture(HEADS)
+
+
 def test_torchvision(save, imgs):
     model = TorchvisionViT(SIZE, PATCH, DEPTH, HEADS, WIDTH, HIDDEN, num_classes=5)
     randomize(model)
