@@ -103,10 +103,8 @@ class Reproduction:
         self.out = os.path.join(args.out, args.scale)
         # Asked once, before this process has the lock: closing the file would give it up.
         self.is_running = is_locked(self.out)
-        self.graph = Graph(
-            self._scale(), shown_path(self.out), shown_path(args.checkpoints or "") * bool(
-                args.checkpoints), self._flags(),
-        )  # fmt: skip
+        checkpoints = shown_path(args.checkpoints) if args.checkpoints else ""
+        self.graph = Graph(self._scale(), shown_path(self.out), checkpoints, self._flags())
         self.tables = {name: paper.TABLES[name] for name in args.table if name in paper.TABLES}
         self._plan()
 
@@ -208,7 +206,7 @@ class Reproduction:
         for name, table in self.tables.items():
             cells = collect.fill(self.graph, table, self._rows(table), self.args.seeds, self.wanted)
             paths += collect.write(folder, name, table, cells, self.args.scale)
-            print(collect.markdown(name, table, cells, self.args.scale).split("\nRuns:\n")[0])
+            print(collect.table_lines(table, cells, self.args.scale))
             if table.picture and any(cell.values for row in cells for cell in row):
                 paths.append(os.path.join(folder, f"{name}.png"))
                 figures.figure2(cells).save(paths[-1])

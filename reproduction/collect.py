@@ -67,8 +67,8 @@ def _cell(
     return cell
 
 
-def markdown(name: str, table: Table, cells: Sequence[Sequence[Cell]], scale: str) -> str:
-    """The table, why cells of it are empty, and the runs behind its numbers."""
+def table_lines(table: Table, cells: Sequence[Sequence[Cell]], scale: str) -> str:
+    """The table in Markdown, and why cells of it are empty."""
     head = [f"{COLUMNS[c]} | paper" for c in table.columns]
     lines = [f"## {table.title}, scale {scale}", "", f"| | epochs | {' | '.join(head)} |"]
     lines += ["|---" * (2 * len(head) + 2) + "|"]
@@ -85,7 +85,12 @@ def markdown(name: str, table: Table, cells: Sequence[Sequence[Cell]], scale: st
     if empty:
         lines += ["", "Empty, or without some seed:", ""]
         lines += [f"- {', '.join(names)}: {why}" for why, names in empty.items()]
-    lines += ["", "Runs:", ""]
+    return "\n".join([*lines, ""])
+
+
+def run_lines(cells: Sequence[Sequence[Cell]]) -> str:
+    """The runs behind a table's numbers."""
+    lines = ["Runs:", ""]
     for cell in _flat(cells):
         for seed, run in cell.runs.items():
             lines.append(
@@ -156,11 +161,13 @@ def write_csv(path: str, cells: Sequence[Sequence[Cell]]) -> None:
 def write(folder: str, name: str, table: Table, cells: list[list[Cell]], scale: str) -> list[str]:
     """The table's files; their paths."""
     os.makedirs(folder, exist_ok=True)
-    paths = [os.path.join(folder, f"{name}.{kind}") for kind in ("md", "tex", "csv")]
-    for path, text in zip(
-        paths, (markdown(name, table, cells, scale), latex(table, cells)), strict=False
-    ):
+    texts = {
+        "md": f"{table_lines(table, cells, scale)}\n{run_lines(cells)}",
+        "tex": latex(table, cells),
+    }
+    paths = [os.path.join(folder, f"{name}.{kind}") for kind in (*texts, "csv")]
+    for path, text in zip(paths, texts.values(), strict=False):
         with open(path, "w") as file:
             file.write(text)
-    write_csv(paths[2], cells)
+    write_csv(paths[-1], cells)
     return paths

@@ -85,7 +85,8 @@ class Graph:
             if not of_imagenet:
                 return "only with --scale imagenet, from the authors' checkpoint"
             if not self.checkpoints:
-                return f"needs --checkpoints DIR with {row.public.file} from {row.public.url}"
+                public = row.public
+                return f"needs --checkpoints DIR/{public.file} ({public.layout}) from {public.url}"
             if row.key == "supervised" and column == "FT":
                 return Source(self._top1(row, seed), f"{row.title}, ImageNet")
         return Source(self.evaluation(kind, row, seed), key)
