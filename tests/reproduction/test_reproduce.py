@@ -192,7 +192,7 @@ def test_slurm_gets_the_graph_as_dependencies(tmp_path):
 @pytest.mark.slow
 def test_tables_1_and_3a_at_demo_scale(tmp_path):
     """Every row that can run, to its end; what is pre-trained longest beats what is not at all."""
-    status, said, err = here(
+    status, _, err = here(
         "table1", "table3a", "--scale", "demo", "--jobs", 2, "--out", tmp_path, "--commit", "test"
     )
     assert status == 0, err
