@@ -109,7 +109,7 @@ class Graph:
         words = [recipe_word(recipe)]
         scenes = ""
         if kind in ("detection", "segmentation") and self.scale.scenes:
-            scenes = self.folder("scenes")
+            scenes = self.scenes()
             needs.append(self._scenes())
         words += self.scale.evaluation(kind, recipe, row.family, scenes)
         name, encoder = self._encoder(kind, row, seed, needs)
@@ -174,6 +174,10 @@ class Graph:
     def folder(self, job: str) -> str:
         return f"{self.root}/{job}"
 
+    def scenes(self) -> str:
+        """Where the scenes are, which take no other file beside them."""
+        return f"{self.folder('scenes')}/data"
+
     def in_order(self) -> list[Job]:
         """All jobs, each after those that it needs, as they were added otherwise."""
         ordered: dict[str, Job] = {}
@@ -190,5 +194,5 @@ class Graph:
     def arguments(self, job: Job) -> list[str]:
         """Of the job's main, the folder that it writes included."""
         if job.kind == "scenes":
-            return [self.folder(job.name), *job.words]
+            return [self.scenes(), *job.words]
         return [*job.words, "--output_dir", self.folder(job.name)]

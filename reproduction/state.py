@@ -80,9 +80,9 @@ class Folder:
     def results(self) -> dict | None:
         """What the job wrote at its end; None before it."""
         if self.job.kind == "scenes":
-            is_done = os.path.exists(f"{self.path}/instances_validation.json")
-            is_done = is_done and not os.path.exists(f"{self.path}/unfinished")
-            return {"commit": self.record().get("commit")} if is_done else None
+            attempts = self.record().get("attempts") or [{}]
+            is_done = attempts[-1].get("status") == 0
+            return {"commit": self.record()["commit"]} if is_done else None
         return _read_json(os.path.join(self.path, RESULTS))
 
     def log(self) -> str:

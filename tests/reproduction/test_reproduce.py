@@ -22,6 +22,8 @@ SHORT = [
     *("--scale", "demo", "--commit", "test"),
     *("--flags", "main_pretrain=--max_steps 2", "--flags", "main_finetune=--max_steps 2"),
     *("--flags", "main_linprobe=--max_steps 2"),
+    *("--flags", "main_detection=--iterations 2 --warmup_iterations 1 --eval_every 2"),
+    *("--flags", "main_segmentation=--iterations 2 --warmup_iterations 1 --eval_every 2"),
 ]
 
 
@@ -50,21 +52,21 @@ def refused(*words) -> str:
     return line
 
 
+ASKED = ("table3a", "table2", "--rows", "a", "c", "scratch")
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """(a) and (c) of Table 3a, in few steps."""
+    """(a) and (c) of Table 3a, and of Table 2 a model without pre-training, in few steps."""
     out = tmp_path_factory.mktemp("reproduction")
     environment = os.environ | {"MIMAE_COMMIT": "test", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "reproduce.py", "table3a", "--rows", "a", "c", "--jobs", "2"]
+    words = [sys.executable, "reproduce.py", *ASKED, "--jobs", "2"]
     done = subprocess.run(
         [*words, "--out", str(out), *SHORT], cwd=ROOT, env=environment, capture_output=True,
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out, done.stdout
-
-
-ASKED = ("table3a", "--rows", "a", "c")
 
 
 def test_from_nothing_to_a_table(table):
@@ -80,6 +82,8 @@ def test_from_nothing_to_a_table(table):
             :: 2 if "82.2" in line else 1
         ]
         assert line in said
+    (line,) = (line for line in said.splitlines() if line.startswith("| no pre-training"))
+    assert len(re.findall(r"\d+\.\d", line)) == 3  # AP of boxes and masks, mIoU
     assert (out / "demo/tables/table3a.tex").exists() and (out / "demo/tables/table3a.csv").exists()
 
 
@@ -90,7 +94,7 @@ def test_what_is_done_is_not_done_again(table):
     assert status == 0 and "(a) L_rec: MAE" in said, err
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("checkpoint-last.pth")}
     status, said, _ = here(*ASKED, "--out", out, *SHORT, "--status")
-    assert status == 0 and said.splitlines()[-1] == "6 jobs: 6 done"
+    assert status == 0 and said.splitlines()[-1] == "9 jobs: 9 done"
     assert here(*ASKED, "--out", out, *SHORT, "--dry_run")[1] == ""
 
 
@@ -108,7 +112,7 @@ def test_other_flags_and_commits_are_shown_and_not_mixed(table):
     line = refused(*ASKED, "--out", out, *SHORT, "--flags", "main_finetune=--epochs 3")
     assert "is done with other flags, 2 in all" in line
     changed = [word if word != "test" else "another" for word in SHORT]
-    assert "is done by another commit, 6 in all" in refused(*ASKED, "--out", out, *changed)
+    assert "is done by another commit, 9 in all" in refused(*ASKED, "--out", out, *changed)
     status, said, err = here(*ASKED, "--out", out, *changed, "--collect")
     assert status == 0 and "done by another commit: test" in said + err
     assert "| (a) L_rec: MAE |  |  | 82.2 |  |  |" in said
