@@ -167,7 +167,7 @@ SMALL_SCALES = {
         "demo", 0.06, 128,
         dict(vit_base_patch16="vit_tiny_patch2", vit_small_patch16="vit_nano_patch2",
              swin_base="swin_mini_patch2"),
-        "--source digits --size 64 --images 200 --val_images 60 --one_class digit",
+        "--source digits --size 64 --images 200 --val_images 40 --one_class digit",
     ),
     "small": SmallScale(
         "small", 0.12, 256,
