@@ -50,9 +50,9 @@ def loss_curves(logs: dict[str, list[dict]]) -> Image.Image:
     for key, title in LOSSES.items():
         curves = {}
         for name, lines in logs.items():
-            places = [line for line in lines if key in line]
-            if places:
-                curves[name] = [places[(len(places) * i - 1) // 10][key] for i in range(1, 11)]
+            values = [line[key] for line in lines if key in line]
+            if any(values):  # of a loss that is not in use the log has zeros
+                curves[name] = [values[(len(values) * i - 1) // 10] for i in range(1, 11)]
         charts.append(line_chart(title, "of the steps", ticks, curves, ""))
     width, height = charts[0].size
     sheet = Image.new("RGB", (2 * width, 2 * height), "white")
