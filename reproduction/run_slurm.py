@@ -17,7 +17,7 @@ from reproduction.run_local import command
 from reproduction.scales import ROOT
 from reproduction.state import DONE, Folder
 from util.cluster import slurm
-from util.errors import RunError
+from util.errors import RunError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,11 @@ def processes(flags: str) -> int:
 
 
 def alive(record: dict) -> bool:
-    """Whether a job's last attempt is in SLURM's queue, running or waiting."""
+    """Whether a job's last attempt is in SLURM's queue, running or waiting.
+
+    Raises:
+        RunError: SLURM does not say; to take the job for ended would start it twice.
+    """
     number = (record.get("attempts") or [{}])[-1].get("slurm_job")
     if not number:
         return False
@@ -38,9 +42,11 @@ def alive(record: dict) -> bool:
             ["squeue", "--noheader", "--jobs", number, "--format", "%T"],
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return asked.returncode == 0 and bool(asked.stdout.strip())
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RunError(f"squeue cannot be asked ({first_line(error)}): use a login node") from None
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        raise RunError(f"squeue says nothing of job {number}: {asked.stderr.strip()}; try again")
+    return bool(asked.stdout.strip())
 
 
 class SlurmRun:

@@ -6,7 +6,7 @@ import os
 import pytest
 from planted import plant
 
-from reproduction import paper
+from reproduction import paper, run_slurm
 from reproduction.graph import Graph
 from reproduction.scales import SMALL_SCALES
 from reproduction.state import (
@@ -21,6 +21,7 @@ from reproduction.state import (
     status_lines,
     words_of,
 )
+from util.errors import RunError
 
 
 @pytest.fixture
@@ -101,3 +102,23 @@ def test_time_left_is_what_runs_of_the_kind_took(graph):
     lines = status_lines(states, 2)
     assert lines[-1].startswith("16 jobs: 1 done, 15 missing; about 4 minutes left; no finetune")
     assert lines[0].startswith("done") and lines[0].endswith(PRETRAIN)
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [("echo RUNNING", True), ("echo PENDING", True), ("true", False),
+     ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; false", False),
+     ("echo 'Socket timed out' >&2; false", None), (None, None)],
+)  # fmt: skip
+def test_a_slurm_that_does_not_answer_ends_nothing(tmp_path, monkeypatch, answer, found):
+    """Else a job would be taken for ended, and started twice."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if answer:
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / "squeue").chmod(0o755)
+    record = {"attempts": [{"slurm_job": "17"}]}
+    if found is None:
+        with pytest.raises(RunError, match="squeue"):
+            run_slurm.alive(record)
+    else:
+        assert run_slurm.alive(record) is found
