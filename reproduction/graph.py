@@ -113,7 +113,10 @@ class Graph:
             needs.append(self._scenes())
         words += self.scale.evaluation(kind, recipe, row.family, scenes)
         name, encoder = self._encoder(kind, row, seed, needs)
-        words += ["--finetune", encoder] if encoder else []
+        if encoder:
+            words += ["--finetune", encoder]
+        elif kind != "linprobe":  # random weights have nothing that a lower rate would keep
+            words += ["--layer_decay", "1"]
         return self._add(kind, name, seed, words, needs)
 
     def _encoder(self, kind: str, row: Row, seed: int, needs: list[str]) -> tuple[str, str]:
