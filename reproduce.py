@@ -16,7 +16,7 @@ import time
 
 from reproduction import claims, collect, figures, paper, run_local, run_slurm
 from reproduction.graph import Graph
-from reproduction.scales import MAINS, SCALES, SMALL_SCALES, ImageNet, shown_path
+from reproduction.scales import MAINS, ROOT, SCALES, SMALL_SCALES, ImageNet, shown_path
 from reproduction.state import (
     DONE,
     OTHER_COMMIT,
@@ -91,6 +91,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.slurm is not None and (args.jobs > 1 or args.nproc_per_node > 1):
         parser.error("--slurm has --nodes and --ngpus: leave --jobs and --nproc_per_node away")
     args.seeds = list(dict.fromkeys(args.seeds))
+    for name in ("out", "checkpoints", *PLACES):
+        if getattr(args, name):
+            setattr(args, name, shown_path(getattr(args, name)))
     return args
 
 
@@ -103,20 +106,23 @@ class Reproduction:
         self.out = os.path.join(args.out, args.scale)
         # Asked once, before this process has the lock: closing the file would give it up.
         self.is_running = is_locked(self.out)
-        checkpoints = shown_path(args.checkpoints) if args.checkpoints else ""
-        self.graph = Graph(self._scale(), shown_path(self.out), checkpoints, self._flags())
+        self.graph = Graph(self._scale(), self.out, args.checkpoints, self._flags())
         self.tables = {name: paper.TABLES[name] for name in args.table if name in paper.TABLES}
         self._plan()
 
     def _scale(self):
-        args = self.args
-        if args.scale in SMALL_SCALES:
-            return SMALL_SCALES[args.scale]
-        places = {n: shown_path(getattr(args, n)) for n in PLACES if getattr(args, n)}
-        processes = args.nproc_per_node
+        args, processes = self.args, self.args.nproc_per_node
         if args.slurm is not None:
             processes = run_slurm.processes(args.slurm)
-        return ImageNet(places, processes)
+        if args.scale not in SMALL_SCALES:
+            places = {n: getattr(args, n) for n in PLACES if getattr(args, n)}
+            return ImageNet(places, processes)
+        if processes > 1:
+            raise UsageError(
+                f"--scale {args.scale} has batches for one process: take --jobs in place of "
+                '--nproc_per_node, or --slurm "--nodes 1 --ngpus 1"'
+            )
+        return SMALL_SCALES[args.scale]
 
     def _flags(self) -> dict[str, str]:
         found = {}
@@ -259,6 +265,7 @@ def is_locked(folder: str) -> bool:
 
 def main(args: argparse.Namespace) -> None:
     setup_logging()
+    os.chdir(ROOT)  # where the runs' own paths begin
     started = time.monotonic()
     todo = Reproduction(args)
     if args.dry_run:

@@ -7,14 +7,12 @@ waiting; if it fails for good, SLURM cancels what waits.
 import argparse
 import importlib
 import logging
-import os
 import shlex
 import subprocess
 import sys
 
 from reproduction.graph import Graph, Job
 from reproduction.run_local import command
-from reproduction.scales import ROOT
 from reproduction.state import DONE, Folder
 from util.cluster import slurm
 from util.errors import RunError, first_line
@@ -61,7 +59,6 @@ class SlurmRun:
     def run(self) -> None:
         """Submit what is neither done nor in the queue."""
         numbers: dict[str, str] = {}
-        os.chdir(ROOT)  # where recipes and the jobs' relative paths are
         for job in self.graph.in_order():
             folder = Folder(self.graph, job)
             if folder.state(self.wanted).state == DONE:

@@ -98,6 +98,14 @@ def test_what_is_done_is_not_done_again(table):
     assert here(*ASKED, "--out", out, *SHORT, "--dry_run")[1] == ""
 
 
+def test_from_another_folder_it_is_the_same(table, monkeypatch):
+    """A relative --out is the user's, the commands' is the code's."""
+    out, _ = table
+    monkeypatch.chdir(out.parent)
+    status, said, err = here(*ASKED, "--out", out.name, *SHORT, "--status")
+    assert status == 0 and said.splitlines()[-1] == "9 jobs: 9 done", err
+
+
 def test_another_row_takes_what_is_there(table):
     out, _ = table
     _, said, _ = here("table3a", "--rows", "a", "b", "--out", out, *SHORT, "--dry_run")
@@ -126,7 +134,8 @@ def test_other_flags_and_commits_are_shown_and_not_mixed(table):
      (("table9",), ("table9", "table1")),
      (("table1",), ("nothing can be run", "--imagenet")),
      (("table3a", "--flags", "main_pretend=--epochs 1"), ("main_pretend", "main_pretrain")),
-     (("table3a", "--slurm", "--nodes 2", "--jobs", "2"), ("--slurm", "--jobs"))],
+     (("table3a", "--slurm", "--nodes 2", "--jobs", "2"), ("--slurm", "--jobs")),
+     (("table3a", "--scale", "demo", "--nproc_per_node", "2"), ("one process", "--jobs"))],
 )  # fmt: skip
 def test_bad_input_is_one_line(words, said, tmp_path):
     line = refused(*words, "--out", tmp_path / "out")
@@ -184,11 +193,11 @@ def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
 
 def test_slurm_gets_the_graph_as_dependencies(tmp_path):
     """Without SLURM: what would be submitted."""
-    status, said, err = here(*ASKED, "--out", tmp_path, *SHORT, "--slurm", "--nodes 1 --ngpus 4",
+    status, said, err = here(*ASKED, "--out", tmp_path, *SHORT, "--slurm", "--nodes 1 --ngpus 1",
                              "--dry_run")  # fmt: skip
     assert status == 0, err
     first, second, *_ = said.splitlines()
-    assert first.startswith("python submitit_launch.py main_pretrain --nodes 1 --ngpus 4")
+    assert first.startswith("python submitit_launch.py main_pretrain --nodes 1 --ngpus 1")
     assert "--dependency afterok:seed-0/pretrain/table3-a_mae" in second
     assert "--dependency" not in first and not list(tmp_path.rglob("*.sh"))
 
