@@ -77,6 +77,7 @@ CLAIMS = [
     ),
     _of_table3a("b", "a", "(b) L_max gains over (a) MAE"),
     _of_table3a("e", "a", "(e) L_min gains over (a) MAE"),
+    _of_table3a("f", "a", "(f) MI-MAE gains over (a) MAE"),
     _of_table3a("f", "b", "(f) L_min gains beside L_max"),
     _of_table3a("f", "e", "(f) L_max gains beside L_min"),
     _of_table3a("f", "d", "(f) the approximation network has to be trained"),
