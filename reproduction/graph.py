@@ -3,12 +3,13 @@
 A run that several cells, rows or tables need is one job.
 """
 
+import os
 import shlex
 from dataclasses import dataclass, field
 
 from reproduction import paper
 from reproduction.paper import FAMILIES, Row
-from reproduction.scales import MAINS, UNTRAINED, Scale, SmallScale, recipe_word
+from reproduction.scales import MAINS, ROOT, UNTRAINED, Scale, SmallScale, recipe_word
 
 # The kind of run, and its number in results.json, of which a column's cells are made.
 CELLS = {
@@ -84,8 +85,8 @@ class Graph:
                 return f"published only: {row.source}"
             if not of_imagenet:
                 return "only with --scale imagenet, from the authors' checkpoint"
-            if not self.checkpoints:
-                public = row.public
+            public, path = row.public, os.path.join(ROOT, self.checkpoints, row.public.file)
+            if not (self.checkpoints and os.path.exists(path)):
                 return f"needs --checkpoints DIR/{public.file} ({public.layout}) from {public.url}"
             if row.key == "supervised" and column == "FT":
                 return Source(self._top1(row, seed), f"{row.title}, ImageNet")
