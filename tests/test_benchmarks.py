@@ -46,7 +46,10 @@ CASES = {
 }
 
 
-SLOW = ("corruptions", "pretrain_step", "scaling", "segmentation_step", "detection_step")
+SLOW = (
+    "corruptions", "detection_step", "equal_samples", "pretrain_step", "scaling",
+    "segmentation_step",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
