@@ -165,7 +165,8 @@ def test_a_second_process_on_the_same_table_is_refused(tmp_path):
     status, _, err = here(*words, *SHORT)
     assert status == 0, err
     attempts = json.loads(record.read_text())["attempts"]
-    assert attempts[-1]["status"] == 0 and len(attempts) <= 2
+    # The signal may have come when the run had just written its results: then it is done.
+    assert record.with_name("results.json").exists() and len(attempts) <= 2
 
 
 def wait_for(condition, seconds: float = 60) -> None:
