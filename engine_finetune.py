@@ -110,7 +110,7 @@ def evaluate(
             logits = model(inputs)
         logits = logits.float()
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        classes[batches.own_ids(micro)] = torch.stack([ranked[:, 0], targets], 1).float()
+        classes[batches.own_ids(0, micro)] = torch.stack([ranked[:, 0], targets], 1).float()
         hits = ranked == targets[:, None]
         loss = F.cross_entropy(logits, targets, reduction="sum")
         sums += torch.stack(

@@ -9,7 +9,7 @@ below --out; tables are in OUT/SCALE/tables.
 """
 
 import argparse
-import fcntl
+import itertools
 import logging
 import os
 import time
@@ -31,10 +31,12 @@ from util.entry import run_main
 from util.errors import RunError, UsageError
 from util.logging import setup_logging
 from util.provenance import commit
+from util.training.output import lock
 
 log = logging.getLogger(__name__)
 
 PARTS = {"table3": ("table3a", "table3b", "table3c")}
+LOCK = ".lock"  # of OUT/SCALE, while a process runs the tables
 CHOICES = (*paper.TABLES, *PARTS, "loss_curves", "claims", "all")
 PLACES = {
     "imagenet": "with train/ and val/", "one_percent_list": "the published list of 1 %",
@@ -104,7 +106,7 @@ class Reproduction:
         self.args = args
         self.wanted = None if args.any_commit else args.commit or commit()
         self.out = os.path.join(args.out, args.scale)
-        # Asked once, before this process has the lock: closing the file would give it up.
+        # Asked once, before this process has the lock, which a second look would give up.
         self.is_running = is_locked(self.out)
         self.graph = Graph(self._scale(), self.out, args.checkpoints, self._flags())
         self.tables = {name: paper.TABLES[name] for name in args.table if name in paper.TABLES}
@@ -145,12 +147,10 @@ class Reproduction:
         """
         reasons = {}
         for table in self.tables.values():
-            for row in self._rows(table):
-                for column in table.columns:
-                    for seed in self.args.seeds:
-                        source = self.graph.cell(row, column, seed)
-                        if isinstance(source, str) and column in row.columns:
-                            reasons[source] = None
+            for row, column in itertools.product(self._rows(table), table.columns):
+                sources = [self.graph.cell(row, column, seed) for seed in self.args.seeds]
+                if isinstance(sources[0], str) and column in row.columns:  # the same for each seed
+                    reasons[sources[0]] = None
         if not self.graph.scale.lacks("FT"):
             for seed in self.args.seeds:
                 for recipe in figures.CURVES if "loss_curves" in self.args.table else ():
@@ -167,15 +167,19 @@ class Reproduction:
         found = []
         for job in self.graph.in_order():
             folder = Folder(self.graph, job)
-            attempt = (folder.record().get("attempts") or [{}])[-1]
-            of_slurm = "slurm_job" in attempt
+            of_slurm = "slurm_job" in folder.last_attempt()
             is_alive = run_slurm.alive(folder.record()) if of_slurm else self.is_running
             found.append(folder.state(self.wanted, is_alive))
         return found
 
-    def refuse_mixtures(self) -> None:
-        """Raises UsageError where a folder holds what another commit or other flags made."""
-        others = [s for s in self.states() if s.state in (OTHER_COMMIT, OTHER_FLAGS)]
+    def run(self) -> list[str]:
+        """Run or submit what is missing; the jobs that failed.
+
+        Raises:
+            UsageError: a folder holds what another commit or other flags made.
+        """
+        states = self.states()
+        others = [found for found in states if found.state in (OTHER_COMMIT, OTHER_FLAGS)]
         for found in others:
             log.error("%s: %s: %s", found.job.name, found.state, found.detail)
         if others:
@@ -183,29 +187,26 @@ class Reproduction:
                 f"{others[0].job.name} is {others[0].state}, {len(others)} in all: give another "
                 "--out, the flags of then, --any_commit or --commit; or remove those folders"
             )
+        if self.args.slurm is not None:
+            run_slurm.SlurmRun(self.graph, states, self.args.slurm, dry_run=False).run()
+            return []
+        at_once, processes = self.args.jobs, self.args.nproc_per_node
+        return run_local.LocalRun(self.graph, states, at_once, processes).run()
 
     def dry_run(self) -> None:
+        states = self.states()
         if self.args.slurm is not None:
-            return run_slurm.SlurmRun(self.graph, self.args.slurm, self.wanted, True).run()
-        for found in self.states():
+            return run_slurm.SlurmRun(self.graph, states, self.args.slurm, dry_run=True).run()
+        for found in states:
             if found.state != DONE:
                 print(run_local.shown(self.graph, found.job, self.args.nproc_per_node))
-
-    def run(self) -> list[str]:
-        """Run or submit what is missing; the jobs that failed."""
-        self.refuse_mixtures()
-        if self.args.slurm is not None:
-            run_slurm.SlurmRun(self.graph, self.args.slurm, self.wanted, False).run()
-            return []
-        return run_local.LocalRun(
-            self.graph, self.args.jobs, self.args.nproc_per_node, self.wanted
-        ).run()
 
     # --------------------------------------------------------------------------------- to collect
 
     def collect(self) -> None:
         """Write the tables and figures, and print the tables."""
         folder, paths = os.path.join(self.out, "tables"), []
+        os.makedirs(folder, exist_ok=True)
         for found in self.states():
             if found.state in (OTHER_COMMIT, OTHER_FLAGS):
                 log.warning("left out: %s is %s: %s", found.job.name, found.state, found.detail)
@@ -221,7 +222,6 @@ class Reproduction:
         if "claims" in self.args.table:
             verdicts = claims.judge(self.graph, self.args.seeds, self.wanted)
             text = claims.markdown(verdicts, self.args.scale)
-            os.makedirs(folder, exist_ok=True)
             paths.append(os.path.join(folder, "claims.md"))
             with open(paths[-1], "w") as file:
                 file.write(text)
@@ -233,34 +233,18 @@ class Reproduction:
         if not logs:
             print("loss curves: neither pre-training is done")
             return []
-        os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, "loss_curves.png")
         figures.loss_curves(logs).save(path)
         return [path]
 
 
-def lock(folder: str):
-    """The folder's lock, held until the process ends; None where another process holds it."""
-    os.makedirs(folder, exist_ok=True)
-    file = open(os.path.join(folder, ".lock"), "w")  # noqa: SIM115
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
 def is_locked(folder: str) -> bool:
     """Whether another process holds the folder's lock."""
-    if not os.path.exists(os.path.join(folder, ".lock")):
+    path = os.path.join(folder, LOCK)
+    if not os.path.exists(path):
         return False
-    with open(os.path.join(folder, ".lock"), "r+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
-        except OSError:
-            return True
+    with open(path, "r+") as file:
+        return lock(file) is False
 
 
 def main(args: argparse.Namespace) -> None:
@@ -276,16 +260,17 @@ def main(args: argparse.Namespace) -> None:
         return
     if args.collect:
         return todo.collect()
-    held = lock(todo.out)
-    if held is None:
-        raise UsageError(
-            f"--out {args.out}: another process runs these tables: wait for it, or see --status"
-        )
-    failed = todo.run()
-    if args.slurm is not None:
-        print("submitted; see --status, and --collect at the end")
-        return
-    todo.collect()
+    os.makedirs(todo.out, exist_ok=True)
+    with open(os.path.join(todo.out, LOCK), "w") as held:  # closing it gives the lock up
+        if lock(held) is False:
+            raise UsageError(
+                f"--out {args.out}: another process runs these tables: wait for it, or see --status"
+            )
+        failed = todo.run()
+        if args.slurm is not None:
+            print("submitted; see --status, and --collect at the end")
+            return
+        todo.collect()
     print(f"{time.monotonic() - started:.0f} seconds")
     if failed:
         raise RunError(f"{len(failed)} runs failed: {', '.join(failed)} (see --status)")

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from reproduction import paper
 from reproduction.graph import CELLS, Graph
 from reproduction.paper import Row
-from reproduction.state import DONE, Folder
-from util.evaluation.paired import MARGIN, Comparison, compare_seeds
+from reproduction.state import DONE, state_of
+from util.evaluation.paired import MARGIN, Comparison, compare_seeds, half_of_mean
 from util.training.output import PREDICTIONS
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told at this scale"
@@ -146,11 +145,10 @@ def prepare(graph: Graph, seeds: Sequence[int]) -> None:
             for which in ("better", "worse"):
                 graph.cell(claim.row(which), claim.column, seed)
         graph.pretrain(paper.FULL, seed)
-        graph.pretrain("table3/a_mae", seed)
+        graph.pretrain(paper.BASELINE, seed)
+        graph.frozen(seed)
         if not graph.scale.lacks("C"):
             graph.robustness(seed)
-        if not graph.scale.lacks("FT"):
-            graph.frozen(seed)
 
 
 def judge(graph: Graph, seeds: Sequence[int], wanted: str | None) -> list[Verdict]:
@@ -186,9 +184,8 @@ def judge(graph: Graph, seeds: Sequence[int], wanted: str | None) -> list[Verdic
 
 def _word(found: Comparison, small: bool = False) -> str:
     if small:
-        is_small = max(abs(found.low), abs(found.high)) <= MARGIN
         is_large = found.low > MARGIN or found.high < -MARGIN
-        return HOLDS if is_small else FAILS if is_large else OPEN
+        return HOLDS if found.is_small else FAILS if is_large else OPEN
     return {"gain": HOLDS, "loss": FAILS}.get(found.verdict, OPEN)
 
 
@@ -199,12 +196,11 @@ def _correct(
     source = graph.cell(row, column, seed)
     if isinstance(source, str):
         return source
-    folder = Folder(graph, graph.jobs[source.job])
-    found = folder.state(wanted)
+    found = state_of(graph, source.job, wanted)
     if found.state != DONE:
         return f"{found.job.name}: {found.state}"
     draws = "draw-*/" * (CELLS[column][0] == "one_percent")
-    files = sorted(glob.glob(f"{glob.escape(folder.path)}/{draws}{PREDICTIONS}"))
+    files = sorted(glob.glob(f"{glob.escape(graph.folder(source.job))}/{draws}{PREDICTIONS}"))
     if not files:
         return f"{found.job.name} has no {PREDICTIONS}"
     predictions = [np.load(file) for file in files]  # [images, 2]
@@ -219,7 +215,7 @@ def _side_by_side(
     differences, why = [], ""
     for seed in seeds:
         job = graph.jobs.get(f"seed-{seed}/{kind}/mae_and_mimae")
-        found = job and Folder(graph, job).state(wanted)
+        found = job and state_of(graph, job.name, wanted)
         if not found or found.state != DONE:
             why = f"{found.job.name}: {found.state}" if found else "data is missing"
             continue
@@ -239,17 +235,9 @@ def _over_seeds(differences: Sequence[dict]) -> Comparison | None:
         return None
     means = np.array([one["difference"] for one in differences])
     of_images = float(np.mean([(one["high"] - one["low"]) / 2 for one in differences]))
-    half = math.hypot(of_images, _half_of_seeds(means))
+    half = math.hypot(of_images, half_of_mean(means))
     mean = float(means.mean())
     return Comparison(mean, mean - half, mean + half, len(means))
-
-
-def _half_of_seeds(values: np.ndarray) -> float:
-    """Half of the mean's 95 % interval over seeds; infinite with one."""
-    if len(values) < 2:
-        return math.inf
-    quantile = stats.t.ppf(0.975, len(values) - 1)
-    return float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _cost(graph: Graph, seeds: Sequence[int], wanted: str | None) -> Verdict:
@@ -258,8 +246,8 @@ def _cost(graph: Graph, seeds: Sequence[int], wanted: str | None) -> Verdict:
     ratios, why = [], ""
     for seed in seeds:
         pair = [
-            Folder(graph, graph.jobs[graph.pretrain(recipe, seed)]).state(wanted)
-            for recipe in (paper.FULL, "table3/a_mae")
+            state_of(graph, graph.pretrain(recipe, seed), wanted)
+            for recipe in (paper.FULL, paper.BASELINE)
         ]
         if any(found.state != DONE for found in pair):
             why = next(f"{f.job.name}: {f.state}" for f in pair if f.state != DONE)
@@ -268,7 +256,7 @@ def _cost(graph: Graph, seeds: Sequence[int], wanted: str | None) -> Verdict:
     if not ratios:
         return Verdict(text, None, None, "", why)
     percent = 100 * (np.array(ratios) - 1)
-    half, mean = _half_of_seeds(percent), float(percent.mean())
+    half, mean = half_of_mean(percent), float(percent.mean())
     one = Comparison(mean, mean - half, mean + half, len(ratios))
     bound = 100 * (COST - 1)
     word = HOLDS if one.high < bound else FAILS if one.low > bound else OPEN

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from reproduction.graph import Graph
 from reproduction.paper import COLUMNS, Row, Table
-from reproduction.state import DONE, Folder, JobState
+from reproduction.state import DONE, JobState, state_of
 
 
 @dataclass
@@ -28,15 +28,15 @@ class Cell:
     def published(self) -> float | str | None:
         return self.row.published.get(self.column)
 
-    def shown(self, decimals: int = 1, plus_minus: str = "±") -> str:
+    def shown(self, plus_minus: str = "±") -> str:
         """Mean ± standard deviation over the seeds, or nothing."""
         values = list(self.values.values())
         if not values:
             return ""
         spread = ""
         if len(values) > 1:
-            spread = f" {plus_minus} {statistics.stdev(values):.{decimals}f}"
-        return f"{statistics.mean(values):.{decimals}f}{spread}"
+            spread = f" {plus_minus} {statistics.stdev(values):.1f}"
+        return f"{statistics.mean(values):.1f}{spread}"
 
 
 def fill(graph: Graph, table: Table, rows: Sequence[Row], seeds: Sequence[int],
@@ -54,7 +54,7 @@ def _cell(
         if isinstance(source, str):
             cell.why = source  # the same for each seed
             return cell
-        found = Folder(graph, graph.jobs[source.job]).state(wanted)
+        found = state_of(graph, source.job, wanted)
         value = (found.results or {}).get(source.key)
         if found.state != DONE:
             words = [f"seed {seed}: {found.state}", *([found.detail] if found.detail else [])]

@@ -9,11 +9,11 @@ from PIL import Image
 
 from reproduction.collect import Cell
 from reproduction.graph import Graph
-from reproduction.paper import FULL, KINDS_OF_MASKS, RATIOS
-from reproduction.state import DONE, Folder
+from reproduction.paper import BASELINE, FULL, KINDS_OF_MASKS, RATIOS
+from reproduction.state import DONE, state_of
 from util.evaluation.charts import line_chart
 
-CURVES = {"table3/a_mae": "MAE", FULL: "MI-MAE"}  # recipes of the loss curves
+CURVES = {BASELINE: "MAE", FULL: "MI-MAE"}  # recipes of the loss curves
 LOSSES = {
     "train_rec": "L_rec", "train_max_mi": "L_max", "train_min_mi": "L_min",
     "train_info_nce_accuracy": "share of masks nearest to one of their image",
@@ -36,9 +36,9 @@ def losses(graph: Graph, seed: int, wanted: str | None) -> dict[str, list[dict]]
     """Of each recipe of CURVES that has run, the lines of its log.txt."""
     found = {}
     for recipe, name in CURVES.items():
-        folder = Folder(graph, graph.jobs[graph.pretrain(recipe, seed)])
-        if folder.state(wanted).state == DONE:
-            with open(os.path.join(folder.path, "log.txt")) as file:
+        job = graph.pretrain(recipe, seed)
+        if state_of(graph, job, wanted).state == DONE:
+            with open(os.path.join(graph.folder(job), "log.txt")) as file:
                 found[name] = [json.loads(line) for line in file]
     return found
 

@@ -41,10 +41,6 @@ class Job:
     def main(self) -> str:
         return MAINS[self.kind]
 
-    @property
-    def seed(self) -> str:
-        return self.name.split("/")[0].removeprefix("seed-")
-
 
 @dataclass(frozen=True)
 class Source:
@@ -68,6 +64,10 @@ class Graph:
     flags: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
 
+    @property
+    def of_imagenet(self) -> bool:
+        return not isinstance(self.scale, SmallScale)
+
     # ------------------------------------------------------------------------------------- cells
 
     def cell(self, row: Row, column: str, seed: int) -> Source | str:
@@ -79,11 +79,11 @@ class Graph:
         kind, key = CELLS[column]
         if kind == "robustness":
             return Source(self.robustness(seed), self._robust_key(column, row.title))
-        of_imagenet = not isinstance(self.scale, SmallScale)
-        if not row.recipe and not (row.from_scratch and not (row.public and of_imagenet)):
+        is_public = row.public and self.of_imagenet  # else a row may start from random weights
+        if not row.recipe and (is_public or not row.from_scratch):
             if not row.public:
                 return f"published only: {row.source}"
-            if not of_imagenet:
+            if not self.of_imagenet:
                 return "only with --scale imagenet, from the authors' checkpoint"
             public, path = row.public, os.path.join(ROOT, self.checkpoints, row.public.file)
             if not (self.checkpoints and os.path.exists(path)):
@@ -93,7 +93,7 @@ class Graph:
         return Source(self.evaluation(kind, row, seed), key)
 
     def _robust_key(self, column: str, name: str) -> str:
-        if column == "C" and isinstance(self.scale, SmallScale):
+        if column == "C" and not self.of_imagenet:
             return f"{name}, mean corruption error"  # AlexNet's errors are ImageNet's
         return CELLS[column][1].format(name=name)
 
@@ -108,11 +108,9 @@ class Graph:
         family = FAMILIES[row.family]
         recipe, needs = getattr(family, kind), []
         words = [recipe_word(recipe)]
-        scenes = ""
+        words += self.scale.evaluation(kind, recipe, row.family, self.scenes())
         if kind in ("detection", "segmentation") and self.scale.scenes:
-            scenes = self.scenes()
-            needs.append(self._scenes())
-        words += self.scale.evaluation(kind, recipe, row.family, scenes)
+            needs.append(self._add_scenes())
         name, encoder = self._encoder(kind, row, seed, needs)
         if encoder:
             words += ["--finetune", encoder]
@@ -125,7 +123,7 @@ class Graph:
         if row.recipe:
             needs.append(self.pretrain(row.recipe, seed))
             return row.recipe, f"{self.folder(needs[-1])}/{CHECKPOINT}"
-        if row.public and not isinstance(self.scale, SmallScale):
+        if row.public and self.of_imagenet:
             return row.key, f"{self.checkpoints}/{row.public.file}"
         name = f"scratch_{row.family}"
         if row.key == "supervised" and kind in ("detection", "segmentation"):
@@ -156,7 +154,7 @@ class Graph:
         names = [row.title for row in paper.TABLE5.rows]
         return self._add(kind, "mae_and_mimae", seed, [*words, "--names", *names], needs)
 
-    def _scenes(self) -> str:
+    def _add_scenes(self) -> str:
         words = shlex.split(self.scale.scenes)
         self.jobs.setdefault("scenes", Job("scenes", "scenes", tuple(words)))
         return "scenes"

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
 from reproduction.graph import Graph, Job
 from reproduction.scales import ROOT
-from reproduction.state import DONE, LOG, Folder, words_of
+from reproduction.state import DONE, LOG, Folder, JobState, words_of
 from util.data.loader import num_cores
 from util.errors import EXIT_INTERRUPTED, RunError
 
@@ -36,14 +37,16 @@ def shown(graph: Graph, job: Job, processes: int) -> str:
 class LocalRun:
     """
     Args:
-        jobs_at_once: how many processes, or groups of `processes` under torchrun.
-        wanted: the commit whose results count; None: any.
+        states: of all jobs, each after those that it needs. jobs_at_once: how many processes, or
+            groups of `processes` under torchrun.
     """
 
-    def __init__(self, graph: Graph, jobs_at_once: int, processes: int, wanted: str | None):
-        self.graph, self.processes, self.wanted = graph, processes, wanted
+    def __init__(
+        self, graph: Graph, states: Sequence[JobState], jobs_at_once: int, processes: int
+    ):  # fmt: skip
+        self.graph, self.states, self.processes = graph, states, processes
         self.slots = list(range(jobs_at_once))  # those that are free
-        self.running: dict[str, tuple[subprocess.Popen, int, float]] = {}
+        self.running: dict[str, tuple[subprocess.Popen, int]] = {}
         self.is_interrupted = False
 
     def run(self) -> list[str]:
@@ -52,9 +55,8 @@ class LocalRun:
         Raises:
             RunError: a signal came. The jobs that ran have saved, and the same command goes on.
         """
-        waiting = {job.name: job for job in self.graph.in_order()}
-        done = {name for name, job in waiting.items() if self._is_done(job)}
-        waiting = {name: job for name, job in waiting.items() if name not in done}
+        done = {found.job.name for found in self.states if found.state == DONE}
+        waiting = {s.job.name: s.job for s in self.states if s.job.name not in done}
         log.info("%d jobs are done, %d to do", len(done), len(waiting))
         failed: list[str] = []
         before = {n: signal.signal(n, self._interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -77,9 +79,6 @@ class LocalRun:
             raise RunError("interrupted: the same command goes on", EXIT_INTERRUPTED)
         return failed
 
-    def _is_done(self, job: Job) -> bool:
-        return Folder(self.graph, job).state(self.wanted).state == DONE
-
     def _start(self, job: Job) -> None:
         folder, slot = Folder(self.graph, job), self.slots.pop(0)
         folder.begin()
@@ -89,7 +88,7 @@ class LocalRun:
                 [sys.executable, *command(self.graph, job, self.processes)], cwd=ROOT, stdout=out,
                 stderr=subprocess.STDOUT, env=self._environment(slot), start_new_session=True,
             )  # fmt: skip
-        self.running[job.name] = process, slot, time.monotonic()
+        self.running[job.name] = process, slot
 
     def _environment(self, slot: int) -> dict[str, str]:
         """Of a job: its share of the cores, and GPUs of its own where there are enough."""
@@ -108,20 +107,20 @@ class LocalRun:
         """Name and status of jobs that have ended by now, after a moment's wait."""
         time.sleep(0.2)
         ended = []
-        for name, (process, slot, start) in list(self.running.items()):
+        for name, (process, slot) in list(self.running.items()):
             status = process.poll()
             if status is None:
                 continue
             del self.running[name]
             self.slots = sorted([*self.slots, slot])
             folder = Folder(self.graph, self.graph.jobs[name])
-            folder.end(status)
+            seconds = folder.end(status)
             if status == 0 and folder.results() is None:
                 status = 1  # a run that says it is done wrote its results
             if status:
                 log.error("failed: %s (%s): %s", name, words_of(status), folder.last_line(True))
             else:
-                log.info("done: %s, %.0f s", name, time.monotonic() - start)
+                log.info("done: %s, %.0f s", name, seconds)
             ended.append((name, status))
         return ended
 
@@ -129,5 +128,5 @@ class LocalRun:
         """Let the running jobs save; a second signal ends them at once."""
         kill = signal.SIGKILL if self.is_interrupted else signal.SIGTERM
         self.is_interrupted = True
-        for process, *_ in self.running.values():
+        for process, _ in self.running.values():
             os.killpg(process.pid, kill)

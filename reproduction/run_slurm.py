@@ -10,10 +10,11 @@ import logging
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from reproduction.graph import Graph, Job
-from reproduction.run_local import command
-from reproduction.state import DONE, Folder
+from reproduction.run_local import command, shown
+from reproduction.state import DONE, RUNNING, Folder, JobState, last_attempt
 from util.cluster import slurm
 from util.errors import RunError, first_line
 
@@ -32,7 +33,7 @@ def alive(record: dict) -> bool:
     Raises:
         RunError: SLURM does not say; to take the job for ended would start it twice.
     """
-    number = (record.get("attempts") or [{}])[-1].get("slurm_job")
+    number = last_attempt(record).get("slurm_job")
     if not number:
         return False
     try:
@@ -50,23 +51,25 @@ def alive(record: dict) -> bool:
 class SlurmRun:
     """
     Args:
-        flags: of the launcher, submitit_launch.py's. wanted: the commit whose results count.
+        states: of all jobs, each after those that it needs. flags: of the launcher,
+            submitit_launch.py's.
     """
 
-    def __init__(self, graph: Graph, flags: str, wanted: str | None, dry_run: bool):
-        self.graph, self.flags, self.wanted, self.dry_run = graph, flags, wanted, dry_run
+    def __init__(self, graph: Graph, states: Sequence[JobState], flags: str, dry_run: bool):
+        self.graph, self.states, self.flags, self.dry_run = graph, states, flags, dry_run
 
     def run(self) -> None:
         """Submit what is neither done nor in the queue."""
         numbers: dict[str, str] = {}
-        for job in self.graph.in_order():
-            folder = Folder(self.graph, job)
-            if folder.state(self.wanted).state == DONE:
+        for found in self.states:
+            if found.state == DONE:
                 continue
+            job, folder = found.job, Folder(self.graph, found.job)
+            number = folder.last_attempt().get("slurm_job")
             if job.kind == "scenes":
                 self._make_scenes(job, folder)
-            elif alive(folder.record()):
-                numbers[job.name] = folder.record()["attempts"][-1]["slurm_job"]
+            elif found.state == RUNNING and number:
+                numbers[job.name] = number
             else:
                 needed = [numbers[name] for name in job.needs if name in numbers]
                 numbers[job.name] = self._submit(job, folder, needed)
@@ -74,7 +77,7 @@ class SlurmRun:
     def _make_scenes(self, job: Job, folder: Folder) -> None:
         """Here and now: they take seconds, and every process of a job would make them."""
         if self.dry_run:
-            print(shlex.join(["python", *command(self.graph, job, 1)]))
+            print(shown(self.graph, job, 1))
             return
         folder.begin()
         made = subprocess.run([sys.executable, *command(self.graph, job, 1)], check=False)

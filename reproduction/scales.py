@@ -39,15 +39,19 @@ def recipe_word(recipe: str) -> str:
     return f"@recipes/{recipe}.args"
 
 
+def recipe_path(recipe: str) -> str:
+    return os.path.join(ROOT, recipe_word(recipe)[1:])
+
+
 def recipe_values(kind: str, recipe: str) -> argparse.Namespace:
     """The flags' values by a recipe, or by default."""
     parser = importlib.import_module(MAINS[kind]).get_args_parser()
-    return parser.parse_args([f"@{os.path.join(ROOT, recipe_word(recipe)[1:])}"])
+    return parser.parse_args([f"@{recipe_path(recipe)}"])
 
 
 def recipe_processes(recipe: str) -> int:
     """For how many processes a recipe's --batch_size is, by the command in its header."""
-    with open(os.path.join(ROOT, recipe_word(recipe)[1:])) as file:
+    with open(recipe_path(recipe)) as file:
         return int(re.search(r"--nproc_per_node (\d+)", file.read())[1])
 
 
@@ -157,8 +161,8 @@ class ImageNet:
 
 
 def _passes(args: argparse.Namespace) -> float:
-    """Over the images, each mask counted."""
-    return args.epochs * (args.num_masks or max(2, round(1 / (1 - args.mask_ratio))))
+    """Over ImageNet's images of 14 x 14 patches, each mask counted."""
+    return args.epochs * resolve_masking(14 * 14, args.num_masks, args.mask_ratio)[0]
 
 
 Scale = SmallScale | ImageNet

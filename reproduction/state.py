@@ -59,6 +59,10 @@ class Folder:
     def record(self) -> dict:
         return _read_json(os.path.join(self.path, RECORD)) or {}
 
+    def last_attempt(self) -> dict:
+        """Of job.json; empty before the first."""
+        return last_attempt(self.record())
+
     def write(self, **changes) -> None:
         """Change job.json, at once or not at all."""
         os.makedirs(self.path, exist_ok=True)
@@ -72,22 +76,23 @@ class Folder:
         attempts = [*self.record().get("attempts", []), {"start": time.time()} | about]
         self.write(command=self.command, commit=commit(), attempts=attempts)
 
-    def end(self, status: int) -> None:
+    def end(self, status: int) -> float:
+        """Write down that the last attempt has ended; its seconds."""
         attempts = self.record()["attempts"]
         attempts[-1] |= {"end": time.time(), "status": status}
         self.write(attempts=attempts)
+        return attempts[-1]["end"] - attempts[-1]["start"]
 
     def results(self) -> dict | None:
         """What the job wrote at its end; None before it."""
         if self.job.kind == "scenes":
-            attempts = self.record().get("attempts") or [{}]
-            is_done = attempts[-1].get("status") == 0
+            is_done = self.last_attempt().get("status") == 0
             return {"commit": self.record()["commit"]} if is_done else None
         return _read_json(os.path.join(self.path, RESULTS))
 
     def log(self) -> str:
         """The newest log: of the last SLURM job, or of what ran on this machine."""
-        number = (self.record().get("attempts") or [{}])[-1].get("slurm_job")
+        number = self.last_attempt().get("slurm_job")
         return f"{self.path}/slurm/{number}_0_log.out" if number else f"{self.path}/{LOG}"
 
     def last_line(self, of_failure: bool = False) -> str:
@@ -131,6 +136,16 @@ class Folder:
             if status == errors.EXIT_INTERRUPTED or status < 0:
                 found.state, found.detail = MISSING, words_of(status)
         return found
+
+
+def last_attempt(record: dict) -> dict:
+    """Of a job.json; empty before the first."""
+    return (record.get("attempts") or [{}])[-1]
+
+
+def state_of(graph: Graph, job_name: str, wanted: str | None) -> JobState:
+    """As `Folder.state`, of a job whose attempts have ended."""
+    return Folder(graph, graph.jobs[job_name]).state(wanted)
 
 
 def _read_json(path: str) -> dict | None:

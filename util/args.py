@@ -343,10 +343,15 @@ def parse_args(
 RATES = ("--lr", "--blr")
 
 
+def gives(word: str, flag: str) -> bool:
+    """Whether a word of a command line is a flag, alone or with its value."""
+    return word == flag or word.startswith(flag + "=")
+
+
 def refuse_second_rate(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     """End with an error where the command line itself, not its @files, gives a rate twice."""
     for flag in RATES:
-        if sum(word == flag or word.startswith(flag + "=") for word in argv) > 1:
+        if sum(gives(word, flag) for word in argv) > 1:
             parser.error(f"{flag} is given twice: keep one")
 
 
@@ -354,7 +359,7 @@ def last_rates(argv: Sequence[str]) -> list[str]:
     """A command line with its @files written out, without the rates that a later one replaces."""
     kept = list(argv)
     for flag in RATES:
-        places = [i for i, w in enumerate(kept) if w == flag or w.startswith(flag + "=")]
+        places = [place for place, word in enumerate(kept) if gives(word, flag)]
         for place in reversed(places[:-1]):
             del kept[place : place + (2 if kept[place] == flag else 1)]
     return kept

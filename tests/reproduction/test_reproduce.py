@@ -9,12 +9,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import reproduce
+from tests.slurm.cluster import wait_for
 from util.entry import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,13 +151,14 @@ def test_a_second_process_on_the_same_table_is_refused(tmp_path):
     )  # fmt: skip
     try:
         record = tmp_path / "demo/seed-0/pretrain/table3-a_mae/job.json"
-        wait_for(record.exists)
+        wait_for(record.exists, "the first run", 60)
         assert "another process runs these tables" in refused(*words, *SHORT)
         _, said, _ = here(*words, *SHORT, "--status")
         assert said.startswith("running")
         # A signal: the run saves and says so, and so does the command.
         log = record.with_name("log.out")
-        wait_for(lambda: "epoch 0" in log.read_text() or record.with_name("results.json").exists())
+        results = record.with_name("results.json")
+        wait_for(lambda: "epoch 0" in log.read_text() or results.exists(), "an epoch", 60)
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 75
     finally:
@@ -166,14 +167,7 @@ def test_a_second_process_on_the_same_table_is_refused(tmp_path):
     assert status == 0, err
     attempts = json.loads(record.read_text())["attempts"]
     # The signal may have come when the run had just written its results: then it is done.
-    assert record.with_name("results.json").exists() and len(attempts) <= 2
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    assert results.exists() and len(attempts) <= 2
 
 
 def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):

@@ -104,7 +104,7 @@ def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, l
 
 
 def is_given(flag: str, argv: list[str]) -> bool:
-    return any(word == flag or word.startswith(flag + "=") for word in argv)
+    return any(arguments.gives(word, flag) for word in argv)
 
 
 def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[str]:

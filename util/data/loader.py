@@ -85,9 +85,12 @@ class Batches:
         """Indices of all ranks' images in a micro-batch."""
         return [index for _, index in self._items(epoch, micro_batch)]
 
-    def own_ids(self, micro_batch: int, epoch: int = 0) -> list[int]:
+    def own_ids(self, epoch: int, micro_batch: int) -> list[int]:
         """Indices of this rank's images in a micro-batch."""
-        return self.global_ids(epoch, micro_batch)[self.rank :: self.world_size]
+        return [index for _, index in self._own_items(epoch, micro_batch)]
+
+    def _own_items(self, epoch: int, micro_batch: int) -> list[tuple[int, int]]:
+        return self._items(epoch, micro_batch)[self.rank :: self.world_size]
 
     def _items(self, epoch: int, micro_batch: int) -> list[tuple[int, int]]:
         """(pass over the data, index) of all ranks' images in a micro-batch."""
@@ -109,7 +112,7 @@ class Batches:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(images, targets) of micro-batch `start` and those that follow, but for `skip`."""
         numbers = (n for n in range(start, len(self)) if n not in skip)
-        slices = [self._items(epoch, n)[self.rank :: self.world_size] for n in numbers]
+        slices = [self._own_items(epoch, n) for n in numbers]
         plan = [items for items in slices if items]
         done = restarts = 0
         while done < len(plan):

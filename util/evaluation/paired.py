@@ -24,9 +24,11 @@ class Difference:
             return "gain"
         if self.high < 0:
             return "loss"
-        if max(abs(self.low), abs(self.high)) <= MARGIN:
-            return "no difference"
-        return "cannot be told"
+        return "no difference" if self.is_small else "cannot be told"
+
+    @property
+    def is_small(self) -> bool:
+        return max(abs(self.low), abs(self.high)) <= MARGIN
 
 
 def bootstrap_spread(per_image: np.ndarray, num_boots: int = 1000, seed: int = 0) -> float:
@@ -55,9 +57,7 @@ def compare_draws(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) 
     per_draw = np.asarray(first, float).mean(1) - np.asarray(second, float).mean(1)
     found = compare(np.mean(first, 0), np.mean(second, 0), num_boots)
     if len(per_draw) > 1:
-        of_draws = per_draw.std(ddof=1) / math.sqrt(len(per_draw))
-        of_draws *= stats.t.ppf(0.975, len(per_draw) - 1)
-        half = math.hypot(found.high - found.difference, of_draws)
+        half = math.hypot(found.high - found.difference, half_of_mean(per_draw))
         found = Difference(found.difference, found.difference - half, found.difference + half)
     return found
 
@@ -103,6 +103,19 @@ def seed_spread(rows: list[np.ndarray]) -> tuple[float, int]:
     return (math.sqrt(squares / freedom) if freedom else math.inf), freedom
 
 
+def half_of_mean(values: np.ndarray, pooled: list[np.ndarray] | None = None) -> float:
+    """Half of the 95 % interval of the mean of values [seeds], by Student's t; infinite where
+    nothing tells their spread.
+
+    Args:
+        pooled: rows that have the same spread, `values` among them (default: `values` alone).
+    """
+    spread, freedom = seed_spread(pooled or [values])
+    if not freedom:
+        return math.inf
+    return float(stats.t.ppf(0.975, freedom) * spread / math.sqrt(len(values)))
+
+
 @dataclass
 class Comparison(Difference):
     """Of two ways of training, by the seeds that both have."""
@@ -121,12 +134,11 @@ def compare_seeds(rows: dict[str, np.ndarray], num_boots: int = 1000) -> dict[st
     Args:
         rows: by name the per-image differences in points, [seeds, images].
     """
-    spread, freedom = seed_spread([row.mean(1) for row in rows.values()])
+    means = {name: row.mean(1) for name, row in rows.items()}
     found = {}
     for name, row in rows.items():
-        of_images, of_seeds = 1.96 * bootstrap_spread(row.mean(0), num_boots), math.inf
-        if freedom:
-            of_seeds = stats.t.ppf(0.975, freedom) * spread / math.sqrt(len(row))
+        of_images = 1.96 * bootstrap_spread(row.mean(0), num_boots)
+        of_seeds = half_of_mean(means[name], list(means.values()))
         half, mean = math.hypot(of_images, of_seeds), float(row.mean())
         found[name] = Comparison(mean, mean - half, mean + half, len(row))
     return found

@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 from collections.abc import Sequence
+from typing import IO
 
 from util.cluster import distributed
 from util.errors import UsageError
@@ -20,12 +21,25 @@ WRITTEN = (
 )  # fmt: skip
 
 
-class OutputFolder:
-    """A run's folder, locked while the run lives; what an earlier run left is set aside.
+def lock(file: IO) -> bool | None:
+    """Lock an open file until it is closed; whether that could be done, or another process holds
+    it. None: its disk has no locks, which is told in the log.
 
     The lock is the process's own (POSIX): it ends with the process, however that dies, and is not
     inherited by data-loader workers.
     """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        log.warning("%s cannot be locked (%s)", os.path.dirname(file.name), error.strerror)
+        return None
+    return True
+
+
+class OutputFolder:
+    """A run's folder, locked while the run lives; what an earlier run left is set aside."""
 
     def __init__(self, path: str):
         self.path = path
@@ -38,15 +52,13 @@ class OutputFolder:
             raise UsageError(
                 f"--output_dir {path} cannot be written ({error.strerror}): name another one"
             ) from None
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                log.warning("--output_dir %s cannot be locked (%s)", path, error.strerror)
-                return
+        is_own = lock(self.lock)
+        if is_own is False:
             raise UsageError(
                 f"--output_dir {path} is in use by another run: name another folder, or end it"
-            ) from None
+            )
+        if is_own is None:
+            return  # what looks left over may be a living run's
         for leftover in glob.glob(os.path.join(glob.escape(path), "*.tmp")):
             os.unlink(leftover)
 
