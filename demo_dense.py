@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 
 from demo import CORES, OUTPUT, run
-from util.data import scenes
-from util.data.ade20k import Labels, load_mapped_images, read_labels
-from util.data.coco import load_coco
-from util.data.jitter import View
-from util.evaluation.detections import draw_detections
-from util.evaluation.label_pictures import comparison_sheet
-from util.evaluation.visualize import picture_sheet
+from tools import scenes
+from util.data.dense.ade20k import Labels, load_mapped_images, read_labels
+from util.data.dense.coco import load_coco
+from util.data.dense.jitter import View
+from util.evaluation.dense.detections import draw_detections
+from util.evaluation.dense.label_pictures import comparison_sheet
+from util.evaluation.pictures import picture_sheet
 
 SIZE = 70  # pixels: 10 x 10 patches of 7
 UNLABELLED, LABELLED = f"{OUTPUT}/scenes", f"{OUTPUT}/labelled_scenes"

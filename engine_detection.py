@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from util.cluster import distributed
 from util.cluster.distributed import without_exchange
-from util.data.jitter import Target
+from util.data.dense.jitter import Target
 from util.data.loader import Batches
-from util.evaluation.coco_ap import as_coco, on_original, score
+from util.evaluation.dense.coco_ap import as_coco, on_original, score
 from util.training.precision import Precision
 from util.training.run import Run
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from util.cluster import distributed
 from util.cluster.distributed import without_exchange
-from util.data.ade20k import NOTHING
+from util.data.dense.ade20k import NOTHING
 from util.data.loader import Batches
-from util.evaluation.iou import ConfusionMatrix, scores
-from util.evaluation.windows import enlarged
+from util.evaluation.dense.iou import ConfusionMatrix, scores
+from util.evaluation.dense.windows import enlarged
 from util.training.precision import Precision
 from util.training.run import Run
 

@@ -1,6 +1,6 @@
 """Detect objects: fine-tune an encoder under Mask R-CNN, evaluate (--eval), or predict (--predict).
 
-python -m util.data.scenes scenes --source digits
+python -m tools.scenes scenes --source digits
 python main_detection.py --data_path scenes --finetune output_dir/pretrain/checkpoint-last.pth
 """
 
@@ -11,29 +11,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-import models_encoder
-import models_maskrcnn
-import models_vit
+from encoders.load import SIZES, block_shapes, build_backbone, describe, layer_lookup, open_dense
+from encoders.vit import Pretrained
 from engine_detection import evaluate, train_one_round
-from util import args as arguments
-from util import dense_args
-from util.args import number
+from heads.maskrcnn import WINDOW, Detector, build_detector
 from util.checks import image_size
 from util.cluster import distributed
-from util.data.coco import Categories, CocoImages, load_coco
-from util.data.jitter import FitCanvas, LargeScaleJitter, Target, collate
+from util.data.dense.coco import Categories, CocoImages, load_coco
+from util.data.dense.jitter import FitCanvas, LargeScaleJitter, Target, collate
 from util.data.loader import Batches, open_batches
 from util.data.transformed import TransformedPairs
 from util.entry import run_main
-from util.evaluation.coco_ap import require_evaluator
-from util.evaluation.detections import write_detections
+from util.evaluation.dense.coco_ap import require_evaluator
+from util.evaluation.dense.detections import write_detections
+from util.flags import args as arguments
+from util.flags import dense_args
+from util.flags.args import number
 from util.training import optim, preflight
-from util.training.checkpoint import load_weights
 from util.training.drop_path import DropPaths
 from util.training.metrics import NonFiniteLoss
 from util.training.roi_sampling import RoISampling
 from util.training.run import Run
 from util.training.weight_mean import WeightMean
+from util.weights.fit import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ ITERATIONS, MILESTONES = 184375, (163889, 177546)  # ViTDet's: 100 epochs of COC
 def get_args_parser() -> argparse.ArgumentParser:
     parser = arguments.ArgumentParser(description=__doc__)
     add = dense_args.add_dense_data_flags(
-        parser, "a folder in COCO's layout, or in that of util.data.scenes"
+        parser, "a folder in COCO's layout, or in that of tools.scenes"
     )
     for split in ("train", "val"):
         add(f"--{split}_json", default="", metavar="FILE",
@@ -52,8 +52,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     dense_args.add_iteration_flags(parser)
     arguments.add_run_flags(parser, "output_dir/detection")
     dense_args.add_dense_checkpoint_flags(parser)
-    add = dense_args.add_backbone_flags(parser, tuple(models_encoder.SIZES))
-    add("--window", type=number(int, 1), default=models_maskrcnn.WINDOW,
+    add = dense_args.add_backbone_flags(parser, tuple(SIZES))
+    add("--window", type=number(int, 1), default=WINDOW,
         help="tokens that a ViT's windows are wide; the last block of each quarter has none",
     )  # fmt: skip
     arguments.add_ema_flag(add)
@@ -89,24 +89,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build_model(
-    args: argparse.Namespace, pretrained: models_vit.Pretrained | None, num_classes: int
-) -> models_maskrcnn.Detector:
+    args: argparse.Namespace, pretrained: Pretrained | None, num_classes: int
+) -> Detector:
     """The detector that the flags describe, with the checkpoint's encoder, or all of it."""
     is_trained = bool(args.eval or args.predict)
     if is_trained:
         args.window = pretrained.config["window"]
-    encoder = models_encoder.build_backbone(pretrained, args, load=not is_trained)
-    model = models_maskrcnn.build_detector(encoder, num_classes, args.mean, args.std, args.window)
+    encoder = build_backbone(pretrained, args, load=not is_trained)
+    model = build_detector(encoder, num_classes, args.mean, args.std, args.window)
     if is_trained:
         load_weights(model, pretrained.raw, args.resume)
     return model
 
 
-def describe(
+def config_of(
     args: argparse.Namespace, encoder: nn.Module, categories: Categories
 ) -> dict[str, object]:
     """Plain values from which --eval and --predict build the same model."""
-    return models_encoder.describe(
+    return describe(
         args, encoder, grid=list(encoder.patch_embed.grid_size), window=args.window,
         classes=categories.names, category_ids=categories.ids,
     )  # fmt: skip
@@ -132,7 +132,7 @@ def to_device(
 
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
-        pretrained = models_encoder.open_dense(args, "category_ids", "main_detection.py")
+        pretrained = open_dense(args, "category_ids", "main_detection.py")
         args.input_size = list(image_size(args.input_size, 1))
         if args.eval or args.predict:
             config = pretrained.config
@@ -142,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
             categories = train_images.categories
         model = build_model(args, pretrained, len(categories.ids)).to(run.device)
         encoder = model.backbone.encoder
-        shapes = models_encoder.block_shapes(encoder)
+        shapes = block_shapes(encoder)
         precision = run.precision(max(dim for _, dim, _ in shapes))
 
         evaluated = model  # or the running mean of its weights
@@ -160,7 +160,7 @@ def main(args: argparse.Namespace) -> None:
         view = LargeScaleJitter(args.input_size, args.scales, args.flip)
         batches = open_pairs(args, train_images, view, True, run.device)
         groups = optim.layer_decay_groups(
-            model, args.weight_decay, models_encoder.layer_of(encoder, "backbone.encoder."),
+            model, args.weight_decay, layer_lookup(encoder, "backbone.encoder."),
             args.layer_decay,
         )  # fmt: skip
         optimizer = optim.adamw(groups)
@@ -169,7 +169,7 @@ def main(args: argparse.Namespace) -> None:
         evaluated = mean.model
         run.start(
             mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler),
-            describe(args, encoder, categories), batches,
+            config_of(args, encoder, categories), batches,
         )  # fmt: skip
         drop_paths, sampling = DropPaths(model, args.seed), RoISampling(model, args.seed)
         if args.compile:

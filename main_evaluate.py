@@ -17,10 +17,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-import models_encoder
-from models_features import FrozenEncoder, Outputs
-from util import args as arguments
-from util.args import number
+from encoders.frozen import FrozenEncoder, Outputs
+from encoders.load import SIZES, build_for, open_checkpoint
+from models_mimae import orthogonal_permutations
 from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset, load_images, load_test_folder
 from util.data.imagenet import read_real_labels
@@ -28,20 +27,24 @@ from util.data.loader import evaluation_view
 from util.data.transforms import Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.evaluation import attentive, dense, frozen, report
-from util.evaluation.features import (
+from util.evaluation.frozen import attentive, patches, report
+from util.evaluation.frozen import evaluations as frozen
+from util.evaluation.frozen.features import (
     FeatureStore,
     check_batch_size,
     checksum,
     images_checksum,
 )
 from util.evaluation.tables import column_names
+from util.flags import args as arguments
+from util.flags.args import number
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
 
 BASELINES = ("untrained", "pixels")
+NUM_MASKS = 4  # of the InfoNCE accuracy of masks
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -51,7 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("encoders").add_argument
     add("checkpoints", nargs="+", metavar="CHECKPOINT",
         help="of this project or anybody's; `untrained` and `pixels` are baselines")  # fmt: skip
-    add("--model", choices=models_encoder.SIZES, metavar="NAME",
+    add("--model", choices=SIZES, metavar="NAME",
         help="the encoder, where no checkpoint says it")  # fmt: skip
     add("--num_heads", type=number(int, 1),
         help="attention heads of a checkpoint that does not tell them")  # fmt: skip
@@ -140,8 +143,8 @@ def open_encoder(
         return FrozenEncoder(None, Normalize(flags.mean, flags.std)), flags
     pretrained = None
     if name != "untrained":
-        pretrained = models_encoder.open_checkpoint(name, flags)
-    encoder = models_encoder.build_for(pretrained, flags)
+        pretrained = open_checkpoint(name, flags)
+    encoder = build_for(pretrained, flags)
     return FrozenEncoder(encoder, Normalize(flags.mean, flags.std)), flags
 
 
@@ -170,7 +173,7 @@ def main(args: argparse.Namespace) -> None:
         # Encoders may differ in their channels, which are a matter of reading an image.
         channels = dict.fromkeys(flags.in_chans for _, flags in opened)
         sets = {n: image_sets(args, n) for n in channels}
-        mapped = {n: dense.load(args, n) for n in channels} if args.dense else {}
+        mapped = {n: patches.load(args, n) for n in channels} if args.dense else {}
         train, tests = next(iter(sets.values()))
         real = read_real_labels(args.real_labels, tests["val"]) if args.real_labels else None
         lists = {
@@ -191,7 +194,7 @@ def main(args: argparse.Namespace) -> None:
             found = frozen.evaluate(encoder, args, real, lists, run.device)
             if mapped and encoder.model.encoder is not None:
                 pair = mapped[encoder.flags.in_chans]
-                found.dense = dense.evaluate(encoder, *pair, args, run.device)
+                found.dense = patches.evaluate(encoder, *pair, args, run.device)
             results[encoder.name] = found
         write(run, args, encoders, results)
 
@@ -275,9 +278,11 @@ class Encoder:
             ids = range(start, min(start + 64, len(images), frozen.VIEWED))
             imgs = torch.stack([self.view(images.read(i)) for i in ids]).to(run.device)
             num_patches = getattr(self.model.encoder.patch_embed, "num_patches", 1)
-            noise = torch.rand(len(imgs), num_patches, generator=generator)
+            noise = torch.rand(len(imgs), num_patches, generator=generator).to(imgs.device)
+            num_visible = max(1, num_patches // NUM_MASKS)
+            ids = orthogonal_permutations(noise, NUM_MASKS, num_visible)[:, :, :num_visible]
             with self.precision.autocast():
-                views = self.model.masked_views(imgs, noise)
+                views = self.model.masked_views(imgs, ids)
             if views is None:
                 return None
             found.append(views.float().cpu())

@@ -14,11 +14,18 @@ import logging
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
-import models_encoder
-import models_vit
+from encoders.load import (
+    SIZES,
+    architecture,
+    block_shapes,
+    build_encoder,
+    describe,
+    layer_lookup,
+    load_pretrained,
+    open_checkpoint,
+)
+from encoders.vit import Pretrained
 from engine_finetune import evaluate, train_one_epoch
-from util import args as arguments
-from util.args import number
 from util.cluster import distributed
 from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
 from util.data.loader import evaluation_view, open_batches
@@ -26,12 +33,15 @@ from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.training import draws, optim, preflight
-from util.training.checkpoint import load_weights
+from util.flags import args as arguments
+from util.flags.args import number
+from util.training import few_label_runs as draws
+from util.training import optim, preflight
 from util.training.drop_path import DropPaths
 from util.training.metrics import NonFiniteLoss
 from util.training.run import Run
 from util.training.weight_mean import WeightMean
+from util.weights.fit import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +56,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("model").add_argument
     add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in models_layouts.py; none: train from scratch")  # fmt: skip
+        "in encoders/layouts.py; none: train from scratch")  # fmt: skip
     add(
         "--model",
-        choices=models_encoder.SIZES,
+        choices=SIZES,
         metavar="NAME",
-        help=f"one of {', '.join(models_encoder.SIZES)} (default: the checkpoint's, else the data "
-        "set's)",
+        help=f"one of {', '.join(SIZES)} (default: the checkpoint's, else the data set's)",
     )
     add("--num_heads", type=number(int, 1),
         help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
@@ -118,18 +127,18 @@ def uses_mixup(args: argparse.Namespace) -> bool:
 
 
 def build_model(
-    args: argparse.Namespace, pretrained: models_vit.Pretrained | None, num_classes: int
+    args: argparse.Namespace, pretrained: Pretrained | None, num_classes: int
 ) -> nn.Module:
     """The classifier that the flags describe, with the checkpoint's weights."""
-    model = models_encoder.build_encoder(
+    model = build_encoder(
         args.model, num_classes, args.input_size, args.in_chans, args.global_pool, args.drop_path,
-        args.grad_checkpointing, models_encoder.architecture(pretrained, args.model),
+        args.grad_checkpointing, architecture(pretrained, args.model),
     )  # fmt: skip
     if args.eval:
         load_weights(model, pretrained.raw, args.resume)
         return model
     if pretrained:
-        models_encoder.load_pretrained(pretrained, model)
+        load_pretrained(pretrained, model)
     return model
 
 
@@ -151,9 +160,7 @@ def main(args: argparse.Namespace) -> None:
     if args.draws:
         return draws.run_all(args, main)  # which runs this for each draw
     with Run(args) as run:
-        pretrained = models_encoder.open_checkpoint(
-            args.resume if args.eval else args.finetune, args
-        )
+        pretrained = open_checkpoint(args.resume if args.eval else args.finetune, args)
         train_images, val_images = draws.load(args)
         num_classes = len(train_images.classes)
         model = build_model(args, pretrained, num_classes).to(run.device)
@@ -167,7 +174,7 @@ def main(args: argparse.Namespace) -> None:
                 (train_images, train, True), (val_images, evaluation_view(args), False),
             )
         )  # fmt: skip
-        shapes = models_encoder.block_shapes(model)
+        shapes = block_shapes(model)
         precision = run.precision(max(dim for _, dim, _ in shapes))
         if args.eval:
             return run.finish(**evaluate(model, val_batches, normalize, precision))
@@ -175,14 +182,14 @@ def main(args: argparse.Namespace) -> None:
         per_step = args.accum_iter * batches.global_size
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         groups = optim.layer_decay_groups(
-            model, args.weight_decay, models_encoder.layer_of(model), args.layer_decay
+            model, args.weight_decay, layer_lookup(model), args.layer_decay
         )
         optimizer = optim.adamw(groups)
         preflight.report(args, model, batches, precision, 1, shapes, run.device)
         mean = WeightMean(model, args.ema_decay)
         run.start(
             mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler),
-            models_encoder.describe(
+            describe(
                 args, model, grid=list(model.patch_embed.grid_size), classes=train_images.classes
             ),
             batches,

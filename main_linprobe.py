@@ -13,11 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-import models_encoder
-import models_vit
+from encoders.load import (
+    SIZES,
+    architecture,
+    build_encoder,
+    describe,
+    load_pretrained,
+    open_checkpoint,
+)
+from encoders.vit import Features, LinearProbe, Pixels
 from engine_finetune import evaluate, train_one_epoch
-from util import args as arguments
-from util.args import number
 from util.checks import image_size
 from util.cluster import distributed
 from util.data.datasets import load_images
@@ -26,17 +31,19 @@ from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.evaluation.knn import extract_features, weighted_knn
-from util.settings import take_from_checkpoint
+from util.evaluation.frozen.knn import extract_features, weighted_knn
+from util.flags import args as arguments
+from util.flags.args import number
+from util.flags.settings import take_from_checkpoint
 from util.training import optim, preflight
-from util.training.checkpoint import load_weights
-from util.training.checkpoint_file import read_checkpoint
 from util.training.metrics import NonFiniteLoss
 from util.training.run import Run
+from util.weights.checkpoint_file import read_checkpoint
+from util.weights.fit import load_weights
 
 log = logging.getLogger(__name__)
 
-MODELS = (*models_encoder.SIZES, "pixels")
+MODELS = (*SIZES, "pixels")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -49,7 +56,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("linear probe").add_argument
     add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in models_layouts.py; none: a random encoder")  # fmt: skip
+        "in encoders/layouts.py; none: a random encoder")  # fmt: skip
     add(
         "--model",
         choices=MODELS,
@@ -95,27 +102,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def build_encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
+def build_frozen(args: argparse.Namespace) -> tuple[nn.Module, int]:
     """The frozen encoder that the flags describe, and the width of its features."""
-    pretrained = described = models_encoder.open_checkpoint(args.finetune, args)
+    pretrained = described = open_checkpoint(args.finetune, args)
     if args.eval:
         config = read_checkpoint(args.resume).get("config")
         if isinstance(config, dict) and config.get("model") == "pixels":
             take_from_checkpoint(args, config)
         else:
-            described = models_encoder.open_checkpoint(args.resume, args)
+            described = open_checkpoint(args.resume, args)
     if args.model == "pixels":
         size = image_size(args.input_size, 1)
-        return models_vit.Pixels(), args.in_chans * size[0] * size[1]
-    encoder = models_encoder.build_encoder(
+        return Pixels(), args.in_chans * size[0] * size[1]
+    encoder = build_encoder(
         args.model, 0, args.input_size, args.in_chans, args.global_pool,
-        architecture=models_encoder.architecture(described, args.model),
+        architecture=architecture(described, args.model),
     )  # fmt: skip
     if pretrained:
-        models_encoder.load_pretrained(pretrained, encoder)
+        load_pretrained(pretrained, encoder)
     elif args.knn or not args.resume:
         log.warning("no --finetune: the encoder is random")
-    return models_vit.Features(encoder), encoder.num_features
+    return Features(encoder), encoder.num_features
 
 
 class FeatureSet(Dataset):
@@ -133,7 +140,7 @@ class FeatureSet(Dataset):
 
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
-        encoder, dim = build_encoder(args)
+        encoder, dim = build_frozen(args)
         encoder.to(run.device)
         if args.compile:
             distributed.compile_in_place(encoder, False)
@@ -149,7 +156,7 @@ def main(args: argparse.Namespace) -> None:
         if args.knn:
             return knn(args, run, encoder, normalize, precision, train, val)
 
-        probe = models_vit.LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
+        probe = LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
         if args.eval:  # before features are computed with it
             load_weights(probe, read_checkpoint(args.resume).get("model", {}), args.resume)
         trained: nn.Module = probe
@@ -174,7 +181,7 @@ def main(args: argparse.Namespace) -> None:
         before = [weight.clone() for weight in encoder.parameters()]
         run.start(
             dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
-            models_encoder.describe(args, getattr(encoder, "vit", None)), batches,
+            describe(args, getattr(encoder, "vit", None)), batches,
         )  # fmt: skip
         same = all(map(torch.equal, before, encoder.parameters()))
         if not same and trained is not probe:

@@ -12,12 +12,10 @@ import os
 import torch
 from torch import nn
 
-import models_encoder
 import models_mimae
 import models_simmim
+from encoders.load import describe
 from engine_pretrain import train_one_epoch
-from util import args as arguments
-from util.args import number
 from util.cluster import distributed
 from util.data.datasets import load_images
 from util.data.images import to_tensor
@@ -26,8 +24,10 @@ from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.evaluation.knn import KNNMonitor
-from util.evaluation.visualize import reconstruction_sheet
+from util.evaluation.frozen.knn import KNNMonitor
+from util.evaluation.pictures import reconstruction_sheet
+from util.flags import args as arguments
+from util.flags.args import number
 from util.training import optim, preflight
 from util.training.checkpoint import BufferState
 from util.training.metrics import NonFiniteLoss
@@ -227,7 +227,7 @@ def main(args: argparse.Namespace) -> None:
                 model=model, optimizer=optimizer, scaler=precision.scaler,
                 gate=BufferState(model.gate),
             ),
-            models_encoder.describe(args, patch_size=model.patch_size, grid=list(model.grid)),
+            describe(args, patch_size=model.patch_size, grid=list(model.grid)),
             batches,
         )  # fmt: skip
         if args.compile:

@@ -19,29 +19,30 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-import models_encoder
-from models_vit import Pretrained
-from util import args as arguments
-from util.args import number
+from encoders.load import SIZES, block_shapes, load_classifier, open_checkpoint
+from encoders.vit import Pretrained
 from util.checks import image_size
 from util.cluster import agreement, distributed
 from util.data import imagenet
-from util.data.corruptions import CORRUPTIONS, SEVERITIES
+from util.data.corruption.corruptions import CORRUPTIONS, SEVERITIES
 from util.data.datasets import DATASETS
 from util.data.imagenet import read_real_labels
 from util.data.robustness_sets import TestSet, is_published, open_sets
 from util.data.transforms import Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.evaluation import probes, robustness_report
-from util.evaluation.features import (
+from util.evaluation.frozen import probes
+from util.evaluation.frozen.features import (
     FeatureStore,
     check_batch_size,
     checksum,
     images_checksum,
 )
-from util.evaluation.robustness import EXTRA, Robustness
+from util.evaluation.robustness import report as robustness_report
+from util.evaluation.robustness.errors import EXTRA, Robustness
 from util.evaluation.tables import column_names
+from util.flags import args as arguments
+from util.flags.args import number
 from util.training.precision import Precision
 from util.training.run import Run
 
@@ -59,7 +60,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--baseline", default="", metavar="CHECKPOINT",
         help="errors are told relative to this one's, instead of AlexNet's")  # fmt: skip
     add("--names", nargs="+", default=[], help="of the checkpoints in the tables")
-    add("--model", choices=models_encoder.SIZES, metavar="NAME",
+    add("--model", choices=SIZES, metavar="NAME",
         help="the encoder, where a checkpoint does not tell it")  # fmt: skip
     add("--num_heads", type=number(int, 1),
         help="attention heads of a checkpoint that does not tell them")  # fmt: skip
@@ -76,7 +77,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="ImageNet-ReaL's file, for --imagenet; without a name timm's copy")  # fmt: skip
     add("--imagenet_c", default="", metavar="FOLDER",
         help="CORRUPTION/SEVERITY/CLASS/IMAGE: ImageNet-C's images, or what "
-        "`python -m util.data.corruptions` made")  # fmt: skip
+        "`python -m tools.corrupt` made")  # fmt: skip
     add("--partial", action="store_true", help="go on where some of them is missing; no mCE then")
 
     add = parser.add_argument_group("corruptions").add_argument
@@ -145,11 +146,11 @@ class Classifier:
 def open_classifier(args: argparse.Namespace, name: str, path: str) -> Classifier:
     flags = copy.copy(args)
     flags.settings = copy.deepcopy(flags.settings)
-    pretrained = models_encoder.open_checkpoint(path, flags)
-    model = models_encoder.load_classifier(pretrained, flags)
+    pretrained = open_checkpoint(path, flags)
+    model = load_classifier(pretrained, flags)
     flags.input_size = list(image_size(flags.input_size, 1))
     classes = class_names(pretrained, model.num_classes, flags)
-    width = max(dim for _, dim, _ in models_encoder.block_shapes(model))
+    width = max(dim for _, dim, _ in block_shapes(model))
     model = nn.Sequential(Normalize(flags.mean, flags.std), model).eval()
     return Classifier(name, model, width, flags, classes)
 

@@ -1,6 +1,6 @@
 """Segment images: fine-tune an encoder under UperNet, evaluate (--eval), or predict (--predict).
 
-python -m util.data.scenes scenes --source digits
+python -m tools.scenes scenes --source digits
 python main_segmentation.py --data_path scenes --finetune output_dir/pretrain/checkpoint-last.pth
 """
 
@@ -11,17 +11,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-import models_encoder
-import models_upernet
-import models_vit
+from encoders.load import SIZES, block_shapes, build_backbone, describe, layer_lookup, open_dense
+from encoders.vit import Pretrained
 from engine_segmentation import Predict, evaluate, train_one_round
-from util import args as arguments
-from util import dense_args
-from util.args import number
+from heads.upernet import UperNet
 from util.checks import image_size
 from util.cluster import distributed
-from util.data.ade20k import Labels, load_mapped_images, read_labels
-from util.data.dense_transforms import (
+from util.data.dense.ade20k import Labels, load_mapped_images, read_labels
+from util.data.dense.transforms import (
     Pad,
     PhotometricDistortion,
     RandomCrop,
@@ -34,14 +31,17 @@ from util.data.transformed import TransformedPairs
 from util.data.transforms import Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.evaluation import windows
-from util.evaluation.label_pictures import write_predictions
+from util.evaluation.dense import windows
+from util.evaluation.dense.label_pictures import write_predictions
+from util.flags import args as arguments
+from util.flags import dense_args
+from util.flags.args import number
 from util.training import optim, preflight
-from util.training.checkpoint import load_weights
 from util.training.drop_path import DropPaths
 from util.training.metrics import NonFiniteLoss
 from util.training.precision import Precision
 from util.training.run import Run
+from util.weights.fit import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     dense_args.add_iteration_flags(parser)
     arguments.add_run_flags(parser, "output_dir/segmentation")
     dense_args.add_dense_checkpoint_flags(parser)
-    add = dense_args.add_backbone_flags(parser, tuple(models_encoder.SIZES))
+    add = dense_args.add_backbone_flags(parser, tuple(SIZES))
     add("--decoder_channels", type=number(int, 1),
         help="of UperNet (default: a ViT's width; the last stage's of a Swin, at most 512)",
     )  # fmt: skip
@@ -107,28 +107,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not args.data_path and not args.predict:
         raise UsageError(
             "--data_path is missing: name a folder with images/ and annotations/ (python -m "
-            "util.data.scenes FOLDER writes one)"
+            "tools.scenes FOLDER writes one)"
         )
     return args
 
 
 def build_model(
-    args: argparse.Namespace, pretrained: models_vit.Pretrained | None, num_classes: int
-) -> models_upernet.UperNet:
+    args: argparse.Namespace, pretrained: Pretrained | None, num_classes: int
+) -> UperNet:
     """The segmenter that the flags describe, with the checkpoint's encoder, or all of it."""
     is_trained = bool(args.eval or args.predict)
     if is_trained and args.decoder_channels is None:
         args.decoder_channels = pretrained.config.get("decoder_channels")
-    encoder = models_encoder.build_backbone(
+    encoder = build_backbone(
         pretrained, args, any_size=args.test_mode == "whole", load=not is_trained
     )
-    model = models_upernet.UperNet(encoder, num_classes, args.decoder_channels)
+    model = UperNet(encoder, num_classes, args.decoder_channels)
     if is_trained:
         load_weights(model, pretrained.raw, args.resume)
     return model
 
 
-def class_labels(args: argparse.Namespace, pretrained: models_vit.Pretrained | None) -> Labels:
+def class_labels(args: argparse.Namespace, pretrained: Pretrained | None) -> Labels:
     """The classes: the data's, which a trained model must have, too; without data, the model's.
 
     Raises:
@@ -156,9 +156,9 @@ def class_labels(args: argparse.Namespace, pretrained: models_vit.Pretrained | N
     return labels
 
 
-def describe(args: argparse.Namespace, model: models_upernet.UperNet, labels: Labels) -> dict:
+def config_of(args: argparse.Namespace, model: UperNet, labels: Labels) -> dict:
     """Plain values from which --eval and --predict build the same model."""
-    return models_encoder.describe(
+    return describe(
         args, model.encoder, grid=list(model.encoder.patch_embed.grid_size),
         decoder_channels=model.channels, classes=labels.classes, first_class=labels.first_class,
         palette=labels.palette,
@@ -217,12 +217,12 @@ def open_pairs(
 
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
-        pretrained = models_encoder.open_dense(args, "first_class", "main_segmentation.py")
+        pretrained = open_dense(args, "first_class", "main_segmentation.py")
         args.input_size = list(image_size(args.input_size, 1))
         labels = class_labels(args, pretrained)
         model = build_model(args, pretrained, len(labels.classes)).to(run.device)
         normalize = Normalize(args.mean, args.std).to(run.device)
-        shapes = models_encoder.block_shapes(model.encoder)
+        shapes = block_shapes(model.encoder)
         precision = run.precision(max(dim for _, dim, _ in shapes))
         predict = build_predict(args, model, normalize, precision)
         if args.predict:
@@ -235,13 +235,15 @@ def main(args: argparse.Namespace) -> None:
         batches = open_pairs(args, labels, "training", run.device)
         if batches.global_size == 1:
             raise UsageError("--batch_size 1 on one process: BatchNorm needs 2 images at least")
-        layer_of = models_encoder.layer_of(model.encoder, "encoder.")
-        groups = optim.layer_decay_groups(model, args.weight_decay, layer_of, args.layer_decay)
+        groups = optim.layer_decay_groups(
+            model, args.weight_decay, layer_lookup(model.encoder, "encoder."),
+            args.layer_decay,
+        )  # fmt: skip
         optimizer = optim.adamw(groups)
         preflight.report(args, model, batches, precision, 1, shapes, run.device)
         run.start(
             dict(model=model, optimizer=optimizer, scaler=precision.scaler),
-            describe(args, model, labels), batches,
+            config_of(args, model, labels), batches,
         )  # fmt: skip
         drop_paths = DropPaths(model, args.seed)
         if args.compile:

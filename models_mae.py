@@ -13,12 +13,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from encoders.pos_embed import sincos_pos_embed
+from encoders.vit import NORM
+from encoders.vit import SIZES as ENCODER_SIZES
 from models_pixels import PixelPrediction, take_rows
-from models_vit import NORM
-from models_vit import SIZES as ENCODER_SIZES
 from util.checks import image_size
 from util.errors import UsageError
-from util.pos_embed import sincos_pos_embed
 
 # Our choice: a small decoder for the `tiny` and `nano` encoders.
 _TINY_DECODER = dict(decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4)

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import models_swin
+from encoders.swin import block_shapes, build_swin, cell_size
+from encoders.vit import SIZES
 from models_mae import ViTEncoder
 from models_mimae import Losses, MutualInformationModel
 from models_pixels import PixelPrediction, full_precision, take_rows
-from models_vit import SIZES
 from util.checks import image_size
-from util.defaults import MISIMMIM, SIMMIM
 from util.errors import UsageError
+from util.flags.defaults import MISIMMIM, SIMMIM
 from util.training.exact_accumulation import StepMI
 
 
@@ -138,16 +138,16 @@ class SimMIMSwin(SimMIM):
     """SimMIM with a Swin; a mask unit is a cell of the final map.
 
     Args:
-        encoder: the name of its size in `models_swin.SIZES`.
+        encoder: the name of its size in `encoders.swin.SIZES`.
     """
 
     def __init__(
         self, encoder: str, img_size: int | Sequence[int] = 192, in_chans: int = 3,
         grad_checkpointing: bool = False, **simmim,
     ):  # fmt: skip
-        cell = models_swin.cell_size(encoder)
+        cell = cell_size(encoder)
         img_size = image_size(img_size, cell, "the mask unit of the model")
-        swin = models_swin.build_swin(encoder, 0, img_size, in_chans, 0.0, grad_checkpointing)
+        swin = build_swin(encoder, 0, img_size, in_chans, 0.0, grad_checkpointing)
         super().__init__(
             img_size, in_chans, cell, cell, swin.num_features, swin.embed_dim, **simmim
         )
@@ -162,11 +162,11 @@ class SimMIMSwin(SimMIM):
 
     def block_shapes(self) -> list[tuple[int, int, int]]:
         """(tokens per masked image, width, depth) of what the backward pass keeps, for memory."""
-        return models_swin.block_shapes(self.patch_embed, self.layers)
+        return block_shapes(self.patch_embed, self.layers)
 
 
 class SimMIMViT(ViTEncoder, SimMIM):
-    """SimMIM with a ViT as `models_vit` has it; a cell is a patch, a unit 32 pixels.
+    """SimMIM with a ViT as `encoders.vit` has it; a cell is a patch, a unit 32 pixels.
 
     Differs from SimMIM, whose ViT has relative positions and layer scale: its own checkpoints do
     not fit, MAE's do.

@@ -25,10 +25,10 @@ from reproduction.state import (
     JobState,
     status_lines,
 )
-from util import args as arguments
-from util.args import number
 from util.entry import run_main
 from util.errors import RunError, UsageError
+from util.flags import args as arguments
+from util.flags.args import number
 from util.logging import setup_logging
 from util.provenance import commit
 from util.training.output import lock

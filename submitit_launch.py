@@ -1,21 +1,313 @@
-"""Any main on a SLURM cluster: its name, the launcher's flags (--help lists them), and its own.
+"""Any main as a SLURM job that comes back after a preemption, a time-out or a dead node.
 
 python submitit_launch.py main_finetune --nodes 1 --ngpus 8 --job_dir /shared/runs/%j \
     @recipes/vit_base_finetune.args --finetune ... --data_path ...
+
+The first word is the main. Flags that are not listed here go to it.
 """
 
-import importlib
+import argparse
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from util.cluster.slurm import get_args_parser, launch
+import submitit
+from submitit.core.utils import FailedJobError, JobPaths
 
-MAINS = sorted(path.stem for path in Path(__file__).parent.glob("main_*.py"))
+import main_detection
+import main_evaluate
+import main_finetune
+import main_linprobe
+import main_pretrain
+import main_robustness
+import main_segmentation
+from util.cluster.slurm_job import Job, failure_file
+from util.entry import run_main
+from util.errors import RunError, UsageError
+from util.flags import args as arguments
+from util.flags.args import number
+from util.provenance import commit
+
+ROOT = Path(__file__).resolve().parent
+MAINS = {
+    main.__name__: main
+    for main in (
+        main_detection, main_evaluate, main_finetune, main_linprobe, main_pretrain,
+        main_robustness, main_segmentation,
+    )
+}  # fmt: skip
+ROOMS = ("encoders", "heads", "util", "tools", "recipes")  # what a job needs, beside the root
+CODE_SUFFIXES = (".py", ".args", ".txt", ".json")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = arguments.ArgumentParser(description=__doc__)
+    add = parser.add_argument_group("the machines").add_argument
+    add("--nodes", type=number(int, 1), default=1, help="machines")
+    add("--ngpus", type=number(int, 0), default=8, help="GPUs, and tasks, per node; 0: CPUs only")
+    add(
+        "--tasks_per_node", type=number(int, 1), default=1, help="tasks per node where --ngpus is 0"
+    )
+    add("--cpus_per_task", type=number(int, 1), default=10, help="cores per task, for its workers")
+    add("--mem_gb", type=number(float, 0.1), help="memory per node, GB (default: the partition's)")
+    add("--constraint", help="node feature, as your site names it: v100-32gb, volta32gb, ...")
+    add("--sbatch", action="append", default=[], metavar="KEY=VALUE",
+        help="any other sbatch option, as exclude=node7 or exclusive; may be repeated")  # fmt: skip
+
+    add = parser.add_argument_group("the queue").add_argument
+    add("--partition", help="partition (default: the site's)")
+    add("--account", help="account to charge")
+    add("--qos", help="quality of service")
+    add("--comment", help="some sites ask for a reason")
+    add("--job_name", help="name in the queue (default: the main's)")
+    add("--dependency", help="start after other jobs, as afterok:123")
+    add("--array", type=int, nargs="+", metavar="SEED",
+        help="run the command once per seed, as a job array, in job_dir/seed-SEED")  # fmt: skip
+    add("--timeout", type=number(int, 1), default=4320, help="time limit of one start, minutes")
+    add("--signal_delay", type=number(int, 1), default=120,
+        help="seconds before the limit at which the run saves and is requeued; more than a step "
+        "and an evaluation take")  # fmt: skip
+    add("--max_timeouts", type=number(int, 0), default=20,
+        help="requeue so often at the time limit (a limit of 10 minutes or less counts "
+        "preemptions, too)")  # fmt: skip
+    add("--max_requeues", type=number(int, 0), default=5,
+        help="requeue so often after a task died without a word, or lost the others")  # fmt: skip
+
+    add = parser.add_argument_group("files").add_argument
+    add("--job_dir", default="output_dir/slurm/%j",
+        help="a folder that all nodes share: the run's --output_dir. %%j is the job's number; its "
+        "logs and code are in slurm/ inside it, or beside the part with %%j")  # fmt: skip
+    add("--dry_run", action="store_true", help="print the sbatch script and submit nothing")
+    return parser
+
+
+def launch(main: ModuleType, argv: list[str]) -> None:
+    """Submit a main with the launcher's own flags and the main's, mixed, in `argv`.
+
+    Args:
+        main: has `parse_args(argv)` and `main(args)`.
+    """
+    run_main(lambda args: submit(main, *args), lambda: split_args(main, argv))
+
+
+def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The launcher's flags, and the main's as they go to it.
+
+    Raises:
+        UsageError: what the main would refuse is refused here, before anything is submitted.
+    """
+    parser = get_args_parser()
+    parser.prog = f"launcher of {main.__name__}"
+    arguments.refuse_second_rate(parser, argv)
+    launcher_args, rest = parser.parse_known_args(argv)  # which reads every @file
+    rest = arguments.last_rates(rest)
+    main_args = main.parse_args(rest)
+    if launcher_args.array and (is_given("--seed", rest) or is_given("--output_dir", rest)):
+        raise UsageError("--array sets --seed and --output_dir itself: use --job_dir instead")
+    added_flags = {"--resume": "auto"} | (
+        {} if launcher_args.array else {"--output_dir": launcher_args.job_dir}
+    )
+    for flag, value in added_flags.items():
+        if hasattr(main_args, flag[2:]) and not is_given(flag, rest):
+            rest += [flag, value]
+    return launcher_args, rest
+
+
+def is_given(flag: str, argv: list[str]) -> bool:
+    return any(arguments.gives(word, flag) for word in argv)
+
+
+def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[str]:
+    """Write the snapshot and submit the job, or print its script.
+
+    Returns:
+        The jobs' numbers; none of a dry run.
+
+    Raises:
+        UsageError: an unusable flag or folder.
+        RunError: SLURM refused the job.
+    """
+    folder = JobPaths.get_first_id_independent_folder(args.job_dir) / "slurm"
+    code = Snapshot(folder)
+    executor = Executor(folder, max_num_timeout=args.max_timeouts)
+    executor.update_parameters(**sbatch_parameters(args, main.__name__, folder, code.path))
+    runs = [argv]
+    if args.array:
+        runs = [
+            [*argv, "--seed", str(seed), "--output_dir", f"{args.job_dir}/seed-{seed}"]
+            for seed in args.array
+        ]
+    if args.dry_run:
+        print(executor.script(len(runs)))
+        print(f"# each task runs, in {os.getcwd()}:")
+        for run in runs:
+            print(f"#   {main.__name__}.py {shlex.join(run)}")
+        return []
+    if shutil.which("sbatch") is None:
+        raise UsageError("sbatch is not on this machine: submit from a login node, or --dry_run")
+    code.write()
+    try:
+        with executor.batch():
+            jobs = [
+                executor.submit(Job(main.parse_args, main.main, run, os.getcwd())) for run in runs
+            ]
+    except (FailedJobError, subprocess.CalledProcessError) as error:
+        raise RunError(f"sbatch refused the job: {str(error).strip()}") from None
+    # What a job does is not asked here: without accounting submitit cannot tell and would wait.
+    for job in jobs:
+        print(f"submitted job {job.job_id}, log: {job.paths.stdout}")
+    return [job.job_id for job in jobs]
+
+
+def sbatch_parameters(
+    args: argparse.Namespace, name: str, folder: Path, code: Path
+) -> dict[str, object]:
+    """submitit's names for what the flags ask for, and the lines around srun."""
+    extra: dict[str, object] = {"requeue": True}
+    for option in args.sbatch:
+        key, given, value = option.partition("=")
+        extra[key.lstrip("-")] = value if given else True
+    optional = {
+        name: getattr(args, name)
+        for name in ("partition", "account", "qos", "constraint", "comment", "dependency")
+        if getattr(args, name)
+    }
+    if args.ngpus:
+        optional["gpus_per_node"] = args.ngpus
+    if args.mem_gb:
+        optional["mem"] = f"{round(args.mem_gb * 1024)}MB"
+    tasks = args.ngpus or args.tasks_per_node
+    return optional | dict(
+        job_name=args.job_name or name,
+        nodes=args.nodes,
+        ntasks_per_node=tasks,
+        cpus_per_task=args.cpus_per_task,
+        time=args.timeout,
+        signal_delay_s=args.signal_delay,
+        stderr_to_stdout=True,
+        wckey=None,  # submitit's default is refused where such keys are checked
+        additional_parameters=extra,
+        srun_args=[
+            "--kill-on-bad-exit=1",  # else a dead rank leaves the others waiting
+            f"--cpus-per-task={args.cpus_per_task}",  # since 22.05 srun does not take sbatch's
+            # submitit starts `python -m`, which looks in its working directory first.
+            f"--chdir={code}",
+        ],
+        setup=[
+            f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export MIMAE_COMMIT={shlex.quote(commit())}",
+            f"rm -f {_quoted(failure_file(folder, '$SLURM_JOB_ID'))}",
+        ],
+        teardown=requeue_after_crash(folder, args.max_requeues),
+    )
+
+
+def _quoted(path: Path) -> str:
+    """In double quotes, for bash to put variables in."""
+    return '"' + "".join(f"\\{c}" if c in '"`\\' else c for c in str(path)) + '"'
+
+
+def requeue_after_crash(folder: Path, max_requeues: int) -> list[str]:
+    """Lines for the batch script after srun.
+
+    srun fails without a failure reported by the run where a task was killed or lost its peers. In
+    a job that SLURM is ending or requeueing itself, the state is no longer RUNNING.
+    """
+    crashes = _quoted(folder / "$SLURM_JOB_ID.crashes")
+    return [
+        "status=$?",
+        f"if [ $status -ne 0 ] && [ ! -e {_quoted(failure_file(folder, '$SLURM_JOB_ID'))} ] &&",
+        '   [ "$(squeue --noheader --jobs $SLURM_JOB_ID --format %T)" = RUNNING ]; then',
+        f'  echo "status $status after restart ${{SLURM_RESTART_COUNT:-0}}" >> {crashes}',
+        f'  if [ "$(wc -l < {crashes})" -le {max_requeues} ]; then',
+        '    echo "a task died or lost the others (status $status): the job is requeued"',
+        "    scontrol requeue $SLURM_JOB_ID && sleep 300",
+        "  fi",
+        "fi",
+        "exit $status",
+    ]
+
+
+class Executor(submitit.SlurmExecutor):
+    """submitit's, which can also show its script on a machine without SLURM."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def script(self, num_jobs: int) -> str:
+        """The sbatch script of `num_jobs` jobs (more than one: an array)."""
+        if num_jobs > 1:
+            self.parameters["map_count"] = num_jobs
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+
+class Snapshot:
+    """A copy of the code as it is now, uncommitted edits included, named after its content."""
+
+    def __init__(self, folder: Path):
+        self.files = code_files()
+        digest = hashlib.sha256()
+        for name in self.files:
+            digest.update(name.encode() + b"\0" + (ROOT / name).read_bytes() + b"\0")
+        self.path = folder / f"code-{digest.hexdigest()[:12]}"
+
+    def write(self) -> None:
+        """Copy the files; the same code is there already.
+
+        Raises:
+            UsageError: --job_dir cannot be written.
+        """
+        if self.path.exists():
+            return
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            for name in self.files:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, temporary / name)
+            temporary.rename(self.path)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise UsageError(
+                f"--job_dir: the code cannot be copied to {self.path} ({error.strerror})"
+            ) from None
+
+
+def code_files() -> list[str]:
+    """The code's files below ROOT: git's, or in a copy without git all.
+
+    Raises:
+        UsageError: the main imports a file that git does not know: the job would lack it.
+    """
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--", *(f"*{s}" for s in CODE_SUFFIXES)]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        names = [str(p.relative_to(ROOT)) for p in ROOT.glob("*.py")]
+        for room in ROOMS:
+            names += [str(p.relative_to(ROOT)) for p in (ROOT / room).rglob("*.*")]
+        return sorted(name for name in names if name.endswith(CODE_SUFFIXES))
+    names = sorted(name for name in listed.split("\0") if name and (ROOT / name).is_file())
+    imported = [Path(m.__file__) for m in sys.modules.values() if getattr(m, "__file__", None)]
+    for path in imported:
+        is_ours = path.parent == ROOT or any(path.is_relative_to(ROOT / room) for room in ROOMS)
+        if path.suffix == ".py" and is_ours:
+            name = str(path.relative_to(ROOT))
+            if name not in names:
+                raise UsageError(
+                    f"{name} is not known to git, so the job would lack it: git add it"
+                )
+    return names
+
 
 if __name__ == "__main__":
-    parser = get_args_parser()
     if sys.argv[1:2] == ["--help"]:
-        parser.parse_args(["--help"])
+        get_args_parser().parse_args(["--help"])
     if sys.argv[1:2] == [] or sys.argv[1] not in MAINS:
-        parser.error(f"the first word is a main, one of {', '.join(MAINS)}")
-    launch(importlib.import_module(sys.argv[1]), sys.argv[2:])
+        get_args_parser().error(f"the first word is a main, one of {', '.join(MAINS)}")
+    launch(MAINS[sys.argv[1]], sys.argv[2:])

@@ -7,7 +7,7 @@ python submitit_pretrain.py --nodes 4 --ngpus 8 --partition gpu --timeout 1440 \
 import sys
 
 import main_pretrain
-from util.cluster.slurm import launch
+from submitit_launch import launch
 
 if __name__ == "__main__":
     launch(main_pretrain, sys.argv[1:])

@@ -20,11 +20,11 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from models_mimae import MODELS
-from util.args import number
-from util.settings import Settings
+from util.flags.args import number
+from util.flags.settings import Settings
 from util.training.checkpoint import Checkpointer, Progress
-from util.training.checkpoint_file import read_checkpoint
 from util.training.optim import adamw, decay_groups
+from util.weights.checkpoint_file import read_checkpoint
 
 
 def main() -> None:

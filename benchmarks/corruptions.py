@@ -22,14 +22,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from torchvision.transforms import InterpolationMode
 
-from util.args import number
-from util.data import corrupt_folder
-from util.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, corruption_rng
+from tools import corrupt as corrupt_folder
+from util.data.corruption.corruptions import CORRUPTIONS, SEVERITIES, corrupt, corruption_rng
 from util.data.datasets import FileImages
 from util.data.file_index import find_images
 from util.data.robustness_sets import AsStored
 from util.data.transformed import TransformedImages
 from util.entry import run_main
+from util.flags.args import number
 
 IMAGENET_C = 50_000 * len(CORRUPTIONS) * len(SEVERITIES)  # images
 

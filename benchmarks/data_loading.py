@@ -24,13 +24,13 @@ from torchvision import datasets, transforms
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from util.args import number
 from util.data import images as image_files
 from util.data.datasets import IMAGENET_MEAN, IMAGENET_STD, FileImages
 from util.data.file_index import find_images
 from util.data.images import jpeg_decoder
 from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip
+from util.flags.args import number
 
 BATCH_SIZE = 64
 

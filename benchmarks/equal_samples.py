@@ -26,13 +26,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import main_linprobe
 import main_pretrain
 from benchmarks import study
-from util.args import number
 from util.data.datasets import Subset, load_images
 from util.data.loader import Batches, evaluation_view
 from util.data.transformed import TransformedImages
 from util.data.transforms import Normalize
-from util.evaluation import logistic
-from util.evaluation.knn import extract_features, predict_knn
+from util.evaluation.frozen import logistic
+from util.evaluation.frozen.knn import extract_features, predict_knn
+from util.flags.args import number
 from util.provenance import commit
 from util.training.precision import Precision
 

@@ -17,8 +17,8 @@ from torchvision.datasets import ImageFolder
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from util.args import number
 from util.data.file_index import find_images
+from util.flags.args import number
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.contest import Contestant, Failed, compete, matmul_peak
-from util.args import number
+from util.flags.args import number
 from util.training.precision import Precision
 
 ROOT = sys.path[0]

@@ -23,7 +23,7 @@ from benchmarks.step_facts import (
     step_parser,
 )
 from engine_segmentation import pixel_loss, train_step
-from util.evaluation import windows
+from util.evaluation.dense import windows
 
 STEPS, BATCH = 160_000, 16  # published
 

@@ -34,7 +34,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Public:
-    """A checkpoint that its authors publish, of a layout that models_layouts.py reads."""
+    """A checkpoint that its authors publish, of a layout that encoders/layouts.py reads."""
 
     file: str
     url: str

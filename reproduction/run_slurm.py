@@ -5,17 +5,16 @@ waiting; if it fails for good, SLURM cancels what waits.
 """
 
 import argparse
-import importlib
 import logging
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 
+import submitit_launch
 from reproduction.graph import Graph, Job
 from reproduction.run_local import command, shown
 from reproduction.state import DONE, RUNNING, Folder, JobState, last_attempt
-from util.cluster import slurm
 from util.errors import RunError, first_line
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def processes(flags: str) -> int:
     """Of a job by the launcher's flags."""
-    args, _ = slurm.get_args_parser().parse_known_args(shlex.split(flags))
+    args, _ = submitit_launch.get_args_parser().parse_known_args(shlex.split(flags))
     return args.nodes * (args.ngpus or args.tasks_per_node)
 
 
@@ -95,11 +94,11 @@ class SlurmRun:
         if self.dry_run:
             print(shlex.join(["python", "submitit_launch.py", job.main, *words, *job.words]))
             return job.name
-        main = importlib.import_module(job.main)
-        arguments: tuple[argparse.Namespace, list[str]] = slurm.split_args(
+        main = submitit_launch.MAINS[job.main]
+        arguments: tuple[argparse.Namespace, list[str]] = submitit_launch.split_args(
             main, [*words, *self.graph.arguments(job)]
         )
-        (number,) = slurm.submit(main, *arguments)
+        (number,) = submitit_launch.submit(main, *arguments)
         folder.begin(slurm_job=number)
         log.info("%s: job %s", job.name, number)
         return number

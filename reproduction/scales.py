@@ -1,18 +1,18 @@
 """What a recipe becomes: the paper's ImageNet run, a night on Fashion-MNIST, minutes on digits."""
 
 import argparse
-import importlib
 import os
 import re
 from dataclasses import dataclass, field
 
+import submitit_launch
 from models_mimae import resolve_masking
 from util.errors import UsageError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 MAINS = {  # by the kind of a run
-    "scenes": "util.data.scenes", "pretrain": "main_pretrain", "finetune": "main_finetune",
+    "scenes": "tools.scenes", "pretrain": "main_pretrain", "finetune": "main_finetune",
     "linprobe": "main_linprobe", "one_percent": "main_finetune", "detection": "main_detection",
     "segmentation": "main_segmentation", "top1": "main_robustness",
     "robustness": "main_robustness", "evaluate": "main_evaluate",
@@ -45,7 +45,7 @@ def recipe_path(recipe: str) -> str:
 
 def recipe_values(kind: str, recipe: str) -> argparse.Namespace:
     """The flags' values by a recipe, or by default."""
-    parser = importlib.import_module(MAINS[kind]).get_args_parser()
+    parser = submitit_launch.MAINS[MAINS[kind]].get_args_parser()
     return parser.parse_args([f"@{recipe_path(recipe)}"])
 
 
@@ -61,7 +61,7 @@ class SmallScale:
 
     Args:
         share: of a recipe's passes over the images, each mask counted. samples: masked, of a step.
-        models: in place of the recipes'. patches: of an image. scenes: util.data.scenes' flags.
+        models: in place of the recipes'. patches: of an image. scenes: tools.scenes' flags.
     """
 
     name: str

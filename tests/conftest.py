@@ -140,7 +140,7 @@ def image_tree(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
     """Scenes of digits, 64 x 64 pixels: 20 to train on and 5 to validate."""
-    from util.data import scenes
+    from tools import scenes
 
     folder = tmp_path_factory.mktemp("scenes")
     flags = "--images 20 --val_images 5 --size 64 --num_workers 0".split()

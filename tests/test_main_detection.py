@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision.ops import roi_align
 
 import main_detection
-from util.data import scenes as scene_maker
-from util.data.coco import load_coco
-from util.data.jitter import View
-from util.data.rle import decode_rle, segmentation
-from util.evaluation.coco_ap import as_coco, average_precisions, on_original
+from tools import scenes as scene_maker
+from util.data.dense.coco import load_coco
+from util.data.dense.jitter import View
+from util.data.dense.rle import decode_rle, segmentation
+from util.evaluation.dense.coco_ap import as_coco, average_precisions, on_original
 
 MODEL = ("--model", "vit_tiny_patch4", "--input_size", 32)
 SHORT = ("--batch_size", 2, "--iterations", 2, "--eval_every", 2, "--warmup_iterations", 0)
@@ -160,7 +160,7 @@ def test_images_that_cannot_be_read_are_counted_and_have_no_predictions(
 
 
 def test_bad_flags_are_refused_in_one_line(refuses, scenes, tmp_path, checkpoint):
-    refuses(MAIN, names=("--data_path", "util.data.scenes"))
+    refuses(MAIN, names=("--data_path", "tools.scenes"))
     data = ("--data_path", scenes)
     refuses(MAIN, *data, "--finetune", tmp_path / "absent.pth", names=("absent.pth",))
     refuses(MAIN, *data, *MODEL, "--input_size", 40, names=("--input_size 40 40", "16 pixels"))

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from models_features import CLASS_TOKEN, PATCH_MEAN, FrozenEncoder
+from encoders.frozen import CLASS_TOKEN, PATCH_MEAN, FrozenEncoder
+from models_mimae import orthogonal_permutations
 
+IDS = torch.zeros(3, 1, 1, dtype=torch.long)
 QUICK = ("--only", "knn", "logistic", "--train_fraction", 0.3)
 
 
@@ -118,7 +120,7 @@ def test_what_cannot_be_used_is_one_line(refuses, evaluated, checkpoint, image_t
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch2", "swin_mini_patch2"])
 def test_blocks_and_summaries_are_the_encoders_own(name):
-    from models_encoder import build_encoder
+    from encoders.load import build_encoder
 
     size = 8 if name.startswith("vit") else 16
     encoder = build_encoder(name, 0, size, 1, global_pool=False).eval()
@@ -133,7 +135,7 @@ def test_blocks_and_summaries_are_the_encoders_own(name):
         last = torch.cat([found[f"block 5 {CLASS_TOKEN}"][:, None]], 1)
         torch.testing.assert_close(encoder.norm(last)[:, 0], tokens[:, 0])
     else:
-        assert model.kinds == (PATCH_MEAN,) and model.masked_views(imgs, torch.rand(3, 4)) is None
+        assert model.kinds == (PATCH_MEAN,) and model.masked_views(imgs, IDS) is None
         torch.testing.assert_close(found[PATCH_MEAN], tokens.flatten(1, 2).mean(1))
     assert len([key for key in found if key.startswith("block")]) == model.depth * len(model.kinds)
 
@@ -144,10 +146,11 @@ def test_masked_views_are_pre_trainings_latents(checkpoint):
     import main_pretrain
 
     args = main_linprobe.parse_args(["--finetune", str(checkpoint)])
-    encoder, _ = main_linprobe.build_encoder(args)
+    encoder, _ = main_linprobe.build_frozen(args)
     model = main_pretrain.build_model(main_pretrain.parse_args([]))
     model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
     imgs, noise = torch.randn(3, 1, 8, 8), torch.rand(3, 16)
-    views = FrozenEncoder(encoder.vit, torch.nn.Identity()).masked_views(imgs, noise)
+    ids = orthogonal_permutations(noise, 4, 4)[:, :, :4]
+    views = FrozenEncoder(encoder.vit, torch.nn.Identity()).masked_views(imgs, ids)
     _, _, latents = model.eval().mi_inputs(imgs, noise)
     torch.testing.assert_close(views.flatten(0, 1), latents, rtol=1e-4, atol=1e-5)

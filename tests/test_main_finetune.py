@@ -12,7 +12,7 @@ from PIL import Image
 from ranks import in_ranks
 
 import main_finetune
-from util.training import draws
+from util.training import few_label_runs as draws
 from util.training.signals import StopSignal
 
 SHORT = ("--batch_size", 64, "--max_steps", 3, "--aa", "none", "--warmup_epochs", 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from util.data.datasets import DATASETS
-from util.evaluation.knn import weighted_knn
+from util.evaluation.frozen.knn import weighted_knn
 
 
 @pytest.fixture(scope="session")

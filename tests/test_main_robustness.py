@@ -13,14 +13,15 @@ from PIL import Image
 from ranks import in_ranks
 
 import main_robustness
-from models_encoder import build_encoder
-from util.data import corrupt_folder, imagenet, robustness_sets
-from util.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption
+from encoders.load import build_encoder
+from tools import corrupt as corrupt_folder
+from util.data import imagenet, robustness_sets
+from util.data.corruption.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from util.data.datasets import ArrayImages, Subset
 from util.data.imagenet import TEST_SETS, synsets
 from util.entry import run_main
-from util.evaluation import robustness_report
-from util.evaluation.robustness import ALEXNET
+from util.evaluation.robustness import report as robustness_report
+from util.evaluation.robustness.errors import ALEXNET
 
 QUICK = ("--max_images", 64, "--corruptions", "contrast", "fog", "--severities", 1, 3, 5)
 CLASSES = list(synsets())

@@ -153,7 +153,7 @@ def test_arrays_of_any_channels_and_colour_coded_maps(run_main_here, tmp_path):
 
 
 def test_bad_flags_are_refused_in_one_line(refuses, scenes, tmp_path):
-    refuses(MAIN, names=("--data_path", "util.data.scenes"))
+    refuses(MAIN, names=("--data_path", "tools.scenes"))
     data = ("--data_path", scenes)
     refuses(MAIN, *data, "--finetune", tmp_path / "absent.pth", names=("absent.pth",))
     refuses(MAIN, *data, *MODEL, "--input_size", 30, names=("--input_size 30 30", "4 pixels"))

@@ -15,10 +15,10 @@ import main_linprobe
 import main_pretrain
 import models_mimae
 import models_simmim
+from encoders.swin import SIZES, convert_simmim
 from models_simmim import SimMIMViT
-from models_swin import SIZES, convert_simmim
 from util.errors import UsageError
-from util.training.checkpoint import load_weights
+from util.weights.fit import load_weights
 
 MINI = "swin_mini_patch2"
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from ranks import in_ranks
 
+from encoders.load import build_encoder
 from engine_detection import evaluate, train_step
-from models_encoder import build_encoder
-from models_maskrcnn import build_detector
+from heads.maskrcnn import build_detector
 from util.cluster import distributed
-from util.data.coco import Categories
-from util.data.jitter import collate
+from util.data.dense.coco import Categories
+from util.data.dense.jitter import collate
 from util.data.loader import Batches
 from util.randomness import seed_libraries
 from util.training.drop_path import DropPaths

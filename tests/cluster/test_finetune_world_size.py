@@ -6,8 +6,8 @@ from ranks import in_ranks
 from timm.data.random_erasing import RandomErasing
 from torch import nn
 
+from encoders.load import build_encoder
 from engine_finetune import train_step
-from models_encoder import build_encoder
 from util.cluster import distributed
 from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
 from util.training.drop_path import DropPaths

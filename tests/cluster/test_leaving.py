@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ranks import free_port
 
-from util.training.checkpoint_file import read_checkpoint
+from util.weights.checkpoint_file import read_checkpoint
 
 # A checkpoint's flush is announced, and takes until the test lets it go on.
 SLOW = """

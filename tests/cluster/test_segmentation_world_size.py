@@ -4,9 +4,9 @@ import torch
 from ranks import in_ranks
 from torch import nn
 
+from encoders.load import build_encoder
 from engine_segmentation import evaluate, train_step
-from models_encoder import build_encoder
-from models_upernet import UperNet
+from heads.upernet import UperNet
 from util.cluster import distributed
 from util.cluster.sync_batch_norm import SyncBatchNorm2d
 from util.data.loader import Batches

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from slurm_cluster import Cluster, wait_for, why_not_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_pretrain
 import reproduce
-from tests.slurm.cluster import Cluster, wait_for, why_not_here
-from util.cluster.slurm import ROOT, launch
+from submitit_launch import ROOT, launch
 
 pytestmark = pytest.mark.slurm
 

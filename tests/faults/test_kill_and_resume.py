@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from harness import Saves, differing, flags, kill_after, kill_when
+from harness import Saves, differing, flags, kill_after, kill_when, wait_for
 
 MAINS = ("main_pretrain", "main_finetune", "main_linprobe")
 
@@ -209,13 +209,6 @@ def test_max_steps_inside_an_epoch_can_go_on(zygote, undisturbed, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == 6
     assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
     assert differing(undisturbed("main_pretrain"), tmp_path) == []
-
-
-def wait_for(log, text: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not (log.exists() and text in log.read_text()):
-        assert time.monotonic() < deadline, f"{text!r} did not come: {log.read_text()}"
-        time.sleep(0.01)
 
 
 def session_of(leader: int) -> list[int]:

@@ -12,14 +12,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from harness import REPOSITORY, differing, flags
-from test_kill_and_resume import wait_for
+from harness import REPOSITORY, differing, flags, wait_for
 
 from util.errors import UsageError
-from util.training import checkpoint_file
 from util.training.checkpoint import Checkpointer
-from util.training.checkpoint_file import read_checkpoint, write_atomically
 from util.training.output import OutputFolder
+from util.weights import checkpoint_file
+from util.weights.checkpoint_file import read_checkpoint, write_atomically
 
 
 def start_and_stop(zygote, output: pathlib.Path, *more: str) -> pathlib.Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from util.args import ArgumentParser
+from util.flags.args import ArgumentParser
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes"

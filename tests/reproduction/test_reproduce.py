@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from slurm_cluster import wait_for
 
 import reproduce
-from tests.slurm.cluster import wait_for
 from util.entry import run_main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from util.settings import Settings
-from util.training import background, checkpoint_file
+from util.flags.settings import Settings
+from util.training import background
 from util.training.background import Snapshot
 from util.training.checkpoint import Checkpointer, Progress
-from util.training.checkpoint_file import read_checkpoint
 from util.training.optim import adamw, decay_groups
+from util.weights import checkpoint_file
+from util.weights.checkpoint_file import read_checkpoint
 
 flush = os.fsync  # as it was before the tests replace it
 

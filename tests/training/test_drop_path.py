@@ -6,7 +6,7 @@ from timm.layers import DropPath
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import models_encoder
+from encoders.load import build_encoder
 from util.cluster import distributed
 from util.training.drop_path import DropPaths, GivenDrop
 
@@ -24,7 +24,7 @@ def as_rank(monkeypatch):
 
 def encoder(name: str = "vit_tiny_patch2", rate: float = 0.4) -> nn.Module:
     torch.manual_seed(0)
-    return models_encoder.build_encoder(name, 3, 8 if "vit" in name else 16, 1, drop_path=rate)
+    return build_encoder(name, 3, 8 if "vit" in name else 16, 1, drop_path=rate)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch2", "swin_mini_patch2"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import models_vit
+from encoders.vit import build_vit, layer_of
 from util.errors import UsageError
 from util.training import optim
 
@@ -59,10 +59,8 @@ def test_milestones_are_iterations_where_the_run_is_counted_in_them():
 
 def test_layer_decay_scales_and_no_decay_on_1d():
     depth = 6
-    model = models_vit.build_vit("vit_tiny_patch2", 10, 8, 1)
-    groups = optim.layer_decay_groups(
-        model, 0.05, lambda name: models_vit.layer_of(name, depth), 0.65
-    )
+    model = build_vit("vit_tiny_patch2", 10, 8, 1)
+    groups = optim.layer_decay_groups(model, 0.05, lambda name: layer_of(name, depth), 0.65)
     settings = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     named = {name: settings[id(p)] for name, p in model.named_parameters() if p.requires_grad}
     assert len(named) == sum(len(g["params"]) for g in groups)

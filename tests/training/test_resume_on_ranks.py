@@ -9,9 +9,9 @@ import torch
 from ranks import in_ranks
 from torch import nn
 
-from util.settings import Settings
+from util.flags.settings import Settings
 from util.training.checkpoint import Checkpointer, Progress
-from util.training.checkpoint_file import fingerprint
+from util.weights.checkpoint_file import fingerprint
 
 
 def checkpointer(weight: float = 0.0, steps: int = 0) -> Checkpointer:

@@ -16,7 +16,7 @@ from util.data.few_labels import balanced_draw
 from util.data.file_index import find_images
 from util.data.images import convert, read_image, to_tensor
 from util.data.same_data import check_same
-from util.data.scene_labels import largest_objects
+from util.data.scenes.labels import largest_objects
 from util.errors import UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

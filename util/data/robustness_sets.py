@@ -15,8 +15,7 @@ from torchvision.transforms.v2 import functional as VF
 from util.checks import image_size
 from util.cluster import agreement
 from util.data import imagenet
-from util.data.corrupt_folder import RECORD
-from util.data.corruptions import MIN_SIDE, Corruption
+from util.data.corruption.corruptions import MIN_SIDE, RECORD, Corruption
 from util.data.datasets import (
     DATASETS,
     ArrayImages,
@@ -163,7 +162,7 @@ def is_published(args: argparse.Namespace) -> bool:
 
 
 def _record(folder: str) -> dict | None:
-    """How a folder was made by util.data.corruptions; None for the published one."""
+    """How a folder was made by util.data.corruption.corruptions; None for the published one."""
     try:
         with open(os.path.join(folder, RECORD)) as file:
             return json.load(file)

@@ -1,0 +1,109 @@
+"""What a frozen encoder gives of an image: its outputs, block by block, and of parts of an image.
+
+Shapes as in `models_mimae`.
+"""
+
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+Outputs = dict[str, Tensor]
+CLASS_TOKEN, PATCH_MEAN, PIXELS = "class token", "patch mean", "pixels"
+
+
+class FrozenEncoder(nn.Module):
+    """A downstream encoder, in eval mode and without gradients, under one interface.
+
+    Args:
+        encoder: a timm ViT, BEiT or Swin without a head; None: the images themselves.
+        normalize: of images as the loader gives them.
+    """
+
+    def __init__(self, encoder: nn.Module | None, normalize: nn.Module):
+        super().__init__()
+        self.encoder, self.normalize = encoder, normalize
+        self.eval().requires_grad_(False)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The features of an image that there are; a Swin has no class token."""
+        if self.encoder is None:
+            return (PIXELS,)
+        return (CLASS_TOKEN, PATCH_MEAN) if self._num_prefix() else (PATCH_MEAN,)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of a ViT, stages of a Swin; 0 for pixels."""
+        if self.encoder is None:
+            return 0
+        if isinstance(self.encoder, SwinTransformer):
+            return len(self.encoder.layers)
+        return len(self.encoder.blocks)
+
+    def _num_prefix(self) -> int:
+        return 0 if isinstance(self.encoder, SwinTransformer) else self.encoder.num_prefix_tokens
+
+    @torch.no_grad()
+    def forward(self, imgs: Tensor, with_blocks: bool = True) -> Outputs:
+        """images [B, C, H, W] -> each of `kinds` of the final, normed output, [B, D], and of the
+        output of block i, before any norm, as `block i NAME`."""
+        imgs = self.normalize(imgs)
+        if self.encoder is None:
+            return {PIXELS: imgs.flatten(1)}
+        if not with_blocks:
+            return self._summaries(self.encoder.forward_features(imgs))
+        final, blocks = self._with_blocks(imgs)
+        found = self._summaries(final)
+        for number, output in enumerate(blocks):
+            for name, value in self._summaries(output, normed=False).items():
+                found[f"block {number} {name}"] = value
+        return found
+
+    def _with_blocks(self, imgs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        outputs: list[Tensor] = []
+        stages = self.encoder.layers if self._num_prefix() == 0 else self.encoder.blocks
+        hooks = [stage.register_forward_hook(lambda *call: outputs.append(call[2]))
+                 for stage in stages]  # fmt: skip
+        try:
+            final = self.encoder.forward_features(imgs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return final, outputs
+
+    def _summaries(self, tokens: Tensor, normed: bool = True) -> Outputs:
+        """Class token and patch mean of tokens [B, 1 + L, D], or of a map [B, h, w, D]."""
+        if tokens.ndim == 4:
+            tokens = tokens.flatten(1, 2)
+        prefix = self._num_prefix()
+        mean = tokens[:, prefix:].mean(1)
+        if normed and prefix and isinstance(self.encoder.norm, nn.Identity):
+            mean = self.encoder.fc_norm(mean)  # fine-tuned on the mean, which is normed after
+        return ({CLASS_TOKEN: tokens[:, 0]} if prefix else {}) | {PATCH_MEAN: mean}
+
+    @torch.no_grad()
+    def patch_tokens(self, imgs: Tensor) -> Tensor:
+        """The final, normed patch tokens [B, L, D], row by row."""
+        tokens = self.encoder.forward_features(self.normalize(imgs))
+        return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens[:, self._num_prefix() :]
+
+    @torch.no_grad()
+    def masked_views(self, imgs: Tensor, ids_visible: Tensor) -> Tensor | None:
+        """The class token of what each of N masks leaves visible of an image: [B, N, D].
+
+        None where an encoder cannot leave patches out (a Swin, relative positions, pixels).
+
+        Args:
+            ids_visible: [B, N, K], the patches that each mask leaves visible.
+        """
+        vit = self.encoder
+        plain = getattr(vit, "pos_embed", None) is not None and hasattr(vit, "_pos_embed")
+        if not plain or self._num_prefix() != 1 or hasattr(vit, "rel_pos_bias"):
+            return None
+        num_masks = ids_visible.shape[1]
+        x = vit._pos_embed(vit.patch_embed(self.normalize(imgs)))  # [B, 1 + L, D]
+        ids = 1 + ids_visible.flatten(0, 1)  # [B·N, K]
+        ids = torch.cat([ids.new_zeros(len(ids), 1), ids], dim=1)  # the class token
+        x = x.repeat_interleave(num_masks, 0).gather(1, ids[..., None].expand(-1, -1, x.shape[2]))
+        z = vit.norm(vit.blocks(vit.norm_pre(x)))  # [B·N, 1 + K, D]
+        return z[:, 0].unflatten(0, (-1, num_masks))

@@ -1,0 +1,229 @@
+"""The encoder for downstream use by its name, ViT or Swin: build it, load it, know its layers."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
+
+from encoders import beit, swin, vit
+from util.errors import UsageError
+from util.flags.settings import take_from_checkpoint
+
+SIZES = vit.SIZES | swin.SIZES
+
+# What the architectures of `SIZES` have in common, as `encoders.layouts` describes them.
+_PLAIN = {
+    "vit": dict(
+        family="vit", mlp_ratio=4.0, eps=1e-6, qkv_bias=True, init_values=None, reg_tokens=0,
+        no_embed_class=False,
+    ),
+    "swin": dict(family="swin"),
+}  # fmt: skip
+_WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
+
+
+def open_checkpoint(
+    path: str, args: argparse.Namespace, with_size: bool = True
+) -> vit.Pretrained | None:
+    """The checkpoint at `path`, if any; flags that the user left open become its encoder's.
+
+    Args:
+        with_size: the images' size, too.
+
+    Raises:
+        UsageError: a file that cannot be used, or flags that do not fit it.
+    """
+    if not path:
+        return None
+    pretrained = vit.Pretrained(path, args.num_heads)
+    config = pretrained.encoder_config() | {"model": model_name(pretrained)}
+    if not with_size:
+        config.pop("input_size", None)
+    take_from_checkpoint(args, config)
+    return pretrained
+
+
+def open_dense(args: argparse.Namespace, mark: str, main: str) -> vit.Pretrained | None:
+    """What segmentation or detection begins with: an encoder, whose images may have had another
+    size; or, with --eval or --predict, the trained model.
+
+    Args:
+        mark: what the configuration has in all checkpoints of `main` that others lack.
+
+    Raises:
+        UsageError: a trained model that is none of `main`'s, and what `open_checkpoint` raises.
+    """
+    if not (args.eval or args.predict):
+        return open_checkpoint(args.finetune, args, with_size=False)
+    pretrained = open_checkpoint(args.resume, args)
+    if mark not in pretrained.config:
+        raise UsageError(f"--resume {args.resume} is no checkpoint of {main}")
+    return pretrained
+
+
+def model_name(pretrained: vit.Pretrained) -> str:
+    """The name in `SIZES` of a checkpoint's encoder; one of its own where there is none.
+
+    Raises:
+        UsageError: a checkpoint of a model that cannot be built.
+    """
+    name = pretrained.config.get("model")
+    if isinstance(name, str) and name:  # this project's
+        return vit.encoder_name(name)
+    found = pretrained.architecture()
+    for name, size in SIZES.items():
+        known = _PLAIN[name.partition("_")[0]] | size
+        if found == {k: list(v) if isinstance(v, tuple) else v for k, v in known.items()}:
+            return name
+    width = found["embed_dim"]
+    name = f"{found['family']}_{_WIDTHS.get(width, width)}_patch{found['patch_size']}"
+    return f"{name}_as_in_file" if name in SIZES else name
+
+
+def architecture(pretrained: vit.Pretrained | None, name: str) -> dict | None:
+    """What `build_encoder` has to know of a checkpoint's model that `SIZES` does not have."""
+    return None if pretrained is None or name in SIZES else pretrained.architecture()
+
+
+def build_for(pretrained: vit.Pretrained | None, args: argparse.Namespace) -> nn.Module:
+    """A frozen evaluation's encoder: without a head, its tokens normed as in pre-training.
+
+    One that was fine-tuned on the mean of its patch tokens has that mean normed instead.
+    """
+    on_mean = pretrained is not None and "fc_norm.weight" in pretrained.weights
+    model = build_encoder(
+        args.model, 0, args.input_size, args.in_chans, global_pool=on_mean,
+        architecture=architecture(pretrained, args.model),
+    )  # fmt: skip
+    if pretrained:
+        load_pretrained(pretrained, model)
+    return model
+
+
+def build_backbone(
+    pretrained: vit.Pretrained | None, args: argparse.Namespace, any_size: bool = False,
+    load: bool = True,
+) -> nn.Module:  # fmt: skip
+    """An encoder for maps of its inner blocks: without a head, and without the norm before it.
+
+    Args:
+        any_size: as `build_encoder` has it. load: the checkpoint's weights.
+    """
+    model = build_encoder(
+        args.model, 0, args.input_size, args.in_chans, False, args.drop_path,
+        args.grad_checkpointing, architecture(pretrained, args.model), any_size,
+    )  # fmt: skip
+    model.norm = nn.Identity()
+    if pretrained and load:
+        load_pretrained(pretrained, model)
+    return model
+
+
+def load_classifier(pretrained: vit.Pretrained, args: argparse.Namespace) -> nn.Module:
+    """A fine-tuned classifier with its head, images [B, C, H, W] -> logits [B, classes].
+
+    Raises:
+        UsageError: a checkpoint without a head.
+    """
+    keys = ("head.weight", "head.fc.weight")  # a ViT's, a Swin's
+    head = next((pretrained.weights[k] for k in keys if k in pretrained.weights), None)
+    if head is None:
+        raise UsageError(
+            f"{pretrained.path} has no classifier (no head.weight): fine-tune it with "
+            "main_finetune.py first"
+        )
+    model = build_encoder(
+        args.model, len(head), args.input_size, args.in_chans,
+        global_pool="fc_norm.weight" in pretrained.weights,
+        architecture=architecture(pretrained, args.model),
+    )  # fmt: skip
+    load_pretrained(pretrained, model)
+    return model
+
+
+def describe(args: argparse.Namespace, model: nn.Module | None = None, **more) -> dict[str, object]:
+    """Plain values from which a downstream main builds the same encoder and the same images."""
+    names = ("model", "input_size", "in_chans", "mean", "std", "dataset")
+    if getattr(model, "architecture", None):
+        more["architecture"] = model.architecture
+    return {name: getattr(args, name) for name in names} | more
+
+
+def build_encoder(
+    name: str,
+    num_classes: int,
+    img_size: int | Sequence[int],
+    in_chans: int = 3,
+    global_pool: bool = True,
+    drop_path: float = 0.0,
+    grad_checkpointing: bool = False,
+    architecture: dict | None = None,
+    any_size: bool = False,
+) -> nn.Module:
+    """A classifier [B, C, H, W] -> [B, num_classes], as `build_vit` and `build_swin` describe it.
+
+    Args:
+        global_pool: for a ViT only; a Swin has no class token.
+        architecture: of a model that `SIZES` does not have, as `architecture` gives it.
+        any_size: images of other sizes, too; a BEiT's position biases have one.
+    """
+    family = architecture["family"] if architecture else name.partition("_")[0]
+    if any_size and family == "beit":
+        raise UsageError("--test_mode whole: this encoder's position biases are of one size: slide")
+    options = (num_classes, img_size, in_chans, global_pool, drop_path, grad_checkpointing)
+    if family == "swin":
+        model = swin.build_swin(
+            name, num_classes, img_size, in_chans, drop_path, grad_checkpointing, architecture,
+            any_size,
+        )  # fmt: skip
+    elif family == "beit":
+        model = beit.build_beit(architecture, *options)
+    else:
+        model = vit.build_vit(name, *options, architecture, any_size)
+    model.architecture = architecture
+    return model
+
+
+def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
+    """Load a checkpoint into a classifier; a head of a ViT that is new, or dropped for its shape,
+    starts near zero, as in MAE.
+
+    Raises:
+        UsageError: a checkpoint of another architecture; the line says which keys and shapes.
+    """
+    if isinstance(model, SwinTransformer):
+        pretrained.weights = swin.fit_weights(pretrained.weights, pretrained.config, model)
+        pretrained.load_into(model)
+        return
+    if isinstance(model, Beit):
+        pretrained.weights = beit.fit_weights(pretrained.weights, pretrained.config, model)
+    pretrained.load_into(model)
+    head = pretrained.weights.get("head.weight")
+    if model.num_classes and (head is None or head.shape != model.head.weight.shape):
+        nn.init.trunc_normal_(model.head.weight, std=2e-5)
+
+
+def layer_lookup(model: nn.Module, prefix: str = "") -> Callable[[str], int]:
+    """The layer of a parameter for layer decay, by its name.
+
+    Args:
+        model: the encoder. prefix: of its parameters' names in a larger model, such as
+            `encoder.`; what else that model has is of the last layer, as a head is.
+    """
+    if isinstance(model, SwinTransformer):
+        depths = [len(stage.blocks) for stage in model.layers]
+        found = partial(swin.layer_of, depths=depths)
+    else:
+        found = partial(vit.layer_of, depth=len(model.blocks))
+    return lambda name: found(name.removeprefix(prefix) if name.startswith(prefix) else "head")
+
+
+def block_shapes(model: nn.Module) -> list[tuple[int, int, int]]:
+    """(tokens per image, width, depth) of a model's blocks, to estimate memory."""
+    if isinstance(model, SwinTransformer):
+        return swin.block_shapes(model.patch_embed, model.layers)
+    tokens = model.num_prefix_tokens + model.patch_embed.num_patches
+    return [(tokens, model.embed_dim, len(model.blocks))]

@@ -1,0 +1,186 @@
+"""Command lines: argument files, defaults that a data set brings, and one-line errors."""
+
+import pytest
+
+import main_finetune
+import main_linprobe
+import main_pretrain
+import main_segmentation
+from util.checks import check_one_of, image_size
+from util.errors import UsageError
+from util.flags.args import number
+
+MAINS = [main_pretrain, main_finetune, main_linprobe]
+
+
+@pytest.fixture
+def fails(capsys):
+    """Asserts that parsing ends with status 2 and one line that has the words."""
+
+    def check(*argv, names=(), main=main_pretrain):
+        with pytest.raises(SystemExit) as end:
+            main.parse_args([str(word) for word in argv])
+        line = capsys.readouterr().err
+        assert end.value.code == 2 and line.count("\n") == 1
+        for name in names:
+            assert name in line
+
+    return check
+
+
+def test_an_argument_file_with_comments_and_quotes(tmp_path):
+    file = tmp_path / "run.args"
+    file.write_text(
+        "# the recipe\n\n--epochs 7   # a comment\n--mask_ratio=0.6\n"
+        "--data_path '/with a space'\n--keep_epochs 2 4\n"
+    )
+    args = main_pretrain.parse_args([f"@{file}", "--dataset", "digits", "--epochs", "9"])
+    assert (args.epochs, args.mask_ratio, args.data_path) == (9, 0.6, "/with a space")
+    assert args.keep_epochs == [2, 4]
+
+
+def test_argument_files_build_on_one_another_as_seen_from_their_own_folder(tmp_path):
+    (tmp_path / "ablations").mkdir()
+    (tmp_path / "base.args").write_text("--epochs 7\n--mask_ratio 0.6\n")
+    (tmp_path / "ablations" / "one.args").write_text("@../base.args\n--epochs 8\n")
+    words = [f"@{tmp_path}/ablations/one.args", "--dataset", "digits"]
+    args = main_pretrain.parse_args(words)
+    assert (args.epochs, args.mask_ratio) == (8, 0.6)
+    sources = args.settings.sources
+    assert sources["epochs"] == f"@{tmp_path}/ablations/one.args"
+    assert sources["mask_ratio"] == f"@{tmp_path}/base.args"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--data_path /data/run#3 # the third", ["--data_path", "/data/run#3"]),
+        ("--data_path '#1 # 2'#3", ["--data_path", "#1 # 2#3"]),
+        (r"--data_path a\ #b c#", ["--data_path", "a #b", "c#"]),
+        ("  # it's a comment", []),
+    ],
+)
+def test_a_comment_begins_at_a_word(line, words):
+    assert main_pretrain.get_args_parser().convert_arg_line_to_args(line) == words
+
+
+def test_argument_files_that_cannot_be_read(tmp_path, fails):
+    fails("@" + str(tmp_path / "absent.args"), names=("absent.args",))
+    file = tmp_path / "quote.args"
+    file.write_text("--output_dir don't\n")
+    fails(f"@{file}", names=("don't",))
+
+
+def test_without_arguments_the_data_is_digits_and_with_a_path_a_folder():
+    args = main_pretrain.parse_args([])
+    assert (args.dataset, args.model) == ("digits", "mimae_vit_tiny_patch2")
+    assert (args.input_size, args.in_chans, args.epochs) == ([8], 1, 60)
+    args = main_pretrain.parse_args(["--data_path", "/somewhere"])
+    assert (args.dataset, args.model) == ("image_folder", "mimae_vit_base_patch16")
+    assert (args.input_size, args.in_chans, args.norm_pix_loss) == ([224], 3, True)
+
+
+def test_the_papers_numbers_are_the_defaults():
+    args = main_pretrain.parse_args(["--dataset", "image_folder"])
+    found = (args.num_masks, args.mask_ratio, args.lambda_max, args.lambda_min, args.min_crop)
+    assert found == (4, 0.75, 1.0, 10.0, 0.2)
+    assert (args.blr, args.weight_decay, args.warmup_epochs, args.epochs) == (1.5e-4, 0.05, 10, 200)
+    args = main_finetune.parse_args(["--dataset", "image_folder"])
+    found = (args.blr, args.layer_decay, args.drop_path, args.mixup, args.cutmix, args.reprob)
+    assert found == (5e-4, 0.65, 0.1, 0.8, 1.0, 0.25)
+    args = main_linprobe.parse_args(["--dataset", "image_folder"])
+    found = (args.blr, args.weight_decay, args.optimizer, args.epochs, args.global_pool)
+    assert found == (0.1, 0.0, "lars", 90, False)
+
+
+def test_a_flag_beats_the_data_sets_default():
+    args = main_pretrain.parse_args(["--dataset", "digits", "--epochs", "3", "--input_size", "16"])
+    assert (args.epochs, args.input_size, args.warmup_epochs) == (3, [16], 5)
+    assert (args.lambda_max, args.lambda_min, args.mi_start_loss) == (1.0, 10.0, 0.45)
+    args = main_pretrain.parse_args(["--dataset", "digits", "--mi_start_loss", "0.6"])
+    assert (args.mi_start_loss, args.min_crop) == (0.6, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "mean"),
+    [
+        (["--in_chans", "3"], [0.305] * 3),
+        (["--in_chans", "5", "--dataset", "image_folder"], [pytest.approx(0.449)] * 5),
+        (["--in_chans", "2", "--mean", "0.5"], [0.5, 0.5]),
+        (["--in_chans", "2", "--mean", "0.5", "0.1"], [0.5, 0.1]),
+    ],
+)
+def test_means_for_other_channels(flags, mean):
+    assert main_pretrain.parse_args(flags).mean == mean
+
+
+@pytest.mark.parametrize(
+    ("main", "unit"), [(main_pretrain, "epochs"), (main_segmentation, "iterations")]
+)
+def test_milestones_are_asked_for_in_the_mains_unit(capsys, main, unit):
+    with pytest.raises(SystemExit) as end:
+        main.parse_args(["--data_path", "x", "--lr_schedule", "multistep"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"--lr_schedule multistep needs --lr_milestones: name the {unit}\n")
+    assert said.count("\n") == 1
+
+
+def test_bad_flags_are_one_line(fails):
+    fails("--mean", 0.1, 0.2, names=("--mean", "--in_chans 1"))
+    colours = ("--dataset", "image_folder", "--in_chans", 1)
+    fails(*colours, "--std", 0.1, 0.2, 0.3, names=("--std", "--in_chans 1"))
+    fails("--lr", 1, "--blr", 1, names=("--lr", "--blr"))
+    fails("--lr", 1, "--lr=2", names=("--lr", "twice"))
+    fails("--blr", 1, "--blr", 2, names=("--blr", "twice"))
+    fails("--model", "mimae_vit_gigantic", names=("--model", "mimae_vit_base_patch16"))
+    fails("--model", "vit_gigantic", names=("--model",), main=main_finetune)
+    fails("--dataset", "imagenet22k", names=("--dataset", "image_folder"))
+    fails("--epochs", 0, names=("--epochs", "at least 1"))
+    fails("--epochs", "many", names=("--epochs", "many"))
+    fails("--train_fraction", 1.5, names=("--train_fraction",))
+    fails("--lambda_min", "nan", names=("--lambda_min",))
+    fails("--no_such_flag", names=("--no_such_flag",))
+    fails("--mask", 0.5, names=("--mask",))  # no abbreviations: they change with new flags
+
+
+@pytest.mark.parametrize("main", MAINS)
+def test_help_is_complete(main):
+    text = main.get_args_parser().format_help()
+    for action in main.get_args_parser()._actions:
+        assert action.help, action.option_strings
+        assert action.option_strings[0] in text
+
+
+def test_image_size():
+    assert image_size(224, 16) == image_size([224], 16) == (224, 224)
+    assert image_size((32, 64), 16) == (32, 64)
+    for size in (225, (224, 230), 8, [16, 16, 16]):
+        with pytest.raises(UsageError, match="--input_size"):
+            image_size(size, 16)
+
+
+def test_number_and_check_one_of():
+    assert number(int, 1)("3") == 3 and number(float, 0, 1)("1") == 1.0
+    for text in ("-0.1", "1.1", "nan"):
+        with pytest.raises(Exception, match="between 0 and 1"):
+            number(float, 0, 1)(text)
+    with pytest.raises(UsageError, match="--colour green is unknown: use red, blue"):
+        check_one_of("--colour", "green", ("red", "blue"))
+
+
+def test_lr_replaces_the_data_sets_base():
+    assert main_pretrain.parse_args([]).blr is not None
+    for main in MAINS:
+        args = main.parse_args(["--lr", "1e-3"])
+        assert args.lr == 1e-3 and args.blr is None
+
+
+def test_values_and_files_that_lead_nowhere(fails, tmp_path):
+    fails("--mi_start_loss", "nan", names=("--mi_start_loss",))
+    fails("--betas", 0.9, 1, names=("--betas",))
+    fails("--clip_grad", 0, names=("--clip_grad",))
+    (tmp_path / "binary.args").write_bytes(bytes(range(128, 256)))
+    fails(f"@{tmp_path}/binary.args", names=("@file",))
+    (tmp_path / "ring.args").write_text(f"@{tmp_path}/ring.args")
+    fails(f"@{tmp_path}/ring.args", names=("@file",))

@@ -1,0 +1,120 @@
+"""All the frozen evaluations of one encoder, from its features on the disk."""
+
+import argparse
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.data.datasets import Images, listed_positions
+from util.data.few_labels import balanced_draw
+from util.evaluation.frozen import attentive, monitors, probes
+from util.evaluation.frozen.features import FeatureStore
+from util.evaluation.frozen.patches import Dense
+from util.evaluation.frozen.probes import Probe, TestSet
+
+log = logging.getLogger(__name__)
+
+EVALUATIONS = ("knn", "logistic", "few", "blocks", "label_free")
+VIEWED = 2048  # images whose masks are compared
+
+
+@dataclass
+class Frozen:
+    """What was found of one encoder; per-image hits are kept for paired comparisons.
+
+    probes: by evaluation. few: accuracies on the first test set by draw, by what was asked for.
+    blocks: accuracies on the first test set, by kind. label_free: monitors. dense: on --dense.
+    """
+
+    probes: dict[str, Probe] = field(default_factory=dict)
+    few: dict[str, np.ndarray] = field(default_factory=dict)  # [draws, test images]
+    blocks: dict[str, list[float]] = field(default_factory=dict)
+    label_free: dict[str, float] = field(default_factory=dict)
+    dense: dict[str, Dense] = field(default_factory=dict)
+
+
+def evaluate(
+    encoder, args: argparse.Namespace, real: list[frozenset[int]] | None,
+    lists: dict[str, Tensor], device: torch.device,
+) -> Frozen:  # fmt: skip
+    """Everything that --only asks for.
+
+    Args:
+        encoder: has `model.kinds`, `model.depth`, the stores `train` and `tests`, `views`, and what
+            `attentive.evaluate` asks for.
+        real: ReaL's labels of the first test set. lists: ids of published lists.
+    """
+    kinds, found = encoder.model.kinds, Frozen()
+    if not args.only and not args.attentive:
+        return found
+    train, targets = by_kind(encoder.train, kinds), encoder.train.targets()
+    tests = {
+        name: TestSet(by_kind(store, kinds), store.targets())
+        for name, store in encoder.tests.items()
+    }
+    if real is not None:
+        tests["ReaL"] = TestSet(tests["val"].features, real)
+    if "knn" in args.only:
+        found.probes |= probes.knn(train, targets, tests, device)
+    if "logistic" in args.only:
+        found.probes |= probes.regression(train, targets, tests, device)
+    if args.attentive and encoder.model.depth:
+        found.probes["attentive"] = attentive.evaluate(encoder, tests, args, device)
+    if "few" in args.only:
+        found.few = few_labels(train, targets, tests["val"], args, lists, device)
+    if "blocks" in args.only and encoder.model.depth:
+        found.blocks = blocks(encoder, tests["val"], device)
+    if "label_free" in args.only:
+        found.label_free = monitors.label_free(tests["val"].features[kinds[0]], encoder.views)
+    return found
+
+
+def by_kind(store: FeatureStore, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    return {kind: store.read(kind) for kind in kinds}
+
+
+def few_labels(
+    train: dict[str, Tensor], targets: Tensor, test: TestSet, args: argparse.Namespace,
+    lists: dict[str, Tensor], device: torch.device,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """On all kinds side by side, so that nothing is left to choose."""
+    features, queries = (_side_by_side(kinds) for kinds in (train, test.features))
+    wanted: dict[str, int | float] = {f"{n} per class": n for n in args.few}
+    wanted |= {f"{100 * share:g} %": float(share) for share in args.few_shares}
+    drawn = {name: len(balanced_draw(targets.numpy(), n)) for name, n in wanted.items()}
+    wanted = {name: wanted[name] for name in sorted(wanted, key=drawn.get)}  # for the curve
+    found = {}
+    for name, per_class in wanted.items():
+        found[name] = probes.few_labels(
+            features, targets, queries, test, per_class, args.draws, device
+        )
+    for name, ids in lists.items():
+        found[name] = probes.few_labels(features, targets, queries, test, 0, 1, device, ids)
+    return found
+
+
+def _side_by_side(kinds: dict[str, Tensor]) -> Tensor:
+    both = probes.with_both(kinds)
+    return both.get(probes.BOTH, next(iter(both.values())))
+
+
+def blocks(encoder, test: TestSet, device: torch.device) -> dict[str, list[float]]:
+    """Logistic regression on each block's output: test accuracies (percent), by kind."""
+    found: dict[str, list[float]] = {kind: [] for kind in encoder.model.kinds}
+    for number in range(encoder.model.depth):
+        for kind in encoder.model.kinds:
+            name = f"block {number} {kind}"
+            features = encoder.train.read(name, in_detail=True)
+            targets = encoder.train.targets()[: len(features)]
+            query = TestSet({kind: encoder.tests["val"].read(name, in_detail=True)}, test.truth)
+            probe = probes.regression({kind: features}, targets, {"val": query}, device)
+            found[kind].append(probe[f"logistic, {kind}"].accuracy("val"))
+    return found
+
+
+def listed_ids(path: str, images: Images) -> Tensor:
+    """Positions in a set of the images that a published list names."""
+    return torch.tensor(listed_positions(images, path, "--few_list"))

@@ -1,0 +1,161 @@
+"""Frozen patch tokens of images with label maps: which class is where, by k-NN and regression.
+
+Whole images are resized to the encoder's input. A training patch has the class that most of its
+labelled pixels have; scores of a test image's patches are enlarged to its map (bilinear), so that
+the mIoU is over pixels. B images, h x w patches of D channels, K classes.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.data.dense.ade20k import MappedImages, load_mapped_images, read_labels
+from util.data.dense.transforms import resize_image
+from util.data.images import to_float
+from util.errors import UsageError
+from util.evaluation import paired
+from util.evaluation.dense import iou, windows
+from util.evaluation.frozen import logistic
+from util.evaluation.frozen.knn import knn_votes
+from util.evaluation.frozen.probes import KNN, PENALTIES
+from util.logging import ProgressLine
+
+KNN_NAME, LOGISTIC_NAME = "dense k-NN", "dense logistic"
+
+
+@dataclass
+class Dense:
+    """An evaluation of the validation images: what was chosen, and of each image and class the
+    pixels that were found, that have it and that were predicted to, int64 [n, 3, K]."""
+
+    chosen: str
+    counts: np.ndarray
+
+    def miou(self) -> float:
+        return mean_iou(self.counts.sum(0))
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """Percent, from the sums [3, K] of `Dense.counts`; classes that are nowhere do not count."""
+    found, truth, predicted = counts.astype(float)
+    union = truth + predicted - found
+    return 100 * float(np.mean(found[union > 0] / union[union > 0]))
+
+
+def compare(first: Dense, second: Dense) -> paired.Difference:
+    """mIoU of first − second, with an interval over test images."""
+    return paired.compare_statistic(first.counts, second.counts, mean_iou)
+
+
+def load(args: argparse.Namespace, in_chans: int) -> tuple[MappedImages, MappedImages]:
+    """The training and validation images of --dense, a folder in ADE20K's layout."""
+    folder = args.dense
+    try:
+        labels = read_labels(folder, args.classes, args.first_class, args.palette)
+        train, val = (
+            load_mapped_images(folder, split, labels, in_chans)
+            for split in ("training", "validation")
+        )
+    except UsageError as error:
+        raise UsageError(str(error).replace("--data_path", "--dense")) from None
+    return train, val
+
+
+def patch_classes(labels: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:
+    """The class that most of the labelled pixels of each patch have: [h · w], −1 where none has.
+
+    Args:
+        labels: int [H, W], −1 is no class; patches need not be whole pixels.
+    """
+    rows = torch.arange(labels.shape[0]) * grid[0] // labels.shape[0]
+    columns = torch.arange(labels.shape[1]) * grid[1] // labels.shape[1]
+    patch = rows[:, None] * grid[1] + columns  # [H, W]
+    known = labels >= 0
+    votes = torch.bincount(
+        patch[known] * num_classes + labels[known].long(),
+        minlength=grid[0] * grid[1] * num_classes,
+    ).view(-1, num_classes)
+    return torch.where(votes.sum(1) > 0, votes.argmax(1), -1)
+
+
+def evaluate(
+    encoder, train: MappedImages, val: MappedImages, args: argparse.Namespace, device: torch.device
+) -> dict[str, Dense]:
+    """Dense k-NN and logistic regression of an encoder with `encode_tokens`, `view` and `name`."""
+    num_classes = len(train.classes)
+    features, targets, image = _bank(encoder, train, args.dense_patches, args.seed, device)
+    is_held = image % 10 == 9  # a tenth of the images
+    heads = logistic.fit(
+        features[~is_held], targets[~is_held], num_classes, PENALTIES, max_iter=100
+    )
+    right = [(row == targets[is_held]).sum().item() for row in heads.predict(features[is_held])]
+    # The strongest of equals, so that a tie is no chance.
+    penalty = max(zip(right, PENALTIES, strict=True))[1]
+    heads = logistic.fit(features, targets, num_classes, [penalty], max_iter=100)
+    k, temperature = KNN
+    scorers = {
+        KNN_NAME: lambda x: knn_votes((features, targets), x, k, temperature, num_classes, device),
+        LOGISTIC_NAME: lambda x: heads.logits(x)[0].softmax(1),
+    }
+    counts: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
+    line = ProgressLine(f"{encoder.name}, dense", len(val), 0)
+    for index in range(len(val)):
+        tokens, labels, grid = _read(encoder, val, index, device)
+        for name, scorer in scorers.items():
+            scores = scorer(tokens).T.reshape(1, num_classes, *grid)
+            predicted = windows.largest(scores, labels.shape)[0].cpu()
+            counts[name].append(_counts(predicted, labels, num_classes))
+        line.update(index + 1)
+    line.close()
+    seen = f"{len(features)} patches of {len(train)} images"
+    words = (f"{seen}, k {k}, temperature {temperature:g}", f"{seen}, penalty {penalty:g}")
+    return {
+        name: Dense(chosen, np.stack(counts[name]))
+        for name, chosen in zip(scorers, words, strict=True)
+    }
+
+
+def _bank(encoder, images: MappedImages, num_patches: int, seed: int, device: torch.device):
+    """Features [n, D], classes [n] and image numbers [n] of labelled patches, as many of each
+    image, `num_patches` at most."""
+    per_image = max(1, num_patches // len(images))
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    line = ProgressLine(f"{encoder.name}, patches", len(images), 0)
+    for index in range(len(images)):
+        tokens, labels, grid = _read(encoder, images, index, device)
+        classes = patch_classes(labels, grid, len(images.classes))
+        ids = (classes >= 0).nonzero()[:, 0]
+        ids = ids[torch.randperm(len(ids), generator=generator)[:per_image]]
+        parts.append((tokens[ids.to(device)], classes[ids], torch.full_like(ids, index)))
+        line.update(index + 1)
+    line.close()
+    features, targets, image = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not len(targets):
+        raise UsageError("--dense: no patch of a training image is labelled: check the maps")
+    return features, targets.to(device), image.to(device)
+
+
+@torch.no_grad()
+def _read(encoder, images: MappedImages, index: int, device: torch.device):
+    """An image's tokens [h · w, D], its label map [H, W] and (h, w)."""
+    try:
+        image, labels = images.read(index)
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--dense: {str(error).splitlines()[0]}") from None
+    image = to_float(resize_image(image, encoder.view.size))
+    tokens = encoder.encode_tokens(image[None].to(device))[0]
+    cell = (encoder.view.size[0] * encoder.view.size[1] / len(tokens)) ** 0.5  # pixels of a side
+    return tokens, labels, tuple(round(side / cell) for side in encoder.view.size)
+
+
+def _counts(predicted: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:
+    matrix = iou.ConfusionMatrix(num_classes)
+    matrix.add(predicted, labels)
+    counts = matrix.counts
+    return torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)]).numpy()

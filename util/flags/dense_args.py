@@ -1,0 +1,64 @@
+"""Flags of the mains whose training is counted in iterations: segmentation and detection.
+
+An iteration is an optimiser step. A round goes from one evaluation to the next; it is to a run what
+an epoch is elsewhere, and goes on in the pass over the data in which the one before it ended.
+"""
+
+import argparse
+
+from util.errors import UsageError
+from util.flags.args import add_image_flags, add_saving_flags, add_step_flags, number
+
+
+def add_dense_data_flags(parser: argparse.ArgumentParser, data_path_help: str):
+    """Returns: the group's `add_argument`, for what else a main's data has."""
+    add = parser.add_argument_group("data").add_argument
+    add("--data_path", default="", help=data_path_help)
+    add_image_flags(add)
+    return add
+
+
+def add_iteration_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--iterations", type=number(int, 1), help="optimiser steps of the schedule")
+    add("--warmup_iterations", type=number(int, 0), help="of linear warm-up")
+    add("--eval_every", type=number(int, 1), help="iterations between evaluations")
+    add_step_flags(add, "iterations", "learning rate")
+
+
+def add_backbone_flags(parser: argparse.ArgumentParser, models: tuple[str, ...]):
+    """Returns: the group's `add_argument`, for what else a main's model has."""
+    add = parser.add_argument_group("model").add_argument
+    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
+        "in encoders/layouts.py; none: train from scratch")  # fmt: skip
+    add("--model", choices=models, metavar="NAME",
+        help=f"one of {', '.join(models)} (default: the checkpoint's, else vit_base_patch16)",
+    )  # fmt: skip
+    add("--num_heads", type=number(int, 1),
+        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
+        "does not tell")  # fmt: skip
+    add("--drop_path", type=number(float, 0, 0.99), default=0.1, help="of the last block")
+    add("--layer_decay", type=number(float, 0, 1), help="of the learning rate")
+    add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    return add
+
+
+def add_dense_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("checkpoints").add_argument
+    add_saving_flags(add)
+    parser.set_defaults(save_every_epochs=1, keep_epochs=[])  # a checkpoint for every evaluation
+
+
+def check_and_count(args: argparse.Namespace) -> None:
+    """Set the length of a run that is counted in iterations, as `Run` takes it: in rounds.
+
+    Raises:
+        UsageError: flags that are at odds.
+    """
+    args.epochs = -(-args.iterations // args.eval_every)
+    args.max_steps = min(args.max_steps or args.iterations, args.iterations)
+    for flag in ("eval", "predict"):
+        if getattr(args, flag) and args.resume in ("", "auto"):
+            raise UsageError(f"--{flag} needs --resume FILE: name the trained checkpoint")
+    if args.scales[0] > args.scales[1]:
+        raise UsageError(f"--scales {args.scales[0]:g} {args.scales[1]:g}: the smaller one first")

@@ -1,0 +1,117 @@
+"""Which value each flag has, where it comes from, and what a checkpoint has to say to it."""
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+
+from util.errors import UsageError
+from util.flags.defaults import shown
+
+log = logging.getLogger(__name__)
+
+# Flags that change where and how fast a run is, not what comes out of it.
+_WITHOUT_EFFECT = {
+    "output_dir", "resume", "device", "compile", "log_every", "dist_timeout", "num_workers",
+    "pin_mem", "download", "save_every_epochs", "save_every_steps", "keep_checkpoints",
+    "keep_epochs", "knn_every", "visualize", "visualize_stats", "max_bad_images",
+    "max_rollbacks", "eval", "test_every", "grad_checkpointing", "help",
+}  # fmt: skip
+GIVEN = ("command line", "@")  # how the source of what the user gave begins
+
+
+class Settings:
+    """The sources of a namespace's values.
+
+    Args:
+        groups: the flags' names by the title of their group in `--help`.
+        sources: `command line`, `@FILE`, `checkpoint`, `model` or `data set`, by the flag's name;
+            a flag without one has the parser's default.
+    """
+
+    def __init__(self, groups: Mapping[str, Sequence[str]], sources: Mapping[str, str]):
+        self.groups, self.sources = groups, dict(sources)
+
+    def is_given(self, name: str) -> bool:
+        return self.sources.get(name, "").startswith(GIVEN)
+
+    def named(self, *names: str) -> str:
+        """Those of these flags that the main has, as `--a, --b and --c`; empty: it has none."""
+        known = [name for group in self.groups.values() for name in group]
+        flags = [f"--{name}" for name in names if name in known]
+        return " and ".join([", ".join(flags[:-1]), flags[-1]] if flags[1:] else flags)
+
+    def values(self, args: argparse.Namespace) -> dict[str, object]:
+        """The flags that matter to the result."""
+        names = [name for group in self.groups.values() for name in group]
+        return {n: getattr(args, n) for n in names if n not in _WITHOUT_EFFECT}
+
+    def table(self, args: argparse.Namespace) -> dict[str, str]:
+        """Those values by group, each with its source where it is not the parser's default."""
+        values, lines = self.values(args), {}
+        for title, names in self.groups.items():
+            cells = [self._cell(name, values[name]) for name in names if name in values]
+            if cells:
+                lines[title] = ", ".join(cells)
+        return lines
+
+    def _cell(self, name: str, value: object) -> str:
+        source = f" [{self.sources[name]}]" if name in self.sources else ""
+        return f"{name} {shown(value)}{source}"
+
+    def changes(self, args: argparse.Namespace, saved: Mapping[str, object]) -> list[str]:
+        """A line for each flag that has another value than in a checkpoint's namespace."""
+        return [
+            f"--{name} {shown(value)} (the checkpoint's run: {shown(saved[name])})"
+            for name, value in self.values(args).items()
+            if name in saved and shown(saved[name]) != shown(value)
+        ]
+
+
+def take_from_checkpoint(args: argparse.Namespace, config: Mapping[str, object]) -> None:
+    """Give the flags that the user left open the values that a checkpoint's encoder was given.
+
+    A flag that contradicts it is obeyed, and one line names it.
+
+    Args:
+        config: `model`, `input_size`, `in_chans`, `mean` and `std`, as far as they are known.
+    """
+    contradicted = []
+    for name in ("model", "in_chans", "input_size", "mean", "std"):
+        value = config.get(name)
+        if value is None or not hasattr(args, name):
+            continue
+        if not args.settings.is_given(name):
+            setattr(args, name, list(value) if isinstance(value, list | tuple) else value)
+            args.settings.sources[name] = "checkpoint"
+        elif _whole(name, getattr(args, name), args) != _whole(name, value, args):
+            contradicted.append(f"--{name} {shown(getattr(args, name))}, not {shown(value)}")
+    if contradicted:
+        log.warning("otherwise than the checkpoint was trained, as asked: %s",
+                    "; ".join(contradicted))  # fmt: skip
+    fit_channels(args)
+
+
+def _whole(name: str, value: object, args: argparse.Namespace) -> str:
+    """A value with what its short form leaves out: 224 is 224 224, one mean is every channel's."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if len(values) == 1:
+        values *= {"input_size": 2, "mean": args.in_chans, "std": args.in_chans}.get(name, 1)
+    return shown(values)
+
+
+def fit_channels(args: argparse.Namespace) -> None:
+    """One mean and std per channel; those that nobody gave are averaged for other channels.
+
+    Raises:
+        UsageError: given numbers that do not fit --in_chans.
+    """
+    for name in ("mean", "std"):
+        values = list(getattr(args, name))
+        if len(values) != args.in_chans and not args.settings.is_given(name):
+            values = [sum(values) / len(values)]
+        if len(values) not in (1, args.in_chans):
+            raise UsageError(
+                f"--{name} has {len(values)} numbers for --in_chans {args.in_chans}: give one, "
+                "or one per channel"
+            )
+        setattr(args, name, values * args.in_chans if len(values) == 1 else values)
