@@ -49,6 +49,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         add(f"--{split}_json", default="", metavar="FILE",
             help="annotations in COCO's format, elsewhere than its layout has them")  # fmt: skip
         add(f"--{split}_images", default="", metavar="FOLDER", help="their images")
+    add("--empty_images", action=argparse.BooleanOptionalAction, default=False,
+        help="train on images without objects, too, which the published recipe passes over",
+    )  # fmt: skip
     dense_args.add_iteration_flags(parser)
     arguments.add_run_flags(parser, "output_dir/detection")
     dense_args.add_dense_checkpoint_flags(parser)
