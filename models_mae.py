@@ -362,3 +362,4 @@ class MAEViT(ViTEncoder, MaskedImageModel):
 
 
 MODELS = {f"mae_{name}": partial(MAEViT, **size) for name, size in SIZES.items()}
+globals().update(MODELS)  # mae_vit_base_patch16 and so on are functions of this module

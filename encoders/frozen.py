@@ -62,8 +62,9 @@ class FrozenEncoder(nn.Module):
     def _with_blocks(self, imgs: Tensor) -> tuple[Tensor, list[Tensor]]:
         outputs: list[Tensor] = []
         stages = self.encoder.layers if self._num_prefix() == 0 else self.encoder.blocks
-        hooks = [stage.register_forward_hook(lambda *call: outputs.append(call[2]))
-                 for stage in stages]  # fmt: skip
+        hooks = [
+            stage.register_forward_hook(lambda *call: outputs.append(call[2])) for stage in stages
+        ]
         try:
             final = self.encoder.forward_features(imgs)
         finally:

@@ -123,8 +123,9 @@ class Pretrained:
                 log.warning(
                     "%s does not tell its images' mean and std: ImageNet's are used; for timm's "
                     "augreg models and mmpretrain's fine-tuned BEiT (not v2), give --mean 0.5 "
-                    "--std 0.5", self.path,
-                )  # fmt: skip
+                    "--std 0.5",
+                    self.path,
+                )
             mean, std = self.foreign.normalization or IMAGENET
             config |= {"mean": list(mean), "std": list(std)}
         if "pos_embed" in self.weights:

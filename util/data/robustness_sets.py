@@ -16,14 +16,7 @@ from util.checks import image_size
 from util.cluster import agreement
 from util.data import imagenet
 from util.data.corruption.corruptions import MIN_SIDE, RECORD, Corruption
-from util.data.datasets import (
-    DATASETS,
-    ArrayImages,
-    Images,
-    Subset,
-    load_images,
-    load_test_folder,
-)
+from util.data.datasets import DATASETS, ArrayImages, Images, Subset, load_images, load_test_folder
 from util.data.same_data import check_same
 from util.data.transforms import ResizeCenterCrop
 from util.errors import UsageError

@@ -8,11 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from timm.data.auto_augment import (
-    auto_augment_transform,
-    posterize,
-    rand_augment_transform,
-)
+from timm.data.auto_augment import auto_augment_transform, posterize, rand_augment_transform
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as VF

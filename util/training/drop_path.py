@@ -59,9 +59,10 @@ class DropPaths:
         rank, world = distributed.rank(), distributed.world_size()
         widths = [module.width for module in self.modules]
         noise = torch.rand(
-            sum(widths), batch_size * world,
+            sum(widths),
+            batch_size * world,
             generator=generator(self.seed, STREAM_DROP_PATH, step, micro),
-        )[:, rank::world]  # fmt: skip
+        )[:, rank::world]
         rates = [module.drop_prob for module in self.modules for _ in range(module.width)]
         keep = 1 - torch.tensor(rates)[:, None]
         scale = to_device((noise < keep) / keep, device)  # [widths, B]
