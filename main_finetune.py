@@ -10,8 +10,8 @@ python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth \
 
 import argparse
 import logging
+from collections.abc import Callable
 
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from encoders.load import (
@@ -27,7 +27,6 @@ from encoders.load import (
 from encoders.vit import Pretrained
 from engine_finetune import evaluate, train_one_epoch
 from util.cluster import distributed
-from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
 from util.data.loader import evaluation_view, open_batches
 from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, Normalize
@@ -145,7 +144,11 @@ def training_view(args: argparse.Namespace) -> CropAndFlip:
 
 def build_augmentation(
     args: argparse.Namespace, normalize: nn.Module, num_classes: int
-) -> BatchAugmentation:
+) -> Callable:
+    from timm.data.random_erasing import RandomErasing
+
+    from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
+
     erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount)
     mix = None
     if uses_mixup(args):

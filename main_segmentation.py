@@ -6,10 +6,10 @@ python main_segmentation.py --data_path scenes --finetune output_dir/pretrain/ch
 
 import argparse
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from encoders.load import SIZES, block_shapes, build_backbone, describe, layer_lookup, open_dense
 from encoders.vit import Pretrained
@@ -208,11 +208,13 @@ def build_predict(
     return predict
 
 
-def training_view(args: argparse.Namespace) -> v2.Compose:
+def training_view(args: argparse.Namespace) -> Callable:
+    from torchvision.transforms.v2 import Compose
+
     size = tuple(args.input_size)
     steps = [RandomResize(size, args.scales), RandomCrop(size, args.max_class_share)]
     steps += [RandomFlip()] * args.flip + [PhotometricDistortion()] * args.photometric
-    return v2.Compose([*steps, Pad(size, args.mean)])
+    return Compose([*steps, Pad(size, args.mean)])
 
 
 def open_pairs(

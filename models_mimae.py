@@ -15,7 +15,6 @@ from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from models_mae import SIZES, MAEViT, RandomMasks, draw_weights, full_precision
@@ -294,6 +293,8 @@ class MutualInformation:
             self.approximation = ApproximationNetwork(self.dim, self.input_dim)
             self.approximation.requires_grad_(self.train_approximation)
         if self.mi_head == "mlp" and self.lambda_max > 0:
+            from timm.layers import Mlp
+
             self.head = Mlp(self.dim, 2 * self.dim, 256)
         generator = torch.Generator().manual_seed(torch.initial_seed())
         for network in filter(None, (self.approximation, self.head)):

@@ -65,7 +65,9 @@ BEFORE = {  # what others start from
     "MAE_PHOTOGRAPHS": "main_pretrain.py --dataset flat --data_path SCENES/images/training "
     f"--model mimae_vit_tiny_patch4 --input_size 32 {QUICK}"
 }
-TIMED = re.compile(r"checkpoints|second|time|images_per|command|version|commit|host|path|flags|sources|dir")
+TIMED = re.compile(
+    r"checkpoints|second|time|images_per|command|version|commit|host|path|flags|sources|dir"
+)
 
 
 def run(checkout: Path, folder: Path) -> dict[str, dict[str, str]]:

@@ -5,7 +5,6 @@ W ranks, G = W·B images in a global micro-batch; rank r has positions r, r + W,
 """
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from util.cluster import distributed
@@ -39,6 +38,8 @@ class DropPaths:
     """
 
     def __init__(self, model: nn.Module, seed: int):
+        from timm.layers import DropPath
+
         self.seed, self.modules = seed, []
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
