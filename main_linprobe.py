@@ -33,10 +33,10 @@ from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.frozen.knn import extract_features, weighted_knn
 from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.flags.settings import take_from_checkpoint
 from util.training import optim, preflight
-from util.training.metrics import NonFiniteLoss
+from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
 from util.weights.checkpoint_file import read_checkpoint
 from util.weights.fit import load_weights
@@ -47,45 +47,35 @@ MODELS = (*SIZES, "pixels")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
-    arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes")
+    arguments.add_optimisation_flags(parser, "images_per_step")
     arguments.add_run_flags(parser, "output_dir/linprobe")
     arguments.add_checkpoint_flags(parser)
     parser.set_defaults(batch_size=512, epochs=90, warmup_epochs=10, weight_decay=0.0, blr=0.1)
 
     add = parser.add_argument_group("linear probe").add_argument
+    # fmt: off
     add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in encoders/layouts.py; none: a random encoder")  # fmt: skip
-    add(
-        "--model",
-        choices=MODELS,
-        metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)",
-    )
+        "in encoders/layouts.py; none: a random encoder")
+    add("--model", choices=MODELS, metavar="NAME",
+        help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)")
     add("--num_heads", type=number(int, 1),
         help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
-        "does not tell")  # fmt: skip
+        "does not tell")
     add("--global_pool", action="store_true", help="probe the mean of the patch tokens")
-    add(
-        "--cls_token",
-        action="store_false",
-        dest="global_pool",
-        help="probe the class token (the default)",
-    )
+    add("--cls_token", action="store_false", dest="global_pool",
+        help="probe the class token (the default)")
     add("--optimizer", choices=("lars", "sgd"), default="lars", help="both with momentum 0.9")
-    add(
-        "--min_crop",
-        type=number(float, 0.01, 1),
-        default=0.08,
+    add("--min_crop", type=number(float, 0.01, 1), default=0.08,
         help="smallest area of a random resized crop; 1: none. Without crop and flip the "
-        "features are computed once",
-    )
+        "features are computed once")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
     add("--eval", action="store_true", help="only evaluate the probe in --resume")
     add("--knn", action="store_true", help="k-NN accuracy of the features instead of a probe")
     add("--knn_k", type=number(int, 1), default=20, help="neighbours")
     add("--knn_temperature", type=number(float, 1e-3), default=0.07, help="of their votes")
+    # fmt: on
     return parser
 
 
@@ -115,9 +105,13 @@ def build_frozen(args: argparse.Namespace) -> tuple[nn.Module, int]:
         size = image_size(args.input_size, 1)
         return Pixels(), args.in_chans * size[0] * size[1]
     encoder = build_encoder(
-        args.model, 0, args.input_size, args.in_chans, args.global_pool,
+        args.model,
+        0,
+        args.input_size,
+        args.in_chans,
+        args.global_pool,
         architecture=architecture(described, args.model),
-    )  # fmt: skip
+    )
     if pretrained:
         load_pretrained(pretrained, encoder)
     elif args.knn or not args.resume:
@@ -177,18 +171,12 @@ def main(args: argparse.Namespace) -> None:
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         kind = optim.LARS if args.optimizer == "lars" else torch.optim.SGD
         optimizer = kind(probe.head.parameters(), weight_decay=args.weight_decay, momentum=0.9)
-        preflight.report(args, probe, batches, precision, 1, [], run.device)
+        preflight.log_plan(args, probe, batches, precision, 1, [], run.device)
         before = [weight.clone() for weight in encoder.parameters()]
-        run.start(
-            dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
-            describe(args, getattr(encoder, "vit", None)), batches,
-        )  # fmt: skip
-        same = all(map(torch.equal, before, encoder.parameters()))
-        if not same and trained is not probe:
-            raise UsageError(
-                f"--resume {args.resume} probes another encoder than the one whose features were "
-                "computed: give the same --finetune again"
-            )
+        objects = dict(model=probe, optimizer=optimizer, scaler=precision.scaler)
+        run.start(objects, describe(args, getattr(encoder, "vit", None)), batches)
+        if trained is not probe:
+            check_same_encoder(before, encoder, args.resume)
         model = distributed.wrap(trained, run.device, args.grad_compression)
 
         def prepare(inputs: Tensor, targets: Tensor, *_) -> tuple[Tensor, Tensor]:
@@ -198,11 +186,20 @@ def main(args: argparse.Namespace) -> None:
             try:
                 means = train_one_epoch(model, prepare, optimizer, precision, run)
                 scores = evaluate(trained, val_batches, normalize, precision, args.output_dir)
-                run.log_epoch(means, run.with_best(scores))
+                run.log_epoch(means, run.keep_best(scores))
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
         run.finish()
+
+
+def check_same_encoder(before: list[Tensor], encoder: nn.Module, resume: str) -> None:
+    """Raises UsageError where a checkpoint's encoder is not the one that gave the features."""
+    if not all(map(torch.equal, before, encoder.parameters())):
+        raise UsageError(
+            f"--resume {resume} probes another encoder than the one whose features were "
+            "computed: give the same --finetune again"
+        )
 
 
 def loader(args: argparse.Namespace, data: Dataset, run: Run, training: bool) -> Batches:

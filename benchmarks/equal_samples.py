@@ -32,7 +32,7 @@ from util.data.transformed import TransformedImages
 from util.data.transforms import Normalize
 from util.evaluation.frozen import logistic
 from util.evaluation.frozen.knn import extract_features, predict_knn
-from util.flags.args import number
+from util.flags.parser import number
 from util.provenance import commit
 from util.training.precision import Precision
 
@@ -51,6 +51,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    # fmt: off
     add("--study", default="output_dir/equal_samples.jsonl", help="the runs' file")
     add("--variants", nargs="+", default=[MAE, "MI-MAE:"], metavar="'NAME: FLAGS'")
     add("--common", default="", help="flags of main_pretrain.py that all variants have")
@@ -69,6 +70,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--reference", default="MAE", help="the variant that the others are compared with")
     add("--report", action="store_true", help="run nothing: tell what is in --study")
     add("--runs", default="output_dir/equal_samples", help="folder of the checkpoints")
+    # fmt: on
     return parser
 
 
@@ -149,17 +151,28 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
         return record | {"losses": {}, "commit": commit()} | evaluate(args, *BASELINES[variant])
     words = ["--dataset", args.dataset, "--data_path", args.data_path]
     words += [*shlex.split(args.common), *shlex.split(flags)]
-    num_masks = main_pretrain.build_model(main_pretrain.parse_args(words)).num_masks
+    num_masks = main_pretrain.build_model(main_pretrain.parse_args(words)).masks.num_masks
     if args.epochs % num_masks or args.batch_size % num_masks:
         raise Failed(f"--epochs and --batch_size must be divisible by {name}'s {num_masks} masks")
     epochs = args.epochs // num_masks
     place = f"{name.replace(' ', '_').replace('/', '_')}-{args.epochs}-{seed}"
     folder = os.path.abspath(os.path.join(args.runs, place))
     words += [
-        "--seed", str(seed), "--train_fraction", args.train_fraction, "--epochs", str(epochs),
-        "--warmup_epochs", f"{args.warmup_share * epochs:g}", "--output_dir", folder,
-        "--batch_size", str(args.batch_size // num_masks), "--resume", "auto",
-    ]  # fmt: skip
+        "--seed",
+        str(seed),
+        "--train_fraction",
+        args.train_fraction,
+        "--epochs",
+        str(epochs),
+        "--warmup_epochs",
+        f"{args.warmup_share * epochs:g}",
+        "--output_dir",
+        folder,
+        "--batch_size",
+        str(args.batch_size // num_masks),
+        "--resume",
+        "auto",
+    ]
     with open(folder + ".log", "a") as output:
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         command = [sys.executable, "main_pretrain.py", *words]

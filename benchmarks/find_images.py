@@ -18,17 +18,19 @@ from torchvision.datasets import ImageFolder
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from util.data.file_index import find_images
-from util.flags.args import number
+from util.flags.parser import number
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    # fmt: off
     parser.add_argument("--images", type=number(int, 1000), default=100_000)
     parser.add_argument("--folder", help="where to make them; default: the temporary folder")
     parser.add_argument("--cold", action="store_true", help="drop the machine's caches first")
     parser.add_argument("--rounds", type=number(int, 1), default=1)
+    # fmt: on
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as root:
         for number_of_class in range(1000):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from timm.models.beit import Beit
 from torch import Tensor, nn
 
 from encoders.pos_embed import square_grid
@@ -31,12 +30,14 @@ def build_beit(
     global_pool: bool = True,
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
-) -> Beit:
+) -> nn.Module:
     """A classifier, images [B, C, H, W] -> logits [B, num_classes], as `encoders.vit.build_vit`.
 
     Args:
         architecture: timm's arguments, and `eps` of the layer norms.
     """
+    from timm.models.beit import Beit
+
     options = {k: v for k, v in architecture.items() if k not in ("family", "eps")}
     model = Beit(
         img_size=image_size(img_size, options["patch_size"]), in_chans=in_chans,
@@ -45,10 +46,11 @@ def build_beit(
         **options,
     )  # fmt: skip
     model.set_grad_checkpointing(grad_checkpointing)
+    model.family = "beit"
     return model
 
 
-def fit_weights(weights: dict[str, Tensor], config: dict, model: Beit) -> dict[str, Tensor]:
+def fit_weights(weights: dict[str, Tensor], config: dict, model: nn.Module) -> dict[str, Tensor]:
     """Weights with position biases stretched to the model's grid, as BEiT and SimMIM resize them.
 
     Args:

@@ -166,8 +166,9 @@ class Batches:
                 self.bad_images.add(index)
                 log.warning(
                     "unreadable image %d replaced: %s",
-                    len(self.bad_images), self.dataset.problem(index),
-                )  # fmt: skip
+                    len(self.bad_images),
+                    self.dataset.problem(index),
+                )
         if len(self.bad_images) > self.max_bad_images:
             raise RunError(
                 f"{len(self.bad_images)} images cannot be read, more than --max_bad_images "

@@ -1,149 +1,35 @@
-"""Command lines: plain argparse with `@file`, the flags that all mains share, and their checks."""
+"""The flags that all mains share, and how a command line is read: defaults, sources, checks."""
 
 import argparse
-import os
-import re
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
+from util.cluster.distributed import launcher_environment
 from util.data.datasets import DATASETS
-from util.errors import EXIT_USAGE, UsageError
+from util.errors import UsageError
 from util.flags import defaults
+from util.flags.parser import ArgumentParser, number, refuse_second_rate
 from util.flags.settings import Settings, fit_channels
-
-# A word as the shell has it: characters, escapes and quoted parts.
-_WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*')+""")
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors take one line, and whose `@file` holds flags and # comments.
-
-    A file may name further ones, as seen from its own folder; of a flag's values the last counts.
-    """
-
-    def __init__(self, *, description: str):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=_HelpFormatter
-        )
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        # shlex's own comments begin inside a word, too: a path with a # would lose its end.
-        words = _WORD.finditer(arg_line)
-        comment = next((word.start() for word in words if word[0].startswith("#")), None)
-        try:
-            return shlex.split(arg_line[:comment])
-        except ValueError as error:
-            self.error(f"argument file: {error}: {arg_line.strip()}")
-
-    def parse_known_args(self, args=None, namespace=None):
-        argv = sys.argv[1:] if args is None else args
-        return super().parse_known_args([word for word, _ in self._expanded(argv)], namespace)
-
-    def tell_defaults(self, kinds: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
-        """Say in the help which defaults depend on the data set or the model.
-
-        Args:
-            kinds: tables of defaults by `data set` or `model`, and by the name of one.
-        """
-        for action in self._actions:
-            for kind, tables in kinds.items():
-                text = defaults.in_words(tables, action.dest)
-                if text and action.help and f"(by {kind}:" not in action.help:
-                    action.help += f" (by {kind}: {text.replace('%', '%%')})"
-
-    def sources(self, argv: Sequence[str]) -> dict[str, str]:
-        """Where each given flag comes from: `command line` or `@FILE`, the last one's."""
-        found = {}
-        flags = {flag: action.dest for action in self._actions for flag in action.option_strings}
-        for word, source in self._expanded(argv):
-            name = word.partition("=")[0]
-            if name in flags:
-                found[flags[name]] = source
-        return found
-
-    def is_given(self, name: str, argv: Sequence[str]) -> bool:
-        return name in self.sources(argv)
-
-    def _expanded(
-        self, argv: Sequence[str], file: str = "", inside: tuple[str, ...] = ()
-    ) -> Iterator[tuple[str, str]]:
-        """Every word of a command line, those of its @files in their place, and where it stands.
-
-        Args:
-            file: whose words these are; empty: the command line's. inside: it, and those that
-                name it.
-        """
-        for word in argv:
-            if not word.startswith("@"):
-                yield word, f"@{file}" if file else "command line"
-                continue
-            path = os.path.normpath(os.path.join(os.path.dirname(file), word[1:]))
-            if path in inside:
-                self.error(f"the @file {path} names itself: take that line out")
-            yield from self._expanded(self._words(path), path, (*inside, path))
-
-    def _words(self, path: str) -> list[str]:
-        """The words of a file of arguments."""
-        try:
-            with open(path) as file:
-                lines = file.read().splitlines()
-        except OSError as error:
-            self.error(f"the @file {path} cannot be read ({error.strerror})")
-        except UnicodeDecodeError:
-            self.error(f"the @file {path} is no text: check what stands behind the @")
-        return [word for line in lines for word in self.convert_arg_line_to_args(line)]
-
-    def groups(self) -> dict[str, list[str]]:
-        """The flags' names by their group's title, in the order of the help."""
-        groups = {g.title: [a.dest for a in g._group_actions] for g in self._action_groups}
-        return {title: list(dict.fromkeys(names)) for title, names in groups.items() if names}
-
-    def error(self, message: str):
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, "", argparse.SUPPRESS) or action.const is not None:
-            return action.help
-        return super()._get_help_string(action)
-
-
-def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
-    """An argparse type: an int or float between low and high, both included."""
-
-    def parse(text: str):
-        value = kind(text)
-        if not low <= value <= high:  # NaN, too
-            bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-            raise argparse.ArgumentTypeError(f"{text} is not {bound}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> None:
     """Of the mains whose images have one label each, or none; `training`: those of a part of the
     training set, too."""
     add = parser.add_argument_group("data").add_argument
-    add(
-        "--dataset",
-        choices=sorted(DATASETS),
-        metavar="NAME",
+    # fmt: off
+    add("--dataset", choices=sorted(DATASETS), metavar="NAME",
         help=f"one of {', '.join(DATASETS)}; digits where no --data_path is given, else "
-        "image_folder. It brings the defaults of the flags whose help says 'by data set'",
-    )
+        "image_folder. It brings the defaults of the flags whose help says 'by data set'")
     add("--data_path", default="", help="the data's folder; image_folder: with train/ and val/")
     add("--download", action="store_true", help="let torchvision download what is missing")
+    # fmt: on
     if training:
+        # fmt: off
         add("--train_fraction", type=number(float, 1e-9, 1.0), default=1.0,
-            help="train on this share of each class, drawn once and for all")  # fmt: skip
+            help="train on this share of each class, drawn once and for all")
         add("--subset_file", default="",
-            help="train on the images listed in this file, a name a line")  # fmt: skip
+            help="train on the images listed in this file, a name a line")
+        # fmt: on
     add_image_flags(add)
 
 
@@ -153,39 +39,31 @@ def add_image_flags(add: Callable) -> None:
     Args:
         add: of an argument group.
     """
-    add(
-        "--input_size",
-        type=number(int, 1),
-        nargs="+",
-        metavar="PX",
-        help="pixels: one number, or height and width",
-    )
+    # fmt: off
+    add("--input_size", type=number(int, 1), nargs="+", metavar="PX",
+        help="pixels: one number, or height and width")
     add("--in_chans", type=number(int, 1), help="image channels")
     add("--mean", type=float, nargs="+", help="per channel, of values in 0..1")
     add("--std", type=number(float, 1e-6), nargs="+", help="per channel")
-    add(
-        "--max_bad_images",
-        type=number(int, 0),
-        default=100,
-        help="unreadable images are logged and replaced; more of them than this end the run",
-    )
+    add("--max_bad_images", type=number(int, 0), default=100,
+        help="unreadable images are logged and replaced; more of them than this end the run")
     add("--num_workers", type=number(int, 0), default=10,
-        help="processes that load images; more than there are cores are not started")  # fmt: skip
+        help="processes that load images; more than there are cores are not started")
     add("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
-        help="pinned memory, for faster copies to the GPU")  # fmt: skip
+        help="pinned memory, for faster copies to the GPU")
+    # fmt: on
 
 
 def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> None:
     """Of the mains whose training is counted in epochs."""
     add = parser.add_argument_group("optimisation").add_argument
+    # fmt: off
     add("--epochs", type=number(int, 1), default=100, help="passes over the data")
     add("--warmup_epochs", type=number(float, 0), default=5, help="epochs of linear warm-up")
-    add(
-        "--blr",
-        type=number(float, 0),
-        help=f"base learning rate: lr = blr * {batch_rule} / blr_samples",
-    )
+    add("--blr", type=number(float, 0),
+        help=f"base learning rate: lr = blr * {batch_rule} / blr_samples")
     add("--blr_samples", type=number(int, 1), default=256, help="samples that --blr is meant for")
+    # fmt: on
     add_step_flags(add, "epochs", "absolute learning rate, instead of --blr")
 
 
@@ -195,80 +73,70 @@ def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
     Args:
         add: of an argument group. unit: in which the schedule is counted.
     """
+    # fmt: off
+    add("--images_per_step", type=number(int, 1), metavar="N",
+        help="images of an optimiser step, on all processes; --batch_size and --accum_iter follow. "
+        "Processes that cannot share N evenly take the nearest number that they can")
+    add("--max_batch_size", type=number(int, 1), metavar="N",
+        help="with --images_per_step: images that a GPU holds; what is more goes to --accum_iter")
     add("--batch_size", type=number(int, 1), default=64, help="images per GPU and micro-batch")
-    add(
-        "--accum_iter",
-        type=number(int, 1),
-        default=1,
-        help="micro-batches whose gradients make one step",
-    )
+    add("--accum_iter", type=number(int, 1), default=1,
+        help="micro-batches whose gradients make one step")
     add("--lr", type=number(float, 0), help=lr_help)
     add("--warmup_lr", type=number(float, 0), default=0.0, help="the warm-up starts here")
     add("--min_lr", type=number(float, 0), default=0.0, help="the cosine or the power ends here")
-    add(
-        "--lr_schedule",
-        choices=("cosine", "cosine_whole", "poly", "multistep"),
-        default="cosine",
+    add("--lr_schedule", choices=("cosine", "cosine_whole", "poly", "multistep"), default="cosine",
         help="a cosine from the warm-up's end; one that counts the warm-up too, as SimMIM's; "
-        "a power of the share that is left, --lr_power; or steps down at --lr_milestones",
-    )
+        "a power of the share that is left, --lr_power; or steps down at --lr_milestones")
     add("--lr_power", type=number(float, 0), default=1.0, help="of poly; 1 is a straight line")
     add("--lr_milestones", type=number(float, 0), nargs="+", default=[],
-        help=f"{unit} at which multistep multiplies the rate by --lr_gamma")  # fmt: skip
+        help=f"{unit} at which multistep multiplies the rate by --lr_gamma")
     add("--lr_gamma", type=number(float, 0), default=0.1, help="see --lr_milestones")
-    add(
-        "--weight_decay",
-        type=number(float, 0),
-        default=0.05,
-        help="none on 1-D parameters; in fine-tuning, nor on position embeddings and tokens",
-    )
+    add("--weight_decay", type=number(float, 0), default=0.05,
+        help="none on 1-D parameters; in fine-tuning, nor on position embeddings and tokens")
     add("--clip_grad", type=number(float, 1e-9), help="clip the gradient to this norm")
     add("--max_steps", type=number(int, 1), help="end after this many optimiser steps in all")
+    # fmt: on
 
 
 def add_ema_flag(add: Callable) -> None:
     """Of the mains that can test and save a `WeightMean`; `add`: of an argument group."""
-    add("--ema_decay", type=number(float, 0, 1), default=0.0,
+    add(
+        "--ema_decay",
+        type=number(float, 0, 1),
+        default=0.0,
         help="test and save the running mean of the weights, which forgets at this rate at most "
-        "(at first faster); 0: none")  # fmt: skip
+        "(at first faster); 0: none",
+    )
 
 
 def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group = parser.add_argument_group("run")
     add = group.add_argument
+    # fmt: off
     add("--output_dir", default=output_dir, help="checkpoints, log.txt, results.json, TensorBoard")
     add("--seed", type=int, default=0, help="every random number is a function of it")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add(
-        "--amp",
-        choices=("auto", "bf16", "fp16", "none"),
-        default="auto",
+    add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto",
         help="mixed precision; auto: bf16 where the GPU computes in it, else fp16 with loss "
-        "scaling; on a CPU bf16 where it is faster and the model is at least 384 wide, else fp32",
-    )
+        "scaling; on a CPU bf16 where it is faster and the model is at least 384 wide, else fp32")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--log_every", type=number(int, 1), default=20, help="steps between lines of the log")
-    add(
-        "--grad_compression",
-        choices=("none", "fp16", "bf16"),
-        default="none",
-        help="send gradients between processes in 16 bits: half the bytes, rounded sums",
-    )
+    add("--grad_compression", choices=("none", "fp16", "bf16"), default="none",
+        help="send gradients between processes in 16 bits: half the bytes, rounded sums")
     add("--dist_timeout", type=number(float, 0.01), default=10.0,
-        help="minutes to wait for the other ranks")  # fmt: skip
+        help="minutes to wait for the other ranks")
+    # fmt: on
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Of the mains whose training is counted in epochs."""
     add = parser.add_argument_group("checkpoints").add_argument
+    # fmt: off
     add("--save_every_epochs", type=number(int, 1), default=1, help="epochs between checkpoints")
-    add(
-        "--keep_epochs",
-        type=number(int, 1),
-        nargs="*",
-        default=[],
-        help="epochs after which checkpoint-<epoch>.pth is kept for good",
-    )
+    add("--keep_epochs", type=number(int, 1), nargs="*", default=[],
+        help="epochs after which checkpoint-<epoch>.pth is kept for good")
+    # fmt: on
     add_saving_flags(add)
 
 
@@ -278,27 +146,24 @@ def add_saving_flags(add: Callable) -> None:
     Args:
         add: of an argument group.
     """
-    add(
-        "--resume",
-        default="",
-        help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any",
-    )
+    # fmt: off
+    add("--resume", default="",
+        help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any")
     add("--save_every_steps", type=number(int, 1), help="steps between checkpoints, too")
     add("--keep_checkpoints", type=number(int, 1), default=2, help="how many of the last to keep")
-    add(
-        "--on_nonfinite",
-        choices=("stop", "rollback"),
-        default="stop",
+    add("--on_nonfinite", choices=("stop", "rollback"), default="stop",
         help="a NaN or infinite loss: stop, or go back to the last checkpoint and pass over "
-        "that step's batch",
-    )
-    add("--max_rollbacks", type=number(int, 1), default=5, help="after so many, stop")  # fmt: skip
+        "that step's batch")
+    add("--max_rollbacks", type=number(int, 1), default=5, help="after so many, stop")
+    # fmt: on
 
 
 def parse_args(
-    parser: ArgumentParser, job: str, argv: Sequence[str] | None = None,
+    parser: ArgumentParser,
+    job: str,
+    argv: Sequence[str] | None = None,
     folders: Sequence[str] = ("data_path",),
-) -> argparse.Namespace:  # fmt: skip
+) -> argparse.Namespace:
     """Parse flags; those not given take the model's defaults, the data set's, then the parser's.
 
     Args:
@@ -335,31 +200,48 @@ def parse_args(
         parser.error(f"--lr_schedule multistep needs --lr_milestones: name the {unit}")
     try:
         fit_channels(args)
+        share_step(args)
     except UsageError as error:
         parser.error(str(error))
     return args
 
 
-RATES = ("--lr", "--blr")
+UNEVEN = 0.02  # by so much a step may differ from --images_per_step where it cannot be shared
 
 
-def gives(word: str, flag: str) -> bool:
-    """Whether a word of a command line is a flag, alone or with its value."""
-    return word == flag or word.startswith(flag + "=")
+def share_step(args: argparse.Namespace) -> None:
+    """Let --batch_size and --accum_iter follow from --images_per_step, where it is given, for the
+    processes that were launched.
 
-
-def refuse_second_rate(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """End with an error where the command line itself, not its @files, gives a rate twice."""
-    for flag in RATES:
-        if sum(gives(word, flag) for word in argv) > 1:
-            parser.error(f"{flag} is given twice: keep one")
-
-
-def last_rates(argv: Sequence[str]) -> list[str]:
-    """A command line with its @files written out, without the rates that a later one replaces."""
-    kept = list(argv)
-    for flag in RATES:
-        places = [place for place, word in enumerate(kept) if gives(word, flag)]
-        for place in reversed(places[:-1]):
-            del kept[place : place + (2 if kept[place] == flag else 1)]
-    return kept
+    Raises:
+        UsageError: flags that contradict it, or processes that cannot share it.
+    """
+    wanted = getattr(args, "images_per_step", None)
+    if wanted is None:
+        return
+    launched = launcher_environment()
+    processes = int(launched["world_size"]) if launched else 1
+    limit = args.max_batch_size or wanted
+    of_each = round(wanted / processes)  # images on a process
+    batch_size, accum_iter = of_each, 1
+    if args.settings.is_given("batch_size"):
+        batch_size, accum_iter = args.batch_size, max(1, round(of_each / args.batch_size))
+    elif args.settings.is_given("accum_iter"):
+        batch_size, accum_iter = round(of_each / args.accum_iter), args.accum_iter
+    elif of_each > limit:
+        accum_iter = -(-of_each // limit)
+        batch_size = round(of_each / accum_iter)
+    images = batch_size * accum_iter * processes
+    given = args.accum_iter if args.settings.is_given("accum_iter") else accum_iter
+    if abs(images / wanted - 1) > UNEVEN or batch_size > limit or given != accum_iter:
+        raise UsageError(
+            f"--images_per_step {wanted} is not {processes} process(es) x --batch_size "
+            f"{args.batch_size if args.settings.is_given('batch_size') else batch_size} x "
+            f"--accum_iter {given}"
+            + f", with --max_batch_size {limit}" * (args.max_batch_size is not None)
+            + ": leave --batch_size and --accum_iter away, or start another number of processes"
+        )
+    for name, value in (("batch_size", batch_size), ("accum_iter", accum_iter)):
+        if not args.settings.is_given(name):
+            setattr(args, name, value)
+            args.settings.sources[name] = "--images_per_step"

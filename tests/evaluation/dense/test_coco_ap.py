@@ -11,13 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ranks import in_ranks
 
-from util.data.dense.rle import (
-    compress_counts,
-    decode_rle,
-    encode_rle,
-    segmentation,
-    to_mask,
-)
+from util.data.dense.rle import compress_counts, decode_rle, encode_rle, segmentation, to_mask
 from util.evaluation.dense import coco_ap
 
 KINDS = {"bbox": "box", "segm": "mask"}
@@ -61,8 +55,9 @@ def noisy_predictions(truth: dict, seed=1) -> list[dict]:
             detection = {
                 "boxes": boxes + torch.from_numpy(rng.normal(0, 2, (1, 4))),
                 "labels": torch.tensor([[2, 5, 9].index(about["category_id"]) + 1]),
-                "scores": torch.from_numpy(rng.random(1)), "masks": [compressed(mask)],
-            }  # fmt: skip
+                "scores": torch.from_numpy(rng.random(1)),
+                "masks": [compressed(mask)],
+            }
             if rng.random() < 0.1:
                 detection["labels"] = torch.tensor([rng.integers(1, 4)])
             entries += coco_ap.as_coco(detection, about["image_id"], [2, 5, 9])
