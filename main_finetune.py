@@ -54,14 +54,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(epochs=100, min_lr=1e-6, blr=5e-4)
 
     add = parser.add_argument_group("model").add_argument
+    arguments.add_encoder_flags(add, SIZES, "train from scratch", "the data set's")
     # fmt: off
-    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in encoders/layouts.py; none: train from scratch")
-    add("--model", choices=SIZES, metavar="NAME",
-        help=f"one of {', '.join(SIZES)} (default: the checkpoint's, else the data set's)")
-    add("--num_heads", type=number(int, 1),
-        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
-        "does not tell")
     add("--global_pool", action="store_true", default=True,
         help="classify the mean of the patch tokens (the default)")
     add("--cls_token", action="store_false", dest="global_pool", help="classify the class token")

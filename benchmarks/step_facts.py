@@ -90,18 +90,23 @@ def step_parser(description: str) -> argparse.ArgumentParser:
     # fmt: off
     add("--model", default="vit_base_patch16")
     add("--images", type=positive, help="per step")
-    add("--input_size", type=positive, help="pixels")
     add("--classes", type=positive)
     add("--amp", nargs="+", choices=("bf16", "fp16", "none"), default=["none"])
-    add("--grad_checkpointing", action="store_true")
-    add("--steps", type=positive, default=1, help="per turn")
-    add("--rounds", type=positive)
-    add("--threads", type=positive, default=torch.get_num_threads())
     add("--gpus", type=positive, default=8, help="of the calculation")
     add("--peak", type=float, default=125.0, help="of one, TFLOP/s; a V100's in fp16: 125")
     add("--reached", type=float, default=0.3, help="share of the peak that is assumed")
     # fmt: on
+    add_timing_flags(add, steps=1)
     return parser
+
+
+def add_timing_flags(add: Callable, steps: int) -> None:
+    """How long and on what a step is timed; `steps`: the default of --steps."""
+    add("--input_size", type=number(int, 1), default=224, help="pixels")
+    add("--grad_checkpointing", action="store_true", help="ours")
+    add("--steps", type=number(int, 1), default=steps, help="per turn")
+    add("--rounds", type=number(int, 1), default=5)
+    add("--threads", type=number(int, 1), default=torch.get_num_threads(), help="of a CPU")
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from util.cluster.distributed import launcher_environment
 from util.data.datasets import DATASETS
@@ -51,6 +51,26 @@ def add_image_flags(add: Callable) -> None:
         help="processes that load images; more than there are cores are not started")
     add("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
         help="pinned memory, for faster copies to the GPU")
+    # fmt: on
+
+
+def add_encoder_flags(
+    add: Callable, models: Iterable[str], without: str, default_model: str
+) -> None:
+    """The checkpoint that a downstream main starts from, and the encoder in it.
+
+    Args:
+        add: of an argument group. models: names that --model takes. without: what the main does
+            where no checkpoint is given. default_model: the model then.
+    """
+    # fmt: off
+    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
+        f"in encoders/layouts.py; none: {without}")
+    add("--model", choices=models, metavar="NAME",
+        help=f"one of {', '.join(models)} (default: the checkpoint's, else {default_model})")
+    add("--num_heads", type=number(int, 1),
+        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
+        "does not tell")
     # fmt: on
 
 
