@@ -121,27 +121,22 @@ def _fashion_mnist(split: str, data_path: str, in_chans: int, download: bool) ->
 
 def _read_idx(folder: str, name: str) -> np.ndarray:
     """An IDX file, gzipped or not, in the folder or where torchvision keeps it."""
-    for place in (folder, os.path.join(folder, "FashionMNIST", "raw")):
-        for path, opener in ((f"{place}/{name}.gz", gzip.open), (f"{place}/{name}", open)):
-            if os.path.isfile(path):
-                try:
-                    with opener(path, "rb") as file:
-                        data = file.read()
-                    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
-                    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
-                except (
-                    OSError,
-                    EOFError,
-                    IndexError,
-                    ValueError,
-                    struct.error,
-                    zlib.error,
-                ) as error:
-                    raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
-    raise UsageError(
-        f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use --download, "
-        "or install Debian's dataset-fashion-mnist"
-    )
+    places = (folder, os.path.join(folder, "FashionMNIST", "raw"))
+    paths = [f"{place}/{name}{suffix}" for place in places for suffix in (".gz", "")]
+    path = next((path for path in paths if os.path.isfile(path)), None)
+    if path is None:
+        raise UsageError(
+            f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use "
+            "--download, or install Debian's dataset-fashion-mnist"
+        )
+    damage = (OSError, EOFError, IndexError, ValueError, struct.error, zlib.error)
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            data = file.read()
+        shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    except damage as error:
+        raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
 
 
 def _torchvision(name: str, classes: int) -> Callable[..., Images]:
