@@ -20,10 +20,11 @@ from models_pixels import PixelPrediction, take_rows
 from util.checks import image_size
 from util.errors import UsageError
 
-# Our choice: a small decoder for the `tiny` and `nano` encoders.
-_TINY_DECODER = dict(decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4)
+# Our choices for the `tiny` and `nano` encoders: a small decoder, and embedded patches that are as
+# large as their positions.
+_TINY = dict(decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4, unit_patches=True)
 SIZES = {
-    name: size | (_TINY_DECODER if name.startswith(("vit_tiny", "vit_nano")) else {})
+    name: size | (_TINY if name.startswith(("vit_tiny", "vit_nano")) else {})
     for name, size in ENCODER_SIZES.items()
 }
 
@@ -94,6 +95,9 @@ class MAEViT(ViTEncoder, PixelPrediction):
     Args:
         img_size: pixels, a number or (height, width), divisible by `patch_size`.
         norm_pix_loss: normalise the pixels of each target patch.
+        unit_patches: draw the patch embedding so that unit pixels keep their variance, at std
+            1/√P. At ViT-B/16, where P is the width, that is MAE's; on small patches MAE's
+            leaves nearly nothing beside the positions.
         pred_ratio: share of the masked patches that are decoded in training, a mask's first in its
             order, which is random; 1 is MAE.
         grad_checkpointing: recompute the blocks in the backward pass, to save memory.
@@ -107,7 +111,7 @@ class MAEViT(ViTEncoder, PixelPrediction):
         mlp_ratio: float = 4.0,
         norm_layer: Callable[[int], nn.Module] = NORM,
         norm_pix_loss: bool = False, pred_ratio: float = 1.0, grad_checkpointing: bool = False,
-        **mutual_information,
+        unit_patches: bool = False, **mutual_information,
     ):  # fmt: skip
         height, width = image_size(img_size, patch_size)
         grid = (height // patch_size, width // patch_size)
@@ -130,7 +134,9 @@ class MAEViT(ViTEncoder, PixelPrediction):
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
         draw_weights(self)
         # The patch embedding is a linear layer that happens to be written as a convolution.
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        draw = partial(nn.init.kaiming_uniform_, nonlinearity="linear")  # by the fan-in alone
+        draw = draw if unit_patches else nn.init.xavier_uniform_
+        draw(self.patch_embed.proj.weight.flatten(1))
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
