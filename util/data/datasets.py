@@ -15,6 +15,7 @@ from util.cluster import agreement
 from util.data.few_labels import balanced_draw
 from util.data.file_index import find_images
 from util.data.images import convert, read_image, to_tensor
+from util.data.openclipart import load_drawings
 from util.data.same_data import check_same
 from util.data.scenes.labels import largest_objects
 from util.errors import UsageError
@@ -142,6 +143,13 @@ def _read_idx(folder: str, name: str) -> np.ndarray:
         f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use --download, "
         "or install Debian's dataset-fashion-mnist"
     )
+
+
+def _openclipart(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+    drawings = load_drawings(split, data_path)
+    images = ArrayImages(f"openclipart-{split}", drawings.images, drawings.targets, in_chans)
+    images.classes = drawings.classes
+    return images
 
 
 def _torchvision(name: str, classes: int) -> Callable[..., Images]:
@@ -282,6 +290,7 @@ DATASETS = {
     "stl10": DatasetInfo(
         _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)
     ),
+    "openclipart": DatasetInfo(_openclipart, 32, 3, (0.815, 0.800, 0.767), (0.296, 0.301, 0.338)),
     "scenes": DatasetInfo(_scenes, 128, 3, IMAGENET_MEAN, IMAGENET_STD),
     "image_folder": DatasetInfo(_image_folder, *_FOLDER),
     "flat": DatasetInfo(_flat, *_FOLDER),
