@@ -86,6 +86,9 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--lambda_min", type=number(float, 0), default=10.0,
         help="lambda 2, of CLUB")  # fmt: skip
+    add("--lambda_uniformity", type=number(float, 0), default=0.0,
+        help="weight of U-MAE's term, the mean squared cosine between latents of different images "
+        "of a micro-batch, from the first step on: a control for studies, no part of MI-MAE")  # fmt: skip
     add(
         "--exact_accum",
         action="store_true",
@@ -199,6 +202,7 @@ def build_model(args: argparse.Namespace) -> nn.Module:
         temperature=args.temperature, latent_pool=args.latent_pool, mi_head=args.mi_head,
         club_level=args.club_level, club_negatives=args.club_negatives,
         train_approximation=args.train_approximation, mi_start_loss=args.mi_start_loss,
+        lambda_uniformity=args.lambda_uniformity,
         grad_checkpointing=args.grad_checkpointing, **decoder,
     )  # fmt: skip
 

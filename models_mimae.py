@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models_mae import SIZES, MAEViT, draw_weights
 from models_pixels import full_precision
+from models_uniformity import uniformity
 from util.checks import check_one_of
 from util.cluster import distributed
 from util.errors import UsageError
@@ -248,6 +249,7 @@ class MutualInformationModel(nn.Module):
             compared with the rows of its `image` or of the `batch`.
         train_approximation: add L_apx; without it φ keeps its random weights [Table 3a, d].
         mi_start_loss: ε of Assumption 3; infinite: the MI losses count from the first step.
+        lambda_uniformity: weight of U-MAE's term, from the first step on; for studies.
 
     Raises:
         UsageError: for ratios and names that cannot be used; the line names the flag.
@@ -261,6 +263,7 @@ class MutualInformationModel(nn.Module):
         lambda_min: float = 10.0, temperature: float = 0.07, latent_pool: str = "cls",
         mi_head: str = "none", club_level: str = "image", club_negatives: str = "image",
         train_approximation: bool = True, mi_start_loss: float = math.inf,
+        lambda_uniformity: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
@@ -281,6 +284,7 @@ class MutualInformationModel(nn.Module):
         self.latent_pool, self.club_level = latent_pool, club_level
         self.club_negatives, self.mi_head_type = club_negatives, mi_head
         self.lambda_rec, self.lambda_max, self.lambda_min = lambda_rec, lambda_max, lambda_min
+        self.lambda_uniformity = lambda_uniformity
         self.train_approximation, uses_mi = train_approximation, lambda_max > 0 or lambda_min > 0
         self.gate = ReconstructionGate(mi_start_loss if uses_mi else math.inf)
 
@@ -358,6 +362,8 @@ class MutualInformationModel(nn.Module):
         mi_loss = self.lambda_max * mi["max_mi"] + self.lambda_min * mi["min_mi"]
         loss = self.lambda_rec * rec + self.gate.is_open.clone() * mi_loss
         loss = loss + mi["apx"] if self.train_approximation else loss
+        if self.lambda_uniformity:
+            loss = loss + self.lambda_uniformity * uniformity(g, self.num_masks)
         return Losses(loss=loss, rec=rec, latent=g.detach(), **mi)
 
 
