@@ -3,13 +3,15 @@
 python benchmarks/equal_samples.py --study benchmarks/studies/mine.jsonl --seeds 0 1 2 --jobs 2
 
 A variant is `NAME: flags of main_pretrain.py`; one with N masks per image has epochs / N epochs and
-batch / N images a step. Each run becomes a line of --study, with which test images it got right; a
+batch / N images a step, or --steps steps. Its flags come last: `--lr 0 --max_steps 1` is the
+initialisation. Each run becomes a line of --study, with which test images it got right; a
 run that is there is not done again, so a study that was interrupted goes on where it stopped, and
 one with more seeds or variants adds to it. --report alone tells what a file of lines says.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -60,8 +62,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--data_path", default="")
     add("--train_fraction", default="1", help="share of the images for pre-training")
     add("--epochs", type=int, default=100, help="of a run with one mask per image")
+    add("--steps", type=number(int, 1), help="of a run, in place of --epochs")
     add("--batch_size", type=int, default=256, help="masked samples per step")
-    add("--warmup_share", type=float, default=0.1, help="share of the epochs")
+    add("--warmup_share", type=float, default=0.1, help="share of the run")
+    add("--pools", nargs="+", choices=("cls", "mean"), default=["cls"],
+        help="features: the class token, the mean of the patch tokens")  # fmt: skip
     add("--probe_images", type=number(int, 1), default=10000, help="labelled images of the probes")
     add("--few", type=number(int, 1), default=12, help="labels of each class, of the second probe")
     add("--draws", type=number(int, 1), default=8, help="of those labels; the mean is told")
@@ -74,18 +79,27 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def setting(args: argparse.Namespace) -> dict:
     """What all runs of a comparison share."""
-    names = ("dataset", "common", "train_fraction", "epochs", "batch_size", "warmup_share")
-    return {name: getattr(args, name) for name in (*names, "probe_images", "few", "draws")}
+    length = "steps" if args.steps else "epochs"
+    names = ("dataset", "common", "train_fraction", length, "batch_size", "warmup_share")
+    shared = {name: getattr(args, name) for name in (*names, "probe_images", "few", "draws")}
+    return shared | ({"pools": args.pools} if args.pools != ["cls"] else {})  # as of kept runs
 
 
 def evaluate(args: argparse.Namespace, *words: str) -> dict:
     """Top-1 accuracies (percent) on the test images of an encoder that main_linprobe's flags name.
 
     linear: logistic regression on standardised features; few: the same on a few labels of each
-    class, the mean over several draws; knn: weighted 20-NN. All on features computed once.
+    class, the mean over several draws; knn: weighted 20-NN. All on features computed once, of each
+    of --pools.
     """
-    train, test = features(args, *words)
-    correct = probe(train, test, args.few, args.draws)
+    correct = {}
+    for pool in args.pools:
+        own = (
+            () if "pixels" in words else ("--global_pool",) if pool == "mean" else ("--cls_token",)
+        )
+        found = probe(*features(args, *words, *own), args.few, args.draws)
+        label = f"{pool} " if len(args.pools) > 1 else ""
+        correct |= {label + name: counts for name, counts in found.items()}
     return {
         "scores": {k: 100 * float(v.mean()) / n for k, (v, n) in correct.items()},
         "correct": {name: [study.pack(counts), n] for name, (counts, n) in correct.items()},
@@ -141,25 +155,21 @@ def probe(
 
 
 def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
-    """Pre-train a variant, one thread for each core that a job has, and evaluate it."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    """Pre-train a variant, one thread for each core that a job has, and evaluate it.
+
+    OMP_NUM_THREADS sets another number of threads.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or (os.cpu_count() or 1) // args.jobs
+    torch.set_num_threads(max(1, threads))
     name, _, flags = variant.partition(":")
     record = dict(variant=name, flags=flags.strip(), seed=seed, setting=setting(args))
     if variant in BASELINES:
         return record | {"losses": {}, "commit": commit()} | evaluate(args, *BASELINES[variant])
     words = ["--dataset", args.dataset, "--data_path", args.data_path]
     words += [*shlex.split(args.common), *shlex.split(flags)]
-    num_masks = main_pretrain.build_model(main_pretrain.parse_args(words)).num_masks
-    if args.epochs % num_masks or args.batch_size % num_masks:
-        raise Failed(f"--epochs and --batch_size must be divisible by {name}'s {num_masks} masks")
-    epochs = args.epochs // num_masks
-    place = f"{name.replace(' ', '_').replace('/', '_')}-{args.epochs}-{seed}"
-    folder = os.path.abspath(os.path.join(args.runs, place))
-    words += [
-        "--seed", str(seed), "--train_fraction", args.train_fraction, "--epochs", str(epochs),
-        "--warmup_epochs", f"{args.warmup_share * epochs:g}", "--output_dir", folder,
-        "--batch_size", str(args.batch_size // num_masks), "--resume", "auto",
-    ]  # fmt: skip
+    folder = os.path.abspath(os.path.join(args.runs, place(args, name, seed)))
+    words = [*words, *length(args, name, words), "--seed", str(seed), "--output_dir", folder]
+    words += [*shlex.split(flags), "--resume", "auto"]
     with open(folder + ".log", "a") as output:
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         command = [sys.executable, "main_pretrain.py", *words]
@@ -171,6 +181,27 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     record["losses"] = {name: results[f"train_{name}"] for name in LOSSES}
     record |= {"commit": results["commit"], "seconds": results["seconds"]}
     return record | evaluate(args, "--finetune", f"{folder}/checkpoint-last.pth")
+
+
+def place(args: argparse.Namespace, name: str, seed: int) -> str:
+    """The name of a run's folder."""
+    how_long = f"{args.steps}steps" if args.steps else args.epochs
+    return f"{name.replace(' ', '_').replace('/', '_')}-{how_long}-{seed}"
+
+
+def length(args: argparse.Namespace, name: str, words: list[str]) -> list[str]:
+    """The flags of how long a variant with these flags trains, on how many images at a time."""
+    own = main_pretrain.parse_args(words)
+    num_masks = main_pretrain.build_model(own).num_masks
+    if args.batch_size % num_masks or (args.epochs % num_masks and not args.steps):
+        raise Failed(f"--epochs and --batch_size must be divisible by {name}'s {num_masks} masks")
+    batch, epochs = args.batch_size // num_masks, args.epochs / num_masks
+    if args.steps:
+        own.train_fraction = float(args.train_fraction)
+        epochs = args.steps / (len(load_images(own, "pretrain")) // batch)
+    found = ["--train_fraction", args.train_fraction, "--epochs", str(math.ceil(epochs))]
+    found += ["--warmup_epochs", f"{args.warmup_share * epochs:g}", "--batch_size", str(batch)]
+    return found + (["--max_steps", str(args.steps)] if args.steps else [])
 
 
 BASELINES = {"untrained": (), "pixels": ("--model", "pixels")}
