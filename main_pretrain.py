@@ -121,6 +121,9 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
         default="image",
         help="the second term of Eq. 10 is over the masks of the same image, or of the batch",
     )
+    add("--club_floor", choices=("batch", "none"), default="batch",
+        help="follow CLUB only where the batch's bound is above zero (our choice: mutual "
+        "information is not negative), or always: Eq. 10 as printed")  # fmt: skip
     add(
         "--train_approximation",
         action="store_true",
@@ -202,7 +205,7 @@ def build_model(args: argparse.Namespace) -> nn.Module:
         temperature=args.temperature, latent_pool=args.latent_pool, mi_head=args.mi_head,
         club_level=args.club_level, club_negatives=args.club_negatives,
         train_approximation=args.train_approximation, mi_start_loss=args.mi_start_loss,
-        lambda_uniformity=args.lambda_uniformity,
+        lambda_uniformity=args.lambda_uniformity, club_floor=args.club_floor,
         grad_checkpointing=args.grad_checkpointing, **decoder,
     )  # fmt: skip
 

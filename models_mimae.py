@@ -247,6 +247,7 @@ class MutualInformationModel(nn.Module):
         mi_head: InfoNCE compares g (`none`), or a projection of it (`mlp`), dropped afterwards.
         club_level: a row of CLUB is a masked `image` or a visible `token`; club_negatives: it is
             compared with the rows of its `image` or of the `batch`.
+        club_floor: L_min is followed where the `batch`'s bound is above zero, or always (`none`).
         train_approximation: add L_apx; without it φ keeps its random weights [Table 3a, d].
         mi_start_loss: ε of Assumption 3; infinite: the MI losses count from the first step.
         lambda_uniformity: weight of U-MAE's term, from the first step on; for studies.
@@ -263,7 +264,7 @@ class MutualInformationModel(nn.Module):
         lambda_min: float = 10.0, temperature: float = 0.07, latent_pool: str = "cls",
         mi_head: str = "none", club_level: str = "image", club_negatives: str = "image",
         train_approximation: bool = True, mi_start_loss: float = math.inf,
-        lambda_uniformity: float = 0.0,
+        lambda_uniformity: float = 0.0, club_floor: str = "batch",
     ):  # fmt: skip
         super().__init__()
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
@@ -271,6 +272,7 @@ class MutualInformationModel(nn.Module):
         check_one_of("--mi_head", mi_head, ("none", "mlp"))
         check_one_of("--club_level", club_level, ("image", "token"))
         check_one_of("--club_negatives", club_negatives, ("image", "batch"))
+        check_one_of("--club_floor", club_floor, ("batch", "none"))
         if not temperature > 0:  # nor NaN
             raise UsageError(f"--temperature {temperature} is not positive: the paper has 0.07")
         self.num_patches, self.mask_type, self.temperature = num_patches, mask_type, temperature
@@ -284,7 +286,7 @@ class MutualInformationModel(nn.Module):
         self.latent_pool, self.club_level = latent_pool, club_level
         self.club_negatives, self.mi_head_type = club_negatives, mi_head
         self.lambda_rec, self.lambda_max, self.lambda_min = lambda_rec, lambda_max, lambda_min
-        self.lambda_uniformity = lambda_uniformity
+        self.lambda_uniformity, self.club_floor = lambda_uniformity, club_floor
         self.train_approximation, uses_mi = train_approximation, lambda_max > 0 or lambda_min > 0
         self.gate = ReconstructionGate(mi_start_loss if uses_mi else math.inf)
 
@@ -344,7 +346,8 @@ class MutualInformationModel(nn.Module):
                 rows = self.num_masks * len(z) // len(g)  # of an image
                 group = rows if self.club_negatives == "image" else None
                 bound = club_upper_bound(z, mean.detach(), logvar.detach(), group)
-                losses["min_mi"] = follow_above_zero(bound)
+                has_floor = self.club_floor == "batch"
+                losses["min_mi"] = follow_above_zero(bound) if has_floor else bound
         return losses
 
     def total_loss(

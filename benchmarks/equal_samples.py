@@ -3,7 +3,7 @@
 python benchmarks/equal_samples.py --study benchmarks/studies/mine.jsonl --seeds 0 1 2 --jobs 2
 
 A variant is `NAME: flags of main_pretrain.py`; one with N masks per image has epochs / N epochs and
-batch / N images a step, or --steps steps. Its flags come last: `--lr 0 --max_steps 1` is the
+batch / N images a step, or --steps steps. Its flags beat the others: `--lr 0 --max_steps 1` is the
 initialisation. Each run becomes a line of --study, with which test images it got right; a
 run that is there is not done again, so a study that was interrupted goes on where it stopped, and
 one with more seeds or variants adds to it. --report alone tells what a file of lines says.
@@ -165,11 +165,11 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     record = dict(variant=name, flags=flags.strip(), seed=seed, setting=setting(args))
     if variant in BASELINES:
         return record | {"losses": {}, "commit": commit()} | evaluate(args, *BASELINES[variant])
-    words = ["--dataset", args.dataset, "--data_path", args.data_path]
-    words += [*shlex.split(args.common), *shlex.split(flags)]
     folder = os.path.abspath(os.path.join(args.runs, place(args, name, seed)))
-    words = [*words, *length(args, name, words), "--seed", str(seed), "--output_dir", folder]
-    words += [*shlex.split(flags), "--resume", "auto"]
+    words = ["--dataset", args.dataset, "--data_path", args.data_path, *shlex.split(args.common)]
+    words += length(args, name, overridden(words, shlex.split(flags)))
+    words += ["--seed", str(seed), "--output_dir", folder, "--resume", "auto"]
+    words = overridden(words, shlex.split(flags))
     with open(folder + ".log", "a") as output:
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         command = [sys.executable, "main_pretrain.py", *words]
@@ -187,6 +187,15 @@ def place(args: argparse.Namespace, name: str, seed: int) -> str:
     """The name of a run's folder."""
     how_long = f"{args.steps}steps" if args.steps else args.epochs
     return f"{name.replace(' ', '_').replace('/', '_')}-{how_long}-{seed}"
+
+
+def overridden(words: list[str], own: list[str]) -> list[str]:
+    """`words` without the flags that `own` has, and `own`."""
+    kept, is_kept = [], True
+    for word in words:
+        is_kept = word not in own if word.startswith("--") else is_kept
+        kept += [word] if is_kept else []
+    return kept + own
 
 
 def length(args: argparse.Namespace, name: str, words: list[str]) -> list[str]:
