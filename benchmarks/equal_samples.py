@@ -111,7 +111,7 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
     words = ("--dataset", args.dataset, "--data_path", args.data_path, *words)
     own = main_linprobe.parse_args(list(words))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = main_linprobe.build_encoder(own)[0].to(device)
+    encoder = main_linprobe.build_frozen(own)[0].to(device)
     normalize = Normalize(own.mean, own.std).to(device)
     view = evaluation_view(own)
     train, test = load_images(own, "train"), load_images(own, "val")
