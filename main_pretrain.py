@@ -88,7 +88,7 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
         help="lambda 2, of CLUB")  # fmt: skip
     add("--lambda_uniformity", type=number(float, 0), default=0.0,
         help="weight of U-MAE's term, the mean squared cosine between latents of different images "
-        "of a micro-batch, from the first step on: a control for studies, no part of MI-MAE")  # fmt: skip
+        "of a micro-batch, from the first step on: for studies, not MI-MAE's")  # fmt: skip
     add(
         "--exact_accum",
         action="store_true",
@@ -205,7 +205,7 @@ def build_model(args: argparse.Namespace) -> nn.Module:
         temperature=args.temperature, latent_pool=args.latent_pool, mi_head=args.mi_head,
         club_level=args.club_level, club_negatives=args.club_negatives,
         train_approximation=args.train_approximation, mi_start_loss=args.mi_start_loss,
-        lambda_uniformity=args.lambda_uniformity, club_floor=args.club_floor,
+        lambda_uniformity=args.lambda_uniformity, club_floor=args.club_floor == "batch",
         grad_checkpointing=args.grad_checkpointing, **decoder,
     )  # fmt: skip
 

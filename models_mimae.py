@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from models_mae import SIZES, MAEViT, draw_weights
 from models_pixels import full_precision
-from models_uniformity import uniformity
 from util.checks import check_one_of
 from util.cluster import distributed
 from util.errors import UsageError
 from util.training.exact_accumulation import StepMI
+from util.training.uniformity import uniformity
 
 # ---------------------------------------------------------------- orthogonal masks [Section 4.2]
 
@@ -241,13 +241,12 @@ class MutualInformationModel(nn.Module):
         num_patches: L, what a mask can hide (patches; mask units for SimMIM).
         num_masks: N, masks per image; 0 is complete masking. mask_ratio: masked share of L.
         mask_type: `orthogonal` or `independent`.
-        lambda_rec, lambda_max, lambda_min: weights of L_rec, L_max and L_min.
-        temperature: τ of InfoNCE.
+        lambda_rec, lambda_max, lambda_min: weights of L_rec, L_max and L_min. temperature: τ.
         latent_pool: the latent g is the class token (`cls`) or the mean patch token (`mean`) of z.
         mi_head: InfoNCE compares g (`none`), or a projection of it (`mlp`), dropped afterwards.
         club_level: a row of CLUB is a masked `image` or a visible `token`; club_negatives: it is
             compared with the rows of its `image` or of the `batch`.
-        club_floor: L_min is followed where the `batch`'s bound is above zero, or always (`none`).
+        club_floor: follow L_min only where the batch's bound is above zero.
         train_approximation: add L_apx; without it φ keeps its random weights [Table 3a, d].
         mi_start_loss: ε of Assumption 3; infinite: the MI losses count from the first step.
         lambda_uniformity: weight of U-MAE's term, from the first step on; for studies.
@@ -264,7 +263,7 @@ class MutualInformationModel(nn.Module):
         lambda_min: float = 10.0, temperature: float = 0.07, latent_pool: str = "cls",
         mi_head: str = "none", club_level: str = "image", club_negatives: str = "image",
         train_approximation: bool = True, mi_start_loss: float = math.inf,
-        lambda_uniformity: float = 0.0, club_floor: str = "batch",
+        lambda_uniformity: float = 0.0, club_floor: bool = True,
     ):  # fmt: skip
         super().__init__()
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
@@ -272,7 +271,6 @@ class MutualInformationModel(nn.Module):
         check_one_of("--mi_head", mi_head, ("none", "mlp"))
         check_one_of("--club_level", club_level, ("image", "token"))
         check_one_of("--club_negatives", club_negatives, ("image", "batch"))
-        check_one_of("--club_floor", club_floor, ("batch", "none"))
         if not temperature > 0:  # nor NaN
             raise UsageError(f"--temperature {temperature} is not positive: the paper has 0.07")
         self.num_patches, self.mask_type, self.temperature = num_patches, mask_type, temperature
@@ -346,8 +344,7 @@ class MutualInformationModel(nn.Module):
                 rows = self.num_masks * len(z) // len(g)  # of an image
                 group = rows if self.club_negatives == "image" else None
                 bound = club_upper_bound(z, mean.detach(), logvar.detach(), group)
-                has_floor = self.club_floor == "batch"
-                losses["min_mi"] = follow_above_zero(bound) if has_floor else bound
+                losses["min_mi"] = follow_above_zero(bound) if self.club_floor else bound
         return losses
 
     def total_loss(

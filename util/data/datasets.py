@@ -290,7 +290,7 @@ DATASETS = {
     "stl10": DatasetInfo(
         _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)
     ),
-    "openclipart": DatasetInfo(_openclipart, 32, 3, (0.815, 0.800, 0.767), (0.296, 0.301, 0.338)),
+    "openclipart": DatasetInfo(_openclipart, 32, 3, (0.814, 0.800, 0.769), (0.300, 0.305, 0.341)),
     "scenes": DatasetInfo(_scenes, 128, 3, IMAGENET_MEAN, IMAGENET_STD),
     "image_folder": DatasetInfo(_image_folder, *_FOLDER),
     "flat": DatasetInfo(_flat, *_FOLDER),

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 DEBIAN_FOLDER = "/usr/share/openclipart/png"
 SIZE = 32  # pixels, of the square into which a drawing is fitted
-MAX_PIXELS = 2**24  # larger ones, 40 of the package's, are left out: they take gigabytes to decode
+MAX_PIXELS = 2**24  # larger ones, 17 of the package's, are left out: they take gigabytes to decode
 MIN_LISTED = 140  # drawings, links included, of a folder that is a class
 NO_CLASSES = ("unsorted",)
 # Of grey images at half the size: correlation, and a difference of grey values (0 to 255) for the
@@ -174,23 +174,23 @@ def _labelled(images: np.ndarray, names: np.ndarray, listed: list[str]) -> Drawi
 def series(drawings: Drawings) -> np.ndarray:
     """The group of each drawing, [n]: those that a chain of likenesses joins.
 
-    Two are alike if their grey images nearly are, up to contrast and brightness, or if their names
-    in one folder are the same but for numbers.
+    Two are alike if their grey images nearly are, up to contrast, brightness and a flip, or if
+    their names in one folder are the same but for numbers.
     """
     grey = drawings.images @ np.array([0.299, 0.587, 0.114], np.float32)  # [n, 32, 32]
     count, half = len(grey), SIZE // 2
     grey = grey.reshape(count, half, 2, half, 2).mean((2, 4)).reshape(count, -1)
     centred = grey - grey.mean(1, keepdims=True)
     centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-3)
+    mirrored = centred.reshape(count, half, half)[:, :, ::-1].reshape(count, -1)
     squares = (grey**2).sum(1)
     pairs = []
     for start in range(0, count, 1024):
         rows = slice(start, start + 1024)
         distance = squares[rows, None] + squares - 2 * grey[rows] @ grey.T
-        alike = centred[rows] @ centred.T > MIN_CORRELATION
+        alike = np.maximum(centred[rows] @ centred.T, mirrored[rows] @ centred.T) > MIN_CORRELATION
         alike |= distance < MAX_DIFFERENCE**2 * grey.shape[1]
-        found = np.argwhere(alike)
-        pairs.append(found + [start, 0])
+        pairs.append(np.argwhere(alike) + np.array([start, 0]))
     of_stem: dict[str, int] = {}
     stems = [of_stem.setdefault(_stem(str(name)), i) for i, name in enumerate(drawings.names)]
     pairs.append(np.stack([np.arange(count), stems], 1))
@@ -216,7 +216,7 @@ def split_of(drawings: Drawings, groups: np.ndarray) -> np.ndarray:
         ids = ids[np.argsort([_draw(str(drawings.names[i])) for i in ids], kind="stable")]
         first = min(str(drawings.names[i]) for i in ids)
         labelled = ids[drawings.targets[ids] >= 0]
-        is_small = 0 < len(labelled) and len(ids) <= MAX_TESTED_GROUP
+        is_small = len(labelled) > 0 and len(ids) <= MAX_TESTED_GROUP
         if is_small and _draw("split of " + first) < TEST_SHARE:
             part[labelled[:1]] = "val"
         else:
