@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("benchmarks", "encoders", "heads", "reproduction", "tools", "util")
 FILES = sorted([*ROOT.glob("*.py"), *(f for room in ROOMS for f in (ROOT / room).rglob("*.py"))])
-MAX_LINES = {"models_mimae.py": 400}  # the paper in one file
+MAX_LINES = {"models_mimae.py": 410}  # the paper in one file
 MAX_FUNCTION = {"main": 65, "get_args_parser": 65, "_add_method_flags": 125}  # lists
 LEVELS = {  # a file imports what is on its own level or below
     "util": 0, "encoders": 1, "heads": 2, "models": 2, "engine": 2, "main": 3, "tools": 3,

@@ -16,6 +16,7 @@ from models_mimae import (
 )
 from util.errors import UsageError
 from util.training.checkpoint import BufferState
+from util.training.uniformity import uniformity
 
 
 def images(batch=3, chans=1, height=8, width=8):
@@ -432,3 +433,28 @@ def test_an_estimate_below_zero_is_told_and_not_followed(sign, moves):
     assert followed.requires_grad
     (grad,) = torch.autograd.grad(followed, bound)
     assert float(grad) == float(moves)
+
+
+@pytest.mark.parametrize("floor", [True, False])
+def test_without_a_floor_eq_10_is_followed_as_printed(tiny, floor):
+    """φ is drawn anew until its estimates have been on both sides of zero."""
+    model = tiny(lambda_rec=0.0, lambda_max=0.0, club_floor=floor)
+    signs = set()
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        for weight in model.approximation.parameters():
+            torch.nn.init.normal_(weight, std=0.5, generator=draw)
+        loss = model(images(), torch.rand(model.noise_shape(3), generator=draw))["min_mi"]
+        (grad,) = torch.autograd.grad(loss, model.blocks[0].mlp.fc1.weight)
+        signs.add(bool(loss > 0))
+        assert bool(grad.any()) == (not floor or bool(loss > 0))
+    assert signs == {True, False}
+
+
+def test_the_uniformity_control_is_added_to_the_loss_from_the_first_step(tiny):
+    noise = torch.rand(3, 16, generator=torch.Generator().manual_seed(0))
+    plain = tiny(mi_start_loss=0.0)(images(), noise)
+    control = tiny(mi_start_loss=0.0, lambda_uniformity=0.1)(images(), noise)
+    extra = 0.1 * uniformity(control["latent"], 4)
+    torch.testing.assert_close(control["loss"], plain["loss"] + extra)
+    assert extra > 0

@@ -20,7 +20,7 @@ def uniformity(latents: Tensor, num_masks: int) -> Tensor:
         latents: [B·N, D], rows of one image adjacent. num_masks: N.
     """
     with torch.autocast(latents.device.type, enabled=False):
-        latents = F.normalize(latents.float(), dim=1)
+        latents = F.normalize(latents, dim=1)
         squares = (latents @ distributed.gather_with_grad(latents).T) ** 2  # [B·N, W·B·N]
     rows = torch.arange(len(latents), device=latents.device) // num_masks
     columns = torch.arange(squares.shape[1], device=latents.device) // num_masks
