@@ -71,7 +71,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--few", type=number(int, 1), default=12, help="labels of each class, of the second probe")
     add("--draws", type=number(int, 1), default=8, help="of those labels; the mean is told")
     add("--baselines", action="store_true", help="the untrained encoder and raw pixels, too")
-    add("--reference", default="MAE", help="the variant that the others are compared with")
+    add("--reference", nargs="+", default=["MAE"], metavar="NAME",
+        help="variants that the others are compared with")  # fmt: skip
     add("--report", action="store_true", help="run nothing: tell what is in --study")
     add("--runs", default="output_dir/equal_samples", help="folder of the checkpoints")
     return parser

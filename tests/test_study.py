@@ -81,7 +81,7 @@ def test_the_interval_covers_the_truth():
 def test_the_report_has_a_row_for_each_variant_and_each_comparison():
     reference = [record("MAE", seed, [1, 1, 0, 0]) for seed in (0, 1)]
     other = [record("MI-MAE", 0, [1, 1, 1, 0]), record("MI-MAE", 1, [1, 1, 1, 1])]
-    text = study.report(other + reference, "MAE")
+    text = study.report(other + reference, ["MAE"])
     assert "| MI-MAE | 0, 1 | 87.5 ± 17.7 | 0.500 ± 0.000 |" in text
     assert "| MAE | 0, 1 | 50.0 ± 0.0 |" in text
     assert "| MI-MAE | +37.5 [" in text
