@@ -73,6 +73,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--baselines", action="store_true", help="the untrained encoder and raw pixels, too")
     add("--reference", nargs="+", default=["MAE"], metavar="NAME",
         help="variants that the others are compared with")  # fmt: skip
+    add("--balanced", action="store_true",
+        help="each class of the test images counts the same in what is told")  # fmt: skip
     add("--report", action="store_true", help="run nothing: tell what is in --study")
     add("--runs", default="output_dir/equal_samples", help="folder of the checkpoints")
     return parser
@@ -257,7 +259,11 @@ def main() -> None:
     if not args.report:
         run_all(args)
     settings: dict[str, list[study.Record]] = {}
-    for record in study.read(args.study):
+    records = study.read(args.study)
+    if args.balanced:
+        own = main_linprobe.parse_args(["--dataset", args.dataset, "--data_path", args.data_path])
+        records = study.balanced(records, load_images(own, "val").targets)
+    for record in records:
         settings.setdefault(json.dumps(record["setting"]), []).append(record)
     if not settings:
         sys.exit(f"error: --study {args.study} has no runs: leave --report away")

@@ -30,7 +30,21 @@ def unpack(text: str) -> np.ndarray:
 def percentages(record: Record, score: str) -> np.ndarray:
     """100 where a test image was right and 0 where not; [images], whose mean is the score."""
     correct, draws = record["correct"][score]
-    return unpack(correct) * (100 / draws)
+    return unpack(correct) * (100 / draws) * record.get("weights", 1)
+
+
+def balanced(records: Iterable[Record], targets: np.ndarray) -> list[Record]:
+    """The records with scores that are means over the classes' accuracies.
+
+    Args:
+        targets: classes of the test images, [images].
+    """
+    counts = np.bincount(targets)
+    weights = len(targets) / ((counts > 0).sum() * counts[targets])  # [images], of mean 1
+    found = [record | {"weights": weights} for record in records]
+    for record in found:
+        record["scores"] = {s: float(percentages(record, s).mean()) for s in record["scores"]}
+    return found
 
 
 def read(path: str) -> list[Record]:
