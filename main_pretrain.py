@@ -102,6 +102,12 @@ def _add_mutual_information_flags(parser: argparse.ArgumentParser) -> None:
         help="CLUB on one row per masked image, or per visible token (our choice)")
     add("--club_negatives", choices=("image", "batch"), default="image",
         help="the second term of Eq. 10 is over the masks of the same image, or of the batch")
+    add("--club_floor", choices=("batch", "none"), default="batch",
+        help="follow CLUB only where the batch's estimate is above zero, or always, as Eq. 10 is "
+        "printed (our choice: mutual information is not negative)")
+    add("--lambda_uniformity", type=number(float, 0), default=0.0,
+        help="weight of U-MAE's term, the mean squared cosine between latents of different images, "
+        "from the first step on: for studies, not MI-MAE's")
     add("--train_approximation", action="store_true", default=True,
         help="train the approximation network")
     add("--no_train_approximation", action="store_false", dest="train_approximation",
@@ -164,6 +170,8 @@ def build_model(args: argparse.Namespace) -> nn.Module:
         "mi_head",
         "club_level",
         "club_negatives",
+        "club_floor",
+        "lambda_uniformity",
         "train_approximation",
         "mi_start_loss",
     )

@@ -21,10 +21,11 @@ from encoders.vit import SIZES as ENCODER_SIZES
 from util.checks import image_size
 from util.errors import UsageError
 
-# Our choice: a small decoder for the `tiny` and `nano` encoders.
-_TINY_DECODER = dict(decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4)
+# Our choices for the `tiny` and `nano` encoders: a small decoder, and embedded patches that are as
+# large as their positions.
+_TINY = dict(decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4, unit_patches=True)
 SIZES = {
-    name: size | (_TINY_DECODER if name.startswith(("vit_tiny", "vit_nano")) else {})
+    name: size | (_TINY if name.startswith(("vit_tiny", "vit_nano")) else {})
     for name, size in ENCODER_SIZES.items()
 }
 
@@ -249,6 +250,9 @@ class MAEViT(ViTEncoder, MaskedImageModel):
         pred_ratio: share of the masked patches that are decoded in training, a mask's first in its
             order, which is random; 1 is MAE.
         grad_checkpointing: recompute the blocks in the backward pass, to save memory.
+        unit_patches: draw the patch embedding so that unit pixels keep their variance, at std
+            1/√P. At ViT-B/16, where P is the width, that is MAE's; on small patches MAE's
+            leaves nearly nothing beside the positions.
 
     Raises:
         UsageError: sizes and shares that cannot be used; the line names the flag.
@@ -260,6 +264,7 @@ class MAEViT(ViTEncoder, MaskedImageModel):
         decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16,
         mlp_ratio: float = 4.0, norm_layer: NewNorm = NORM, mask_ratio: float = 0.75,
         norm_pix_loss: bool = False, pred_ratio: float = 1.0, grad_checkpointing: bool = False,
+        unit_patches: bool = False,
     ):  # fmt: skip
         height, width = image_size(img_size, patch_size)
         grid = (height // patch_size, width // patch_size)
@@ -282,7 +287,9 @@ class MAEViT(ViTEncoder, MaskedImageModel):
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
         draw_weights(self)
         # The patch embedding is a linear layer that happens to be written as a convolution.
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        draw = partial(nn.init.kaiming_uniform_, nonlinearity="linear")  # by the fan-in alone
+        draw = draw if unit_patches else nn.init.xavier_uniform_
+        draw(self.patch_embed.proj.weight.flatten(1))
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 

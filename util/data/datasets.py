@@ -15,6 +15,7 @@ from util.cluster import agreement
 from util.data.few_labels import balanced_draw
 from util.data.file_index import find_images
 from util.data.images import convert, read_image, to_tensor
+from util.data.openclipart import load_drawings
 from util.data.same_data import check_same
 from util.data.scenes.labels import largest_objects
 from util.errors import UsageError
@@ -137,6 +138,13 @@ def _read_idx(folder: str, name: str) -> np.ndarray:
         return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
     except damage as error:
         raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
+
+
+def _openclipart(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+    drawings = load_drawings(split, data_path)
+    images = ArrayImages(f"openclipart-{split}", drawings.images, drawings.targets, in_chans)
+    images.classes = drawings.classes
+    return images
 
 
 def _torchvision(name: str, classes: int) -> Callable[..., Images]:
@@ -277,6 +285,7 @@ DATASETS = {
     "stl10": DatasetInfo(
         _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)
     ),
+    "openclipart": DatasetInfo(_openclipart, 32, 3, (0.814, 0.800, 0.769), (0.300, 0.305, 0.341)),
     "scenes": DatasetInfo(_scenes, 128, 3, IMAGENET_MEAN, IMAGENET_STD),
     "image_folder": DatasetInfo(_image_folder, *_FOLDER),
     "flat": DatasetInfo(_flat, *_FOLDER),
