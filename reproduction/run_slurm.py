@@ -72,7 +72,7 @@ class SlurmRun:
                 numbers[job.name] = self._submit(job, folder, needed)
 
     def _make_scenes(self, job: Job, folder: Folder) -> None:
-        """Make the scenes in this process: it takes seconds, and each task of a job would make them."""
+        """Make the scenes in this process: it takes seconds, and each task of a job would do it."""
         if self.dry_run:
             print(shown(self.graph, job, 1))
             return
