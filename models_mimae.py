@@ -217,7 +217,7 @@ class ReconstructionGate(nn.Module):
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
     def stop_watching_once_open(self) -> None:
-        """Once open, ranks exchange nothing more; for log steps, since this waits for the device."""
+        """Once open, exchange nothing more; for log steps, since this waits for the device."""
         self.is_watched = self.is_watched and not bool(self.is_open)
 
 
@@ -305,7 +305,7 @@ class MutualInformation:
         model.approximation, model.mi_head, model.gate = self.approximation, self.head, self.gate
 
     def rows(self, x: Tensor, z: Tensor, cls_token: Tensor) -> Rows:
-        """What the losses compare, of x·m and its outputs z [B·N, K, D] and of cls_token [B·N, D]."""
+        """What the losses compare, of x·m, its outputs z [B·N, K, D] and cls_token [B·N, D]."""
         latent = full_precision(cls_token if self.latent_pool == "cls" else z.mean(1))
         g = self.head(latent) if self.head else latent
         if self.club_level == "image":

@@ -38,7 +38,7 @@ class RoISampling:
             self.samplers.append(owner.fg_bg_sampler)
 
     def draw(self, step: int, micro: int, batch_size: int) -> None:
-        """Prepare the next forward pass: micro-batch `micro` of a step, `batch_size` images here."""
+        """Prepare the next forward pass: micro-batch `micro` of a step, `batch_size` images."""
         for sampler in self.samplers:
             sampler.counters = self.seed, step
             sampler.first = micro * batch_size * distributed.world_size()
