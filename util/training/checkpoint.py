@@ -40,7 +40,7 @@ class Stateful(Protocol):
 
 
 class BufferState:
-    """Saves and restores those buffers of a module that its own state dict leaves out."""
+    """Saves and restores all buffers of a module, those that its own state dict leaves out, too."""
 
     def __init__(self, module: nn.Module):
         self.module = module

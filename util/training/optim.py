@@ -60,8 +60,8 @@ def layer_decay_groups(
     """Layer-wise learning rates: layer i of 0 … n has `lr_scale` = layer_decay^(n − i).
 
     Args:
-        model: neither its 1-D parameters decay nor those that its `no_weight_decay()` names, if it
-            has one; a parameter whose name begins as its `outside_gradient_norm` says is in a
+        model: its 1-D parameters do not decay, nor do those that its `no_weight_decay()` names, if
+            it has one; a parameter whose name begins as its `outside_gradient_norm` says is in a
             group whose `clip` is False.
         layer_of: a parameter's layer, from its name.
     """

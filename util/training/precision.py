@@ -49,9 +49,9 @@ class Precision:
 
         Returns:
             The gradient's norm before clipping, without that of groups whose `clip` is False. If it
-            is not finite, this step's batch did it. With loss scaling that is expected at times: the
-            step is skipped and 0 is returned, but NaN for each MAX_SKIPPED in a row, which no scale
-            explains.
+            is not finite, this step's batch did it. With loss scaling that is normal now and then:
+            the step is skipped and 0 is returned, but NaN for each MAX_SKIPPED in a row, which no
+            scale explains.
         """
         self.scaler.unscale_(optimizer)
         parameters, others = _parameters(optimizer, True), _parameters(optimizer, False)
