@@ -137,6 +137,7 @@ def open_pairs(
     training: bool,
     device: torch.device,
 ) -> Batches:
+    """A loader of images with their boxes and masks; in training its epoch is a round."""
     pairs = TransformedPairs(images, view, args.seed)
     length = args.eval_every * args.accum_iter if training else None
     return open_batches(args, pairs, training, device, length=length, collate=collate)

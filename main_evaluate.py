@@ -1,10 +1,10 @@
-"""What is in frozen encoders: features computed once, and every evaluation of them, side by side.
+"""Evaluate frozen encoders side by side: their features are computed once, for all evaluations.
 
     python main_evaluate.py MAE/checkpoint-last.pth MI-MAE/checkpoint-last.pth untrained pixels
 
 `untrained` is the first checkpoint's model with random weights, `pixels` the images themselves.
-Writes evaluation.md, evaluation.json and curves to --output_dir. Whatever is chosen is chosen on a
-tenth of the training set.
+Writes evaluation.md, evaluation.json and curves to --output_dir. What has to be chosen, as k or a
+regularisation, is chosen on a tenth of the training set.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def named(flag: str, values: list[str]) -> dict[str, str]:
-    """NAME=VALUE words of a flag."""
+    """The NAME=PATH words of a flag, by name; raises UsageError for anything else."""
     found = {}
     for value in values:
         name, equals, path = value.partition("=")
@@ -312,7 +312,7 @@ class Encoder:
         )
 
     def _masked_views(self, run: Run, images: Images) -> torch.Tensor | None:
-        """Of the first images of a set, the features of four masks: [n, 4, D]."""
+        """The features of a set's first images under four masks each, [n, 4, D]."""
         is_wanted = "label_free" in self.flags.only and distributed.is_main()
         if self.model.encoder is None or not is_wanted:
             return None
@@ -341,7 +341,7 @@ def keep_tokens(run: Run, encoders: list[Encoder]) -> None:
 
 
 def write(run: Run, args: argparse.Namespace, encoders: list[Encoder], results: dict) -> None:
-    """The tables, the JSON and the pictures."""
+    """Print the tables, and write them, the JSON and the pictures to the output folder."""
     checksums = {encoder.name: encoder.train.digest() for encoder in encoders}
     text = report.markdown(results, args, checksums, len(encoders[0].train.images))
     print(text)

@@ -139,6 +139,7 @@ def training_view(args: argparse.Namespace) -> CropAndFlip:
 def build_augmentation(
     args: argparse.Namespace, normalize: nn.Module, num_classes: int
 ) -> Callable:
+    """What is done to a training micro-batch on the device: normalise, erase, mix."""
     from timm.data.random_erasing import RandomErasing
 
     from util.data.batch_augmentation import BatchAugmentation, PositionalMixup

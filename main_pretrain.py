@@ -1,4 +1,4 @@
-"""Pre-train a ViT with MI-MAE (or MAE: --num_masks 1 --lambda_max 0 --lambda_min 0).
+"""Pre-train an encoder with MI-MAE, or with what else --model names: MAE, SimMIM, MI-SimMIM.
 
 Without arguments: a tiny ViT on scikit-learn's digits, in minutes on a CPU. The ImageNet run:
     torchrun --nproc_per_node 8 main_pretrain.py @recipes/mimae_vit_base_200ep.args --data_path ...
@@ -236,7 +236,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KNNMonitor:
-    """From the labelled to the test split; between its runs no loader processes wait."""
+    """A monitor of the test split's k-NN accuracy; between its runs no loader processes wait."""
     train, val = (
         open_batches(
             args,
@@ -251,7 +251,7 @@ def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KN
 
 
 def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) -> None:
-    """Write reconstructions.png (and to TensorBoard)."""
+    """Write reconstructions.png, and the same picture to TensorBoard."""
     model.eval()
     pictures = TransformedImages(batches.dataset.images, evaluation_view(args), args.seed)
     count = min(args.visualize, len(pictures))

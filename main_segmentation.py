@@ -181,7 +181,7 @@ def config_of(args: argparse.Namespace, model: UperNet, labels: Labels) -> dict:
 def build_predict(
     args: argparse.Namespace, model: nn.Module, normalize: nn.Module, precision: Precision
 ) -> Predict:
-    """How the flags have whole images evaluated."""
+    """The function that predicts the classes of whole images, as the flags of evaluation say."""
     window = args.input_size
     stride = args.stride or [max(1, 2 * side // 3) for side in window]
     stride = [stride[0], stride[-1]]

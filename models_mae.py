@@ -56,7 +56,7 @@ class RandomMasks:
             )
 
     def noise_shape(self, batch_size: int) -> tuple[int, ...]:
-        """Of the uniform noise from which the masks of a batch follow."""
+        """The shape of the uniform noise from which the masks of a batch follow."""
         return (batch_size, self.num_patches)
 
     def order(self, noise: Tensor) -> Tensor:
@@ -71,6 +71,7 @@ def take_rows(x: Tensor, ids: Tensor) -> Tensor:
 
 
 def full_precision(x: Tensor) -> Tensor:
+    """x in fp32 where it is fp16 or bf16; fp32 and fp64 stay as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -181,7 +182,7 @@ def new_blocks(
 
 
 def draw_weights(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Draw the weights of its linear layers as MAE does."""
+    """Draw the weights of a network's linear layers as MAE does: Xavier uniform, biases zero."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -197,7 +198,7 @@ class ViTEncoder:
         self, grid: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, depth: int,
         num_heads: int, mlp_ratio: float = 4.0, norm_layer: NewNorm = NORM,
     ) -> None:  # fmt: skip
-        """Patch embedding, class token, fixed position embedding, blocks and final norm."""
+        """Make patch embedding, class token, fixed position embedding, blocks and final norm."""
         from timm.layers import PatchEmbed
 
         img_size = (grid[0] * patch_size, grid[1] * patch_size)
@@ -350,10 +351,11 @@ class MAEViT(ViTEncoder, MaskedImageModel):
 
     @property
     def num_predicted(self) -> int:
-        """M in training."""
+        """M in training: the masked patches per mask that are decoded."""
         return max(1, round(self.pred_ratio * (self.masks.num_patches - self.masks.num_visible)))
 
     def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        """Pixels of the masked patches, [B·N, M, P]; see `MaskedImageModel`."""
         return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
 
     def encode(self, imgs: Tensor) -> Tensor:

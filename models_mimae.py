@@ -216,7 +216,7 @@ class ReconstructionGate(nn.Module):
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
     def stop_watching_once_open(self) -> None:
-        """Ranks exchange nothing more then; for log steps, since this waits for the device."""
+        """Once open, exchange nothing more; for log steps, since this waits for the device."""
         self.is_watched = self.is_watched and not bool(self.is_open)
 
 
@@ -306,8 +306,7 @@ class MutualInformation:
         model.approximation, model.mi_head, model.gate = self.approximation, self.head, self.gate
 
     def rows(self, x: Tensor, z: Tensor, cls_token: Tensor) -> Rows:
-        """Args: x, z: visible embedded patches x·m and their outputs, [B·N, K, D]. cls_token:
-        [B·N, D]."""
+        """What the losses compare, of x·m, its outputs z [B·N, K, D] and cls_token [B·N, D]."""
         latent = full_precision(cls_token if self.latent_pool == "cls" else z.mean(1))
         g = self.head(latent) if self.head else latent
         if self.club_level == "image":
@@ -352,7 +351,7 @@ class MutualInformation:
 
 
 def take_mi_options(options: dict[str, object]) -> dict[str, object]:
-    """Those of a model's options that are `MutualInformation`'s, taken out of them."""
+    """Take `MutualInformation`'s options out of a model's options, and return them."""
     names = [field.name for field in fields(MutualInformation)[3:]]  # what follows from no other
     return {name: options.pop(name) for name in names if name in options}
 
@@ -389,7 +388,7 @@ class MaskedAutoencoderViT(MAEViT):
         return self.mi.all_losses(rec, self.mi.rows(x_visible, z[:, 1:], z[:, 0]))  # [Eq. 7 - 11]
 
     def mi_rows(self, imgs: Tensor, noise: Tensor) -> Rows:
-        """What the losses of mutual information need of a batch, without decoding."""
+        """What the losses of mutual information compare in a batch, without decoding it."""
         z, x_visible = self.forward_encoder(imgs, self.draw_masks(imgs, noise))
         return self.mi.rows(x_visible, z[:, 1:], z[:, 0])
 

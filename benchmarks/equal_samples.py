@@ -45,7 +45,7 @@ Labelled = tuple[torch.Tensor, torch.Tensor]
 
 
 class Failed(Exception):
-    """A run that has no result; the others go on."""
+    """A run that has no result; the other runs go on."""
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -81,7 +81,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def setting(args: argparse.Namespace) -> dict:
-    """What all runs of a comparison share."""
+    """The settings that all runs of a comparison share, as a record keeps them."""
     length = "steps" if args.steps else "epochs"
     names = ("dataset", "common", "train_fraction", length, "batch_size", "warmup_share")
     shared = {name: getattr(args, name) for name in (*names, "probe_images", "few", "draws")}
@@ -130,7 +130,7 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
 def probe(
     train: Labelled, test: Labelled, few: int, draws: int
 ) -> dict[str, tuple[np.ndarray, int]]:
-    """How often each test image is right [n], of how many times, by what `evaluate` measures.
+    """How often each test image is right [n], and of how many draws, by evaluation in `evaluate`.
 
     Args:
         train, test: features [n, D] and targets [n].
@@ -220,7 +220,7 @@ BASELINES = {"untrained": (), "pixels": ("--model", "pixels")}
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Every run that --study lacks, --jobs at a time; each is written down as soon as it ends."""
+    """Do each run that --study lacks, --jobs at a time, and write it down as soon as it ends."""
     os.makedirs(args.runs, exist_ok=True)
     own = setting(args)
     done = {

@@ -71,7 +71,7 @@ TIMED = re.compile(
 
 
 def run(checkout: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """Every run of a checkout; its numbers by run and by what they are."""
+    """Run everything in a checkout; the values that it left, by run and by what they are."""
     scenes = folder / "SCENES"
     command = "tools.scenes" if (checkout / "tools").exists() else "util.data.scenes"
     flags = f"{scenes} --images 40 --val_images 8 --size 64 --num_workers 0"
@@ -93,7 +93,7 @@ def run(checkout: Path, folder: Path) -> dict[str, dict[str, str]]:
 
 
 def place(folder: Path, name: str) -> str:
-    """What a word in capitals stands for: a run's checkpoint, or the scenes."""
+    """The path that a word in capitals stands for: a run's checkpoint, or the scenes."""
     checkpoint = folder / name / "checkpoint-last.pth"
     return str(checkpoint if checkpoint.exists() else folder / name)
 

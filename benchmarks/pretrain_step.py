@@ -72,10 +72,10 @@ def precision_of(amp: str, device: torch.device) -> Precision:
 
 
 def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *flags: str):
-    """This repository's engine, with `flags` of main_pretrain.py.
+    """This repository's training step, with `flags` of main_pretrain.py.
 
-    It tells the FLOPs of a step's forward and backward pass, the type in which they are computed,
-    and preflight's estimate of the memory in bytes.
+    Besides the step it gives the FLOPs of a forward and backward pass, the dtype in which they are
+    computed, and preflight's estimate of the memory in bytes.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -123,7 +123,7 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
 
 
 def build_official(args: argparse.Namespace, model: str, images: int):
-    """MAE's own engine, from its clone, with today's libraries."""
+    """The training step of MAE's own engine, from its clone, with today's libraries."""
     import numpy as np
     import timm.models.vision_transformer as timm_vit
 

@@ -19,7 +19,7 @@ Record = dict
 
 
 def pack(shares: np.ndarray) -> str:
-    """How often each test image was right, of the draws (uint8), as a short text."""
+    """Counts (uint8, [images]) of the draws in which each test image was right, as a short text."""
     return base64.b64encode(zlib.compress(shares.astype(np.uint8).tobytes(), 9)).decode()
 
 
@@ -28,7 +28,7 @@ def unpack(text: str) -> np.ndarray:
 
 
 def percentages(record: Record, score: str) -> np.ndarray:
-    """100 where a test image was right and 0 where not; [images], whose mean is the score."""
+    """100 where a test image was right, else 0, mean over draws: [images]."""
     correct, draws = record["correct"][score]
     return unpack(correct) * (100 / draws) * record.get("weights", 1)
 
@@ -63,7 +63,7 @@ def append(path: str, record: Record) -> None:
 def compare(
     variants: dict[str, list[Record]], reference: list[Record], score: str, num_boots: int = 1000
 ) -> dict[str, Comparison]:
-    """Each variant against the reference, by the seeds that both have."""
+    """Compare each variant with the reference, over the seeds that both have."""
     by_seed = {record["seed"]: record for record in reference}
     compared: dict[str, np.ndarray] = {}  # [seeds, images]
     for name, records in variants.items():
@@ -78,7 +78,7 @@ def compare(
 
 
 def by_variant(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records by their variant's name, in the order of their first runs, by seed."""
+    """Records grouped by their variant's name, in the order of first runs; each group by seed."""
     rows_of: dict[str, list[Record]] = {}
     for record in records:
         rows_of.setdefault(record["variant"], []).append(record)

@@ -1,4 +1,4 @@
-"""BEiT's encoder for downstream use: timm's, into which SimMIM's ViT fits, too.
+"""BEiT's encoder for downstream use, as timm builds it; weights of SimMIM's ViT fit in, too.
 
 Tables of position biases have, after those of the (2·h − 1)·(2·w − 1) offsets between patches,
 three rows: class token to patch, patch to class token, class token to itself.
@@ -34,7 +34,7 @@ def build_beit(
     """A classifier, images [B, C, H, W] -> logits [B, num_classes], as `encoders.vit.build_vit`.
 
     Args:
-        architecture: timm's arguments, and `eps` of the layer norms.
+        architecture: the arguments of timm's `Beit`, and `eps` of the layer norms.
     """
     from timm.models.beit import Beit
 

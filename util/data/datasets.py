@@ -25,7 +25,11 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 
 class Images:
-    """Labelled images: `read(i)` [C, H, W], `name(i)`, `targets` (−1: none), `classes` (names)."""
+    """A set of labelled images: what every data set is to the rest of the code.
+
+    `read(i)` gives image i, [C, H, W], and `name(i)` its name; `targets` [n] are the class
+    numbers (−1: none), and `classes` their names.
+    """
 
     targets: np.ndarray  # int64
     classes: list[str]
@@ -293,7 +297,12 @@ DATASETS = {
 
 
 def load_images(args, split: str) -> Images:
-    """The data set that the flags name; its training split after --train_fraction and so on.
+    """Open a split of the data set that the flags name.
+
+    The training split is what --subset_file and --train_fraction leave of it.
+
+    Args:
+        split: `pretrain` (training images, with or without labels), `train` or `val`.
 
     Raises:
         UsageError: data that is missing, empty or without the labels that are needed; on all

@@ -15,7 +15,7 @@ from util.errors import UsageError
 
 
 def resize(image: Tensor, size: Sequence[int], interpolation: str = "bicubic") -> Tensor:
-    """[C, H, W] -> [C, h, w], with antialiasing; `bilinear` or `bicubic`."""
+    """Resize an image [C, H, W] to `size` (h, w), `bilinear` or `bicubic`, with antialiasing."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
@@ -24,7 +24,7 @@ def resize(image: Tensor, size: Sequence[int], interpolation: str = "bicubic") -
 
 
 class Normalize(nn.Module):
-    """[B, C, H, W], uint8 or floats in 0..1 -> float32, minus mean, over std, per channel."""
+    """Subtract mean and divide by std per channel: [B, C, H, W], uint8 or in 0..1 -> float32."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -88,6 +88,7 @@ class CropAndFlip:
 
     @property
     def is_random(self) -> bool:
+        """Whether an image is not the same each time."""
         return not self.whole or self.flip or self.augment is not None
 
     def __call__(self, image: Tensor) -> Tensor:

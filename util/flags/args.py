@@ -13,8 +13,11 @@ from util.flags.settings import Settings, fit_channels
 
 
 def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> None:
-    """Of the mains whose images have one label each, or none; `training`: those of a part of the
-    training set, too."""
+    """Add the flags of data whose images have one label each, or none.
+
+    Args:
+        training: add those that choose a part of the training set, too.
+    """
     add = parser.add_argument_group("data").add_argument
     # fmt: off
     add("--dataset", choices=sorted(DATASETS), metavar="NAME",
@@ -34,10 +37,10 @@ def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> No
 
 
 def add_image_flags(add: Callable) -> None:
-    """What an image is, and how many processes read it.
+    """Add the flags of an image's size, channels and normalisation, and of its loading.
 
     Args:
-        add: of an argument group.
+        add: `add_argument` of a group, here and below.
     """
     # fmt: off
     add("--input_size", type=number(int, 1), nargs="+", metavar="PX",
@@ -75,7 +78,11 @@ def add_encoder_flags(
 
 
 def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> None:
-    """Of the mains whose training is counted in epochs."""
+    """Add the flags of training that is counted in epochs.
+
+    Args:
+        batch_rule: how the help calls the number of samples in a step, which scales --blr.
+    """
     add = parser.add_argument_group("optimisation").add_argument
     # fmt: off
     add("--epochs", type=number(int, 1), default=100, help="passes over the data")
@@ -88,10 +95,10 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> 
 
 
 def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
-    """What a step is, and the schedule of its rate.
+    """Add the flags of an optimiser step and of the learning rate's schedule.
 
     Args:
-        add: of an argument group. unit: in which the schedule is counted.
+        unit: in which the schedule is counted: "epochs" or "iterations".
     """
     # fmt: off
     add("--images_per_step", type=number(int, 1), metavar="N",
@@ -120,7 +127,7 @@ def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
 
 
 def add_ema_flag(add: Callable) -> None:
-    """Of the mains that can test and save a `WeightMean`; `add`: of an argument group."""
+    """Add --ema_decay, for the mains that can test and save a `WeightMean`."""
     add(
         "--ema_decay",
         type=number(float, 0, 1),
@@ -131,6 +138,7 @@ def add_ema_flag(add: Callable) -> None:
 
 
 def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    """Add the flags of every run: output folder, seed, device, precision, processes."""
     group = parser.add_argument_group("run")
     add = group.add_argument
     # fmt: off
@@ -150,7 +158,7 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
-    """Of the mains whose training is counted in epochs."""
+    """Add the flags of checkpoints, for the mains whose training is counted in epochs."""
     add = parser.add_argument_group("checkpoints").add_argument
     # fmt: off
     add("--save_every_epochs", type=number(int, 1), default=1, help="epochs between checkpoints")
@@ -161,11 +169,7 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_saving_flags(add: Callable) -> None:
-    """What is saved, gone on with and gone back to.
-
-    Args:
-        add: of an argument group.
-    """
+    """Add the flags of saving, of resuming, and of rolling back after a NaN."""
     # fmt: off
     add("--resume", default="",
         help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any")
@@ -230,7 +234,7 @@ UNEVEN = 0.02  # by so much a step may differ from --images_per_step where it ca
 
 
 def share_step(args: argparse.Namespace) -> None:
-    """Let --batch_size and --accum_iter follow from --images_per_step, where it is given, for the
+    """Set --batch_size and --accum_iter from --images_per_step, where it is given, for the
     processes that were launched.
 
     Raises:

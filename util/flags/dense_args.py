@@ -17,7 +17,7 @@ from util.flags.args import (
 
 
 def add_dense_data_flags(parser: argparse.ArgumentParser, data_path_help: str):
-    """Returns: the group's `add_argument`, for what else a main's data has."""
+    """Add the data's flags; returns the group's `add_argument`, for a main's further ones."""
     add = parser.add_argument_group("data").add_argument
     add("--data_path", default="", help=data_path_help)
     add_image_flags(add)
@@ -35,7 +35,7 @@ def add_iteration_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backbone_flags(parser: argparse.ArgumentParser, models: tuple[str, ...]):
-    """Returns: the group's `add_argument`, for what else a main's model has."""
+    """Add the encoder's flags; returns the group's `add_argument`, for a main's further ones."""
     add = parser.add_argument_group("model").add_argument
     add_encoder_flags(add, models, "train from scratch", "vit_base_patch16")
     # fmt: off

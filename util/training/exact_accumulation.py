@@ -14,8 +14,8 @@ from torch import Tensor
 class Share(NamedTuple):
     """The MI losses of a whole step, and their gradients for one of its micro-batches.
 
-    g_grad: of L_max, with respect to g. z_grad: of L_min, with respect to z. Both are scaled for
-    a mean over the micro-batches.
+    g_grad: the gradient of L_max with respect to g. z_grad: that of L_min with respect to z. Both
+    are scaled for a mean over the micro-batches.
     """
 
     values: dict[str, Tensor]
@@ -36,6 +36,7 @@ class Share(NamedTuple):
 
 
 def _with_gradient(value: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+    """`value`, whose gradient with respect to `leaf` is `grad`."""
     product = (leaf * grad).sum()
     return value + product - product.detach()
 

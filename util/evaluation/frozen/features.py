@@ -34,6 +34,7 @@ DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 
 def check_batch_size(batch_size: int) -> None:
+    """Raise UsageError where the batch size does not divide a shard."""
     if SHARD % batch_size:
         raise UsageError(f"--batch_size {batch_size} does not divide {SHARD}: use 32, 64, 128 …")
 
@@ -54,7 +55,7 @@ def checksum(*parts: object) -> str:
 
 
 def images_checksum(images: Images) -> str:
-    """Of the images' names (their last two parts) and labels, which stand for the images."""
+    """A checksum of the images' names (their last two parts) and labels, not of their pixels."""
     digest = hashlib.sha256(images.targets.tobytes())
     for index in range(len(images)):
         digest.update("/".join(images.name(index).split(os.sep)[-2:]).encode() + b"\0")
@@ -65,12 +66,12 @@ class FeatureStore:
     """The features of one image set by one encoder, in a folder.
 
     Args:
-        folder: of its own. about: plain values from which the features follow; a folder of others
-            is refused.
+        folder: of these features alone.
+        about: plain values that the features depend on; a folder with other values is refused.
         images: the set. dtype: `fp16` or `fp32`, in which features are kept.
-        detailed: so many images, the first, in whole shards, are encoded in detail; a later run may
-            ask for more.
-        flag: names the folder's parent.
+        detailed: how many images, the first ones, are encoded in detail (block by block), rounded
+            up to whole shards; a later run may ask for more.
+        flag: the flag that errors name, whose value is the folder's parent.
 
     Raises:
         UsageError: a folder that holds other features, or that cannot be written.
@@ -116,7 +117,7 @@ class FeatureStore:
         return all(os.path.exists(self._path(name, shard)) for name in self._marks(shard))
 
     def _marks(self, shard: int) -> tuple[str, ...]:
-        """What a shard has written last."""
+        """The names of the files that are written last, by which a shard is known to be done."""
         return ("targets", DETAILED) if shard * SHARD < self.detailed else ("targets",)
 
     def extract(
@@ -127,8 +128,9 @@ class FeatureStore:
         """Compute the shards that are missing, every W-th on each of the W ranks.
 
         Args:
-            encode: images [B, C, H, W], whether in detail -> what is kept, [B, ...] by name.
-            batch_size: a divisor of SHARD.
+            encode: (images [B, C, H, W], whether in detail) -> what is kept, [B, ...] by name.
+            transform: of an image [C, H, W]. batch_size: a divisor of SHARD.
+            label: what the progress line calls it.
         """
         todo = agreement.main_does(
             lambda: [shard for shard in range(self.num_shards()) if not self._is_done(shard)]
@@ -177,7 +179,7 @@ class FeatureStore:
         line.close()
 
     def targets(self) -> Tensor:
-        """Labels [n]."""
+        """The images' labels [n]."""
         return self.read("targets")
 
     def read(self, name: str, in_detail: bool = False) -> Tensor:
@@ -188,7 +190,7 @@ class FeatureStore:
         return torch.from_numpy(np.concatenate([np.load(path) for path in paths]))
 
     def rows(self, name: str) -> "Rows":
-        """An output that is too large to be read whole."""
+        """An output of all images that is too large to be read whole, image by image."""
         return Rows([self._path(name, shard) for shard in range(self.num_shards())])
 
     def digest(self) -> str:
@@ -221,7 +223,7 @@ class Rows:
 
 
 def _write(path: str, write: Callable) -> None:
-    """Whole or not at all: to a temporary file that is renamed."""
+    """Write a file whole or not at all: to a temporary one that is renamed."""
     temporary = f"{path}.{distributed.rank()}.tmp"
     try:
         with open(temporary, "wb") as file:

@@ -149,7 +149,7 @@ def weighted_knn(
 
 
 class KNNMonitor:
-    """k-NN accuracy (percent) of a class token in training, from one labelled set to another.
+    """Measures in training the k-NN accuracy (percent) of a class token, from `train` to `val`.
 
     Between its runs it keeps no features.
 
@@ -161,7 +161,7 @@ class KNNMonitor:
         self.loaders, self.normalize, self.precision = (train, val), normalize, precision
 
     def __call__(self, model: nn.Module) -> float:
-        """Of a model whose `encode` gives [B, 1 + L, D], the class token first."""
+        """The accuracy of a model whose `encode` gives [B, 1 + L, D], the class token first."""
         encoder = _ClassToken(model)
         train, test = (
             extract_features(encoder, loader, self.normalize, self.precision)

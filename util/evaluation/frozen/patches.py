@@ -1,4 +1,4 @@
-"""Frozen patch tokens of images with label maps: which class is where, by k-NN and regression.
+"""Dense evaluation of frozen encoders: the class of each patch, by k-NN and logistic regression.
 
 Whole images are resized to the encoder's input. A training patch has the class that most of its
 labelled pixels have; scores of a test image's patches are enlarged to its map (bilinear), so that
@@ -28,8 +28,11 @@ KNN_NAME, LOGISTIC_NAME = "dense k-NN", "dense logistic"
 
 @dataclass
 class Dense:
-    """An evaluation of the validation images: what was chosen, and of each image and class the
-    pixels that were found, that have it and that were predicted to, int64 [n, 3, K]."""
+    """One dense evaluation of the validation images.
+
+    chosen: its settings, in words. counts: int64 [n, 3, K], for each image and class the pixels
+    that were rightly predicted, that have the class, and that were predicted to have it.
+    """
 
     chosen: str
     counts: np.ndarray
@@ -39,14 +42,14 @@ class Dense:
 
 
 def mean_iou(counts: np.ndarray) -> float:
-    """Percent, from the sums [3, K] of `Dense.counts`; classes that are nowhere do not count."""
+    """mIoU, percent, from the sums [3, K] of `Dense.counts`; absent classes do not count."""
     found, truth, predicted = counts.astype(float)
     union = truth + predicted - found
     return 100 * float(np.mean(found[union > 0] / union[union > 0]))
 
 
 def compare(first: Dense, second: Dense) -> paired.Difference:
-    """mIoU of first − second, with an interval over test images."""
+    """The difference in mIoU, first − second, with an interval over test images."""
     return paired.compare_statistic(first.counts, second.counts, mean_iou)
 
 

@@ -1,4 +1,4 @@
-"""Frozen evaluations of several encoders side by side: Markdown, JSON and curves."""
+"""The report of several encoders' frozen evaluations: Markdown, JSON and curves."""
 
 import argparse
 from collections.abc import Mapping
@@ -34,7 +34,11 @@ def markdown(
     results: Mapping[str, Frozen], args: argparse.Namespace, checksums: Mapping[str, str],
     num_train: int,
 ) -> str:  # fmt: skip
-    """The tables, with their protocol."""
+    """The tables of all encoders, their differences, and the protocol, in Markdown.
+
+    Args:
+        checksums: of each encoder's features. num_train: the number of training images.
+    """
     names = list(results)
     num_test = _num_test(results)
     lines = []
@@ -79,7 +83,7 @@ def markdown(
 
 
 def differences(results: Mapping[str, Frozen]) -> list[str]:
-    """Each encoder against the first, image by image, on the first test set."""
+    """A table, in lines, of each encoder against the first, by paired test images."""
     names = list(results)
     if len(names) < 2:
         return []
