@@ -7,6 +7,8 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
+from encoders.position_bias import has_position_biases
+
 Outputs = dict[str, Tensor]
 CLASS_TOKEN, PATCH_MEAN, PIXELS = "class token", "patch mean", "pixels"
 
@@ -98,7 +100,8 @@ class FrozenEncoder(nn.Module):
         """
         vit = self.encoder
         plain = getattr(vit, "pos_embed", None) is not None and hasattr(vit, "_pos_embed")
-        if not plain or self._num_prefix() != 1 or hasattr(vit, "rel_pos_bias"):
+        is_biased = hasattr(vit, "rel_pos_bias") or has_position_biases(vit)
+        if not plain or self._num_prefix() != 1 or is_biased:
             return None
         num_masks = ids_visible.shape[1]
         x = vit._pos_embed(vit.patch_embed(self.normalize(imgs)))  # [B, 1 + L, D]

@@ -67,11 +67,40 @@ def test_eval_reproduces_what_training_logged(run_main_here, segmented):
     for name in ("mIoU", "mAcc", "aAcc"):
         assert outcome.results()[name] == pytest.approx(segmented.log()[-1][f"test_{name}"])
     assert outcome.results()["IoU dark"] == pytest.approx(segmented.results()["IoU dark"])
-    whole = run_main_here(MAIN, *known, "--test_mode", "whole")
     views = run_main_here(MAIN, *known, "--test_scales", 0.75, 1, 1.25, "--test_flip")
-    for other in (whole, views):
-        assert other.status == 0, other.err
-        assert other.results()["mIoU"] > 70
+    assert views.status == 0, views.err
+    assert views.results()["mIoU"] > 70
+
+
+def test_the_published_encoder_is_the_default_and_is_kept(run_main_here, refuses, segmented):
+    """Position biases and a layer scale, which learn, are saved, and are not to be taken away."""
+    path = segmented.folder / "checkpoint-last.pth"
+    saved = torch.load(path, weights_only=True)
+    tables = [v for k, v in saved["model"].items() if k.endswith("relative_position_bias_table")]
+    scales = [v for k, v in saved["model"].items() if k.endswith("gamma")]
+    assert len(tables) == 6 and len(scales) == 12 and all(table.any() for table in tables)
+    assert all((scale - 1).abs().max() > 0 for scale in scales)
+    known = (MAIN, "--eval", "--data_path", segmented.data, "--resume", path)
+    refuses(*known, "--no-rel_pos_bias", names=("--rel_pos_bias", "has its own"))
+    refuses(*known, "--test_mode", "whole", names=("--test_mode whole", "slide"))
+    flags = ("--data_path", segmented.data, *SHORT, "--input_size", 32, "--decoder_channels", 8)
+    refuses(MAIN, *flags, "--model", "swin_mini_patch2", "--layer_scale", 0.1,
+            names=("--layer_scale", "swin_mini_patch2", "has none"))  # fmt: skip
+
+
+def test_whole_images_and_no_position_biases_for_who_asks(run_main_here, segmented):
+    plain = ("--no-rel_pos_bias", "--layer_scale", 0, "--test_mode", "whole")
+    outcome = run_main_here(MAIN, "--data_path", segmented.data, *MODEL, *SHORT, *plain)
+    assert outcome.status == 0, outcome.err
+    path = outcome.folder / "checkpoint-last.pth"
+    names = torch.load(path, weights_only=True)["model"].keys()
+    assert not any("relative_position" in name or "gamma" in name for name in names)
+    known = ("--eval", "--resume", path, "--data_path", segmented.data)
+    for mode in ("whole", "slide"):
+        again = run_main_here(MAIN, *known, "--test_mode", mode)
+        assert again.status == 0, again.err
+        assert again.results()["flags"]["rel_pos_bias"] is False
+    assert "mIoU" in again.results()
 
 
 def test_predictions_of_a_folder(run_main_here, segmented, tmp_path):
@@ -100,7 +129,7 @@ def test_predictions_of_a_folder(run_main_here, segmented, tmp_path):
     [
         ("--input_size", 32, 48, "--accum_iter", 2, "--amp", "bf16"),
         ("--model", "swin_mini_patch2", "--input_size", 32),
-        ("--grad_checkpointing", "--test_mode", "whole", "--auxiliary_weight", 0),
+        ("--grad_checkpointing", "--layer_scale", 0.5, "--auxiliary_weight", 0),
     ],
     ids=lambda flags: str(flags[0])[2:],
 )
@@ -119,6 +148,7 @@ def test_a_pretrained_checkpoint_brings_its_model_and_channels_but_not_its_size(
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert "position embedding: 4 x 4 -> 8 x 8 patches" in outcome.out
+    assert "blocks.*.attn.relative_position_bias_table, blocks.*.ls1.gamma" in outcome.out
     saved = torch.load(outcome.folder / "checkpoint-last.pth", weights_only=True)
     config = saved["config"]
     assert config["in_chans"] == 1 and config["model"] == "vit_tiny_patch2"
