@@ -148,7 +148,7 @@ def _read(encoder, images: MappedImages, index: int, device: torch.device):
         raise
     except (OSError, ValueError) as error:
         raise UsageError(f"--dense: {str(error).splitlines()[0]}") from None
-    image = to_float(resize_image(image, encoder.view.size))
+    image = to_float(resize_image(image, encoder.view.size, antialias=True))
     tokens = encoder.encode_tokens(image[None].to(device))[0]
     cell = (encoder.view.size[0] * encoder.view.size[1] / len(tokens)) ** 0.5  # pixels of a side
     return tokens, labels, tuple(round(side / cell) for side in encoder.view.size)
