@@ -26,6 +26,7 @@ from engine_segmentation import Predict, evaluate, train_one_round
 from heads.upernet import UperNet
 from util.checks import image_size
 from util.cluster import distributed
+from util.data.dense import label_values
 from util.data.dense.ade20k import Labels, load_mapped_images, read_labels
 from util.data.dense.transforms import (
     Pad,
@@ -243,6 +244,8 @@ def open_pairs(
 ) -> Batches:
     """A split's loader; evaluation takes images of any size, one by one."""
     images = load_mapped_images(args.data_path, split, labels, args.in_chans)
+    if not args.eval:
+        label_values.tell(images, split)
     if split == "training":
         view = training_view(args)
         options = dict(training=True, length=args.eval_every * args.accum_iter)

@@ -122,7 +122,9 @@ def test_a_whole_chain_keeps_them_aligned_and_is_what_its_seed_says():
         is_inner[3:-3, 3:-3] = True
         for place, side in ((labels.long() // WIDTH, HEIGHT), (labels.long() % WIDTH, WIDTH)):
             is_inner &= (place > 2) & (place < side - 3) & (labels != NOTHING)
-        assert apart(image, torch.where(is_inner, labels, NOTHING)) < 0.51 + 0.5 / (0.5 * 32 / HEIGHT)
+        assert apart(image, torch.where(is_inner, labels, NOTHING)) < 0.51 + 0.5 / (
+            0.5 * 32 / HEIGHT
+        )
         assert torch.equal(image, once(seed)[0])
         seen.add(tuple(labels[8, :5].tolist()))
     assert len(seen) > 15
