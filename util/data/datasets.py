@@ -320,7 +320,7 @@ def listed_positions(images: Images, path: str, flag: str) -> list[int]:
         UsageError: a list that cannot be read or is not of this set; the line names the flag.
     """
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8-sig") as file:
             wanted = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{flag} {path} cannot be read ({error})") from None

@@ -164,7 +164,7 @@ def is_published(args: argparse.Namespace) -> bool:
 def _record(folder: str) -> dict | None:
     """How a folder was made by util.data.corruption.corruptions; None for the published one."""
     try:
-        with open(os.path.join(folder, RECORD)) as file:
+        with open(os.path.join(folder, RECORD), encoding="utf-8-sig") as file:
             return json.load(file)
     except FileNotFoundError:
         return None
