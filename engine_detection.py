@@ -10,6 +10,7 @@ from util.cluster.distributed import without_exchange
 from util.data.dense.jitter import Target
 from util.data.loader import Batches
 from util.evaluation.dense.coco_ap import as_coco, on_original, score
+from util.training.optim import set_lr
 from util.training.precision import Precision
 from util.training.run import Run
 
@@ -22,7 +23,7 @@ def train_one_round(
     model: nn.Module, prepare: Prepare, optimizer: torch.optim.Optimizer, precision: Precision,
     run: Run, after_update: Callable[[int], None] = lambda step: None,
 ) -> dict[str, float]:  # fmt: skip
-    """Train the rest of the round in which `run.progress` stands.
+    """Train the rest of the round in which the run stands.
 
     Args:
         model: images and targets -> losses by name; maybe inside DDP.
@@ -33,14 +34,19 @@ def train_one_round(
         The round's means over all ranks, as `train_step` gives them.
     """
     model.train()
-    for num_micro, micro_batches in run.steps(optimizer):
-        step = run.progress.total_steps
-        prepared = (
-            prepare(*batch, step, micro) for micro, batch in enumerate(micro_batches)
+    for step in run.steps():
+        micro_batches = (
+            prepare(*batch, step, micro) for micro, batch in enumerate(run.micro_batches(step))
+        )
+        set_lr(optimizer, run.learning_rate(step))
+        losses = train_step(  # loads, forward, backward, update
+            model, micro_batches, run.num_micro_batches(step), optimizer, precision,
+            run.args.clip_grad,
         )  # fmt: skip
-        losses = train_step(model, prepared, num_micro, optimizer, precision, run.args.clip_grad)
         after_update(step)
-        run.after_step(losses)
+        run.count(step, losses)
+        run.log(step)
+        run.save_or_stop(step)
     return run.close_epoch()
 
 

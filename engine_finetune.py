@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from util.cluster import distributed
 from util.cluster.distributed import without_exchange
 from util.data.loader import Batches
+from util.training.optim import set_lr
 from util.training.output import PREDICTIONS
 from util.training.precision import Precision
 from util.training.run import Run
@@ -29,7 +30,7 @@ def train_one_epoch(
     smoothing: float = 0.0,
     after_update: Callable[[int], None] = lambda step: None,
 ) -> dict[str, float]:
-    """Train the rest of the epoch in which `run.progress` stands.
+    """Train the rest of the epoch in which the run stands.
 
     Args:
         model: inputs -> logits [B, classes]; maybe inside DDP.
@@ -42,20 +43,23 @@ def train_one_epoch(
         The epoch's mean `loss` and `grad_norm` over all ranks.
     """
     model.train()
-    for num_micro, micro_batches in run.steps(optimizer):
-        step = run.progress.total_steps
-        prepared = (
+    for step in run.steps():
+        micro_batches = (
             prepare(
                 inputs.to(run.device, non_blocking=True),
                 targets.to(run.device, non_blocking=True), step, micro,
             )
-            for micro, (inputs, targets) in enumerate(micro_batches)
+            for micro, (inputs, targets) in enumerate(run.micro_batches(step))
         )  # fmt: skip
-        losses = train_step(
-            model, prepared, num_micro, optimizer, precision, run.args.clip_grad, smoothing
-        )
+        set_lr(optimizer, run.learning_rate(step))
+        losses = train_step(  # loads, forward, backward, update
+            model, micro_batches, run.num_micro_batches(step), optimizer, precision,
+            run.args.clip_grad, smoothing,
+        )  # fmt: skip
         after_update(step)
-        run.after_step(losses)
+        run.count(step, losses)
+        run.log(step)
+        run.save_or_stop(step)
     return run.close_epoch()
 
 

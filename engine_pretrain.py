@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,45 +10,42 @@ from torch import Tensor, nn
 from util.cluster import distributed
 from util.cluster.distributed import unwrap, without_exchange
 from util.randomness import mask_noise, to_device
-from util.training.exact_accumulation import StepMI, share_step
+from util.training.exact_accumulation import Share, share_step
 from util.training.metrics import effective_rank
+from util.training.optim import set_lr
 from util.training.precision import Precision
 from util.training.run import Run
 
-LOSSES = ("loss", "rec", "max_mi", "min_mi", "apx", "info_nce_accuracy")
-
 
 def train_one_epoch(
-    model: nn.Module,
-    normalize: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-    run: Run,
-) -> dict[str, float]:
-    """Train the rest of the epoch in which `run.progress` stands.
+    model: nn.Module, normalize: nn.Module, optimizer: torch.optim.Optimizer,
+    precision: Precision, run: Run,
+) -> dict[str, float]:  # fmt: skip
+    """Train the rest of the epoch in which the run stands.
 
     Args:
-        model: (images [B, C, H, W], noise) -> losses, with `noise_shape`; maybe inside DDP.
+        model: (images [B, C, H, W], noise) -> losses, with `masks`; maybe inside DDP.
 
     Returns:
         The epoch's mean losses over all ranks.
     """
     model.train()
-    args, clock = run.args, _Clock()
-    for num_micro, micro_batches in run.steps(optimizer):
-        shape = unwrap(model).noise_shape(num_micro * run.batches.global_size)
-        noise = step_noise(shape, num_micro, args.seed, run.progress.total_steps, run.device)
-        imgs = (normalize(imgs.to(run.device, non_blocking=True)) for imgs, _ in micro_batches)
-        losses, latent = train_step(
-            model, imgs, noise, optimizer, precision, args.clip_grad, args.exact_accum
+    bare, args, clock = unwrap(model), run.args, _Clock()
+    for step in run.steps():
+        num_images = run.num_micro_batches(step) * run.batches.global_size
+        shape = bare.masks.noise_shape(num_images)
+        noise = step_noise(shape, run.num_micro_batches(step), args.seed, step, run.device)
+        micro_batches = (
+            normalize(imgs.to(run.device, non_blocking=True)) for imgs, _ in run.micro_batches(step)
         )
-        clock.count(num_micro * run.batches.global_size)
-
-        def scalars(latent=latent) -> dict[str, float]:
-            unwrap(model).gate.settle()
-            return dict(rank=effective_rank(latent), images_per_second=clock.rate())
-
-        run.after_step(losses, scalars)
+        set_lr(optimizer, run.learning_rate(step))
+        losses, latent = train_step(  # loads, forward, backward, update
+            model, micro_batches, noise, optimizer, precision, args.clip_grad, args.exact_accum
+        )
+        run.count(step, losses)
+        clock.count(num_images)
+        run.log(step, partial(_monitors, bare, latent, clock))
+        run.save_or_stop(step)
     return run.close_epoch()
 
 
@@ -55,7 +53,7 @@ def train_step(
     model: nn.Module, micro_batches: Iterable[Tensor], noise: Tensor,
     optimizer: torch.optim.Optimizer, precision: Precision, clip_grad: float | None = None,
     exact_accum: bool = False,
-) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+) -> tuple[dict[str, Tensor], Tensor | None]:  # fmt: skip
     """One optimiser step: accumulate gradients, move the gate, update.
 
     Args:
@@ -63,10 +61,12 @@ def train_step(
         noise: [micro-batches, B, ...], from which the masks follow.
 
     Returns:
-        The step's mean losses on this rank, and the last micro-batch's latents.
+        The step's mean losses on this rank, and the last micro-batch's latents, if any.
     """
     losses, latent = accumulate(model, micro_batches, noise, precision, exact_accum)
-    unwrap(model).gate.update(losses["rec"])
+    gate = getattr(unwrap(model), "gate", None)  # MAE alone has none
+    if gate is not None:
+        gate.update(losses["rec"])
     losses["grad_norm"] = precision.step(optimizer, clip_grad)
     return losses, latent
 
@@ -74,34 +74,36 @@ def train_step(
 def accumulate(
     model: nn.Module, micro_batches: Iterable[Tensor], noise: Tensor, precision: Precision,
     exact: bool = False,
-) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+) -> tuple[dict[str, Tensor], Tensor | None]:  # fmt: skip
     """Gradients of one step; see `train_step`."""
-    num_micro, means = len(noise), {}
-    step_mi = [None] * num_micro
+    num_micro, means, rows, shares = len(noise), {}, None, []
     if exact and num_micro > 1:
         micro_batches = list(micro_batches)
-        step_mi = _share_step(unwrap(model), micro_batches, noise, precision)
+        shares = _share_step(unwrap(model), micro_batches, noise, precision)
     for micro, imgs in enumerate(micro_batches):
         with without_exchange(model, micro < num_micro - 1):
             with precision.autocast():
-                losses = model(imgs, noise[micro], step_mi[micro])
+                losses = model(imgs, noise[micro])
+                if shares:
+                    losses = shares[micro].put_into(losses, unwrap(model).mi.total)
             precision.backward(losses["loss"] / num_micro)
-        for name in LOSSES:
-            share = losses[name].detach() / num_micro
+        rows = losses.pop("rows", None)
+        for name, loss in losses.items():
+            share = loss.detach() / num_micro
             means[name] = means[name] + share if name in means else share
-    return means, losses["latent"]
+    return means, rows and rows.g.detach()
 
 
 @torch.no_grad()
 def _share_step(
     model: nn.Module, micro_batches: list[Tensor], noise: Tensor, precision: Precision
-) -> list[StepMI]:
+) -> list[Share]:
     """For each micro-batch, the MI losses of the whole step, from a pass without the decoder."""
     parts = []
     for imgs, micro_noise in zip(micro_batches, noise, strict=True):
         with precision.autocast():
-            parts.append(model.mi_inputs(imgs, micro_noise))
-    return share_step(model.mi_losses, parts)
+            parts.append(model.mi_rows(imgs, micro_noise))
+    return share_step(model.mi.losses, parts)
 
 
 def step_noise(
@@ -118,6 +120,14 @@ def step_noise(
     noise = mask_noise(shape, seed, step).unflatten(0, (num_micro, -1))
     noise = noise[:, distributed.rank() :: distributed.world_size()].contiguous()
     return to_device(noise, device)
+
+
+def _monitors(model: nn.Module, latent: Tensor | None, clock: "_Clock") -> dict[str, float]:
+    """For log steps, since the device is waited for."""
+    if latent is None:
+        return {"images_per_second": clock.rate()}
+    model.gate.stop_watching_once_open()
+    return {"rank": effective_rank(latent), "images_per_second": clock.rate()}
 
 
 class _Clock:

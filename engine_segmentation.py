@@ -12,6 +12,7 @@ from util.data.dense.ade20k import NOTHING
 from util.data.loader import Batches
 from util.evaluation.dense.iou import ConfusionMatrix, scores
 from util.evaluation.dense.windows import enlarged
+from util.training.optim import set_lr
 from util.training.precision import Precision
 from util.training.run import Run
 
@@ -24,7 +25,7 @@ def train_one_round(
     model: nn.Module, prepare: Prepare, optimizer: torch.optim.Optimizer, precision: Precision,
     run: Run, auxiliary_weight: float,
 ) -> dict[str, float]:  # fmt: skip
-    """Train the rest of the round in which `run.progress` stands.
+    """Train the rest of the round in which the run stands.
 
     Args:
         model: images -> logits and the auxiliary head's; maybe inside DDP.
@@ -34,19 +35,22 @@ def train_one_round(
         The round's means over all ranks, as `train_step` gives them.
     """
     model.train()
-    for num_micro, micro_batches in run.steps(optimizer):
-        step = run.progress.total_steps
-        prepared = (
+    for step in run.steps():
+        micro_batches = (
             prepare(
                 imgs.to(run.device, non_blocking=True), maps.to(run.device, non_blocking=True),
                 step, micro,
             )
-            for micro, (imgs, maps) in enumerate(micro_batches)
+            for micro, (imgs, maps) in enumerate(run.micro_batches(step))
         )  # fmt: skip
-        losses = train_step(
-            model, prepared, num_micro, optimizer, precision, run.args.clip_grad, auxiliary_weight
-        )
-        run.after_step(losses)
+        set_lr(optimizer, run.learning_rate(step))
+        losses = train_step(  # loads, forward, backward, update
+            model, micro_batches, run.num_micro_batches(step), optimizer, precision,
+            run.args.clip_grad, auxiliary_weight,
+        )  # fmt: skip
+        run.count(step, losses)
+        run.log(step)
+        run.save_or_stop(step)
     return run.close_epoch()
 
 

@@ -26,10 +26,10 @@ from util.evaluation.dense.coco_ap import require_evaluator
 from util.evaluation.dense.detections import write_detections
 from util.flags import args as arguments
 from util.flags import dense_args
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.training import optim, preflight
 from util.training.drop_path import DropPaths
-from util.training.metrics import NonFiniteLoss
+from util.training.nonfinite import NonFiniteLoss
 from util.training.roi_sampling import RoISampling
 from util.training.run import Run
 from util.training.weight_mean import WeightMean
@@ -41,7 +41,7 @@ ITERATIONS, MILESTONES = 184375, (163889, 177546)  # ViTDet's: 100 epochs of COC
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     add = dense_args.add_dense_data_flags(
         parser, "a folder in COCO's layout, or in that of tools.scenes"
     )
@@ -164,7 +164,7 @@ def main(args: argparse.Namespace) -> None:
             args.layer_decay,
         )  # fmt: skip
         optimizer = optim.adamw(groups)
-        preflight.report(args, model, batches, precision, 1, shapes, run.device)
+        preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         mean = WeightMean(model, args.ema_decay)
         evaluated = mean.model
         run.start(
@@ -187,7 +187,7 @@ def main(args: argparse.Namespace) -> None:
             try:
                 means = train_one_round(wrapped, prepare, optimizer, precision, run, mean.update)
                 scores = evaluate(evaluated, val_batches, detect, truth, args.output_dir)
-                run.log_epoch(means, run.with_best(scores, "box_AP"))
+                run.log_epoch(means, run.keep_best(scores, "box_AP"))
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)

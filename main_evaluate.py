@@ -37,7 +37,7 @@ from util.evaluation.frozen.features import (
 )
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training.run import Run
 
@@ -48,7 +48,7 @@ NUM_MASKS = 4  # of the InfoNCE accuracy of masks
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
     arguments.add_run_flags(parser, "output_dir/evaluate")
     add = parser.add_argument_group("encoders").add_argument

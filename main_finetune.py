@@ -34,11 +34,11 @@ from util.data.transforms import AutoAugment, CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.training import few_label_runs as draws
 from util.training import optim, preflight
 from util.training.drop_path import DropPaths
-from util.training.metrics import NonFiniteLoss
+from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
 from util.training.weight_mean import WeightMean
 from util.weights.fit import load_weights
@@ -47,9 +47,9 @@ log = logging.getLogger(__name__)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
-    arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes")
+    arguments.add_optimisation_flags(parser, "images_per_step")
     arguments.add_run_flags(parser, "output_dir/finetune")
     arguments.add_checkpoint_flags(parser)
     parser.set_defaults(epochs=100, min_lr=1e-6, blr=5e-4)
@@ -185,7 +185,7 @@ def main(args: argparse.Namespace) -> None:
             model, args.weight_decay, layer_lookup(model), args.layer_decay
         )
         optimizer = optim.adamw(groups)
-        preflight.report(args, model, batches, precision, 1, shapes, run.device)
+        preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         mean = WeightMean(model, args.ema_decay)
         run.start(
             mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler),
@@ -213,7 +213,7 @@ def main(args: argparse.Namespace) -> None:
                 scores = {}
                 if run.is_due(args.test_every):
                     found = evaluate(mean.model, val_batches, normalize, precision, args.output_dir)
-                    scores = run.with_best(found)
+                    scores = run.keep_best(found)
                 run.log_epoch(means, scores)
                 run.save_epoch()
             except NonFiniteLoss as error:

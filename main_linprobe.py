@@ -33,10 +33,10 @@ from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.frozen.knn import extract_features, weighted_knn
 from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.flags.settings import take_from_checkpoint
 from util.training import optim, preflight
-from util.training.metrics import NonFiniteLoss
+from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
 from util.weights.checkpoint_file import read_checkpoint
 from util.weights.fit import load_weights
@@ -47,9 +47,9 @@ MODELS = (*SIZES, "pixels")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
-    arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes")
+    arguments.add_optimisation_flags(parser, "images_per_step")
     arguments.add_run_flags(parser, "output_dir/linprobe")
     arguments.add_checkpoint_flags(parser)
     parser.set_defaults(batch_size=512, epochs=90, warmup_epochs=10, weight_decay=0.0, blr=0.1)
@@ -177,7 +177,7 @@ def main(args: argparse.Namespace) -> None:
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         kind = optim.LARS if args.optimizer == "lars" else torch.optim.SGD
         optimizer = kind(probe.head.parameters(), weight_decay=args.weight_decay, momentum=0.9)
-        preflight.report(args, probe, batches, precision, 1, [], run.device)
+        preflight.log_plan(args, probe, batches, precision, 1, [], run.device)
         before = [weight.clone() for weight in encoder.parameters()]
         run.start(
             dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
@@ -198,7 +198,7 @@ def main(args: argparse.Namespace) -> None:
             try:
                 means = train_one_epoch(model, prepare, optimizer, precision, run)
                 scores = evaluate(trained, val_batches, normalize, precision, args.output_dir)
-                run.log_epoch(means, run.with_best(scores))
+                run.log_epoch(means, run.keep_best(scores))
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)

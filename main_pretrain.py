@@ -12,6 +12,7 @@ import os
 import torch
 from torch import nn
 
+import models_mae
 import models_mimae
 import models_simmim
 from encoders.load import describe
@@ -27,156 +28,95 @@ from util.errors import UsageError
 from util.evaluation.frozen.knn import KNNMonitor
 from util.evaluation.pictures import reconstruction_sheet
 from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.training import optim, preflight
 from util.training.checkpoint import BufferState
-from util.training.metrics import NonFiniteLoss
+from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
 
-MODELS = models_mimae.MODELS | models_simmim.MODELS
+MODELS = models_mimae.MODELS | models_mae.MODELS | models_simmim.MODELS
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
-    arguments.add_optimisation_flags(parser, "batch_size * accum_iter * processes * num_masks")
+    arguments.add_optimisation_flags(parser, "images_per_step * num_masks")
     arguments.add_run_flags(parser, "output_dir/pretrain")
     arguments.add_checkpoint_flags(parser)
     parser.set_defaults(weight_decay=0.05, warmup_epochs=10, epochs=200, blr=1.5e-4)
-    _add_method_flags(parser)
+    _add_model_flags(parser)
+    _add_mask_flags(parser)
+    _add_mutual_information_flags(parser)
     _add_monitoring_flags(parser)
     return parser
 
 
-def _add_method_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("model and method").add_argument
-    add(
-        "--model",
-        choices=sorted(MODELS),
-        metavar="NAME",
-        help=f"one of {', '.join(MODELS)}. SimMIM's bring their own defaults",
-    )
-    add(
-        "--num_masks",
-        type=number(int, 0),
-        default=4,
-        help="N, masks per image; 0: complete masking, max(2, round(1 / (1 - mask_ratio)))",
-    )
-    add("--mask_ratio", type=float, default=0.75, help="masked share of the patches")
-    add(
-        "--mask_type",
-        choices=("orthogonal", "independent"),
-        default="orthogonal",
-        help="disjoint visible sets, or a new draw for each mask",
-    )
-    add(
-        "--norm_pix_loss",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="predict pixels normalised per patch",
-    )
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model and training").add_argument
+    add("--model", choices=sorted(MODELS), metavar="NAME",
+        help=f"one of {', '.join(MODELS)}. MAE's and SimMIM's bring their own defaults")
+    add("--norm_pix_loss", action=argparse.BooleanOptionalAction, default=True,
+        help="predict pixels normalised per patch")
     add("--lambda_rec", type=number(float, 0), default=1.0, help="weight of the reconstruction")
-    add(
-        "--lambda_max",
-        type=number(float, 0),
-        default=1.0,
-        help="lambda 1, of InfoNCE. With --accum_iter its negatives come from one micro-batch only",
-    )
-    add("--lambda_min", type=number(float, 0), default=10.0,
-        help="lambda 2, of CLUB")  # fmt: skip
-    add(
-        "--exact_accum",
-        action="store_true",
+    add("--pred_ratio", type=float, default=1.0,
+        help="share of each mask's masked patches that are decoded, a random draw: below 1 a step "
+        "is cheaper and its loss is no longer MAE's (not in the paper)")
+    add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    add("--betas", type=number(float, 0, 0.999999), nargs=2, default=[0.9, 0.95], help="of AdamW")
+    add("--min_crop", type=number(float, 0.01, 1), default=0.2,
+        help="smallest area of a random resized crop; 1: none")
+    add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
+
+
+def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("masks").add_argument
+    add("--num_masks", type=number(int, 0), default=4,
+        help="N, masks per image; 0: complete masking, max(2, round(1 / (1 - mask_ratio)))")
+    add("--mask_ratio", type=float, default=0.75, help="masked share of the patches")
+    add("--mask_type", choices=("orthogonal", "independent"), default="orthogonal",
+        help="disjoint visible sets, or a new draw for each mask")
+
+
+def _add_mutual_information_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("mutual information").add_argument
+    add("--lambda_max", type=number(float, 0), default=1.0,
+        help="lambda 1, of InfoNCE. With --accum_iter its negatives come from one micro-batch only")
+    add("--lambda_min", type=number(float, 0), default=10.0, help="lambda 2, of CLUB")
+    add("--exact_accum", action="store_true",
         help="with --accum_iter, InfoNCE and CLUB see the whole step all the same, from a first "
-        "pass of the encoder over all micro-batches; costs about a fifth more time",
-    )
+        "pass of the encoder over all micro-batches; costs about a fifth more time")
     add("--temperature", type=float, default=0.07, help="of InfoNCE")
-    add(
-        "--latent_pool",
-        choices=("cls", "mean"),
-        default="cls",
-        help="the latent: class token, or mean of the visible patch tokens (our choice)",
-    )
-    add(
-        "--mi_head",
-        choices=("none", "mlp"),
-        default="none",
+    add("--latent_pool", choices=("cls", "mean"), default="cls",
+        help="the latent: class token, or mean of the visible patch tokens (our choice)")
+    add("--mi_head", choices=("none", "mlp"), default="none",
         help="InfoNCE compares the latents, or a projection of them that is dropped afterwards "
-        "(our choice: the paper names none)",
-    )
-    add(
-        "--club_level",
-        choices=("image", "token"),
-        default="image",
-        help="CLUB on one row per masked image, or per visible token (our choice)",
-    )
-    add(
-        "--club_negatives",
-        choices=("image", "batch"),
-        default="image",
-        help="the second term of Eq. 10 is over the masks of the same image, or of the batch",
-    )
-    add(
-        "--train_approximation",
-        action="store_true",
-        default=True,
-        help="train the approximation network",
-    )
-    add(
-        "--no_train_approximation",
-        action="store_false",
-        dest="train_approximation",
-        help="leave it at its random weights (the paper's ablation d)",
-    )
-    add(
-        "--mi_start_loss",
-        type=number(float, 0),
-        default=0.7,
+        "(our choice: the paper names none)")
+    add("--club_level", choices=("image", "token"), default="image",
+        help="CLUB on one row per masked image, or per visible token (our choice)")
+    add("--club_negatives", choices=("image", "batch"), default="image",
+        help="the second term of Eq. 10 is over the masks of the same image, or of the batch")
+    add("--train_approximation", action="store_true", default=True,
+        help="train the approximation network")
+    add("--no_train_approximation", action="store_false", dest="train_approximation",
+        help="leave it at its random weights (the paper's ablation d)")
+    add("--mi_start_loss", type=number(float, 0), default=0.7,
         help="epsilon of Assumption 3: the MI losses count once the running mean of the "
         "reconstruction loss has been below it; inf: from the first step. The paper's number is "
         "not known; ours is for pixels normalised per patch, whose mean has a loss of 1. Opened "
-        "early, with a high learning rate, small runs lost their latents' variety",
-    )
-    add(
-        "--pred_ratio",
-        type=float,
-        default=1.0,
-        help="share of each mask's masked patches that are decoded, a random draw: below 1 a step "
-        "is cheaper and its loss is no longer MAE's (not in the paper)",
-    )
-    add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
-    add("--betas", type=number(float, 0, 0.999999), nargs=2, default=[0.9, 0.95], help="of AdamW")
-    add(
-        "--min_crop",
-        type=number(float, 0.01, 1),
-        default=0.2,
-        help="smallest area of a random resized crop; 1: none",
-    )
-    add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
+        "early, with a high learning rate, small runs lost their latents' variety")
 
 
 def _add_monitoring_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("monitoring").add_argument
-    add(
-        "--knn_every",
-        type=number(int, 0),
-        default=0,
-        help="epochs between k-NN evaluations of the class token; 0: none",
-    )
-    add(
-        "--visualize",
-        type=number(int, 0),
-        nargs="?",
-        const=4,
-        default=0,
-        metavar="IMAGES",
-        help="at the end, write reconstructions of so many images (4) to reconstructions.png",
-    )
+    add("--knn_every", type=number(int, 0), default=0,
+        help="epochs between k-NN evaluations of the class token; 0: none")
+    add("--visualize", type=number(int, 0), nargs="?", const=4, default=0, metavar="IMAGES",
+        help="at the end, write reconstructions of so many images (4) to reconstructions.png")
     add("--visualize_stats", choices=("true", "visible"), default="true",
         help="de-normalise predicted patches with their own or the visible patches' mean and "
-        "variance")  # fmt: skip
+        "variance")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -187,20 +127,27 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     """The model that the flags describe, on the CPU."""
     if args.lambda_rec == 0 and args.mi_start_loss < math.inf:
         raise UsageError("--lambda_rec 0 never reaches --mi_start_loss: use --mi_start_loss inf")
-    decoder = dict(pred_ratio=args.pred_ratio)
-    if args.model in models_simmim.MODELS:
-        if args.pred_ratio != 1:
-            raise UsageError("--pred_ratio saves nothing on SimMIM, which has no decoder: leave it")
-        decoder = {}
-    return MODELS[args.model](
-        img_size=args.input_size, in_chans=args.in_chans, num_masks=args.num_masks,
-        mask_ratio=args.mask_ratio, mask_type=args.mask_type, norm_pix_loss=args.norm_pix_loss,
-        lambda_rec=args.lambda_rec, lambda_max=args.lambda_max, lambda_min=args.lambda_min,
-        temperature=args.temperature, latent_pool=args.latent_pool, mi_head=args.mi_head,
-        club_level=args.club_level, club_negatives=args.club_negatives,
-        train_approximation=args.train_approximation, mi_start_loss=args.mi_start_loss,
-        grad_checkpointing=args.grad_checkpointing, **decoder,
-    )  # fmt: skip
+    options = dict(
+        img_size=args.input_size, in_chans=args.in_chans, mask_ratio=args.mask_ratio,
+        norm_pix_loss=args.norm_pix_loss, grad_checkpointing=args.grad_checkpointing,
+    )
+    if args.model not in models_simmim.MODELS:
+        options["pred_ratio"] = args.pred_ratio
+    elif args.pred_ratio != 1:
+        raise UsageError("--pred_ratio saves nothing on SimMIM, which has no decoder: leave it")
+    if args.model in models_mae.MODELS:
+        if args.num_masks != 1 or args.lambda_max or args.lambda_min or args.lambda_rec != 1:
+            raise UsageError(
+                f"--model {args.model} has one mask and no other loss: leave --num_masks and "
+                f"--lambda_* away, or take --model mi{args.model}"
+            )
+        return MODELS[args.model](**options)
+    names = (
+        "num_masks", "mask_type", "lambda_rec", "lambda_max", "lambda_min", "temperature",
+        "latent_pool", "mi_head", "club_level", "club_negatives", "train_approximation",
+        "mi_start_loss",
+    )
+    return MODELS[args.model](**options, **{name: getattr(args, name) for name in names})
 
 
 def main(args: argparse.Namespace) -> None:
@@ -212,21 +159,28 @@ def main(args: argparse.Namespace) -> None:
         data = TransformedImages(load_images(args, "pretrain"), crop, args.seed)
         batches = open_batches(args, data, True, run.device)
         normalize = Normalize(args.mean, args.std).to(run.device)
-        per_step = args.accum_iter * batches.global_size * model.num_masks
+        num_masks = model.masks.num_masks
+        per_step = args.accum_iter * batches.global_size * num_masks
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         optimizer = optim.adamw(optim.decay_groups(model, args.weight_decay), betas=args.betas)
         shapes = model.block_shapes()
         precision = run.precision(max(dim for _, dim, _ in shapes))
         monitor = knn_monitor(args, normalize, precision) if args.knn_every else None
 
-        preflight.report(args, model, batches, precision, model.num_masks, shapes, run.device)
-        if args.accum_iter > 1 and args.lambda_max > 0 and not args.exact_accum:
-            log.info("InfoNCE's negatives come from one micro-batch of the %d", args.accum_iter)
+        preflight.log_plan(args, model, batches, precision, num_masks, shapes, run.device)
+        objects = dict(model=model, optimizer=optimizer, scaler=precision.scaler)
+        mi = getattr(model, "mi", None)  # MAE alone has none
+        if mi is not None:
+            objects["gate"] = BufferState(mi.gate)
+        uses_mi = mi is not None and mi.is_used
+        if uses_mi and args.accum_iter > 1 and not args.exact_accum:
+            log.info(
+                "the MI losses see one micro-batch of the %d at a time: InfoNCE has its negatives "
+                "in it, CLUB is followed where it is above zero there; --exact_accum sees the step",
+                args.accum_iter,
+            )
         run.start(
-            dict(
-                model=model, optimizer=optimizer, scaler=precision.scaler,
-                gate=BufferState(model.gate),
-            ),
+            objects,
             describe(args, patch_size=model.patch_size, grid=list(model.grid)),
             batches,
         )  # fmt: skip
@@ -234,11 +188,10 @@ def main(args: argparse.Namespace) -> None:
             distributed.compile_in_place(model, args.grad_checkpointing)
         wrapped = distributed.wrap(model, run.device, args.grad_compression, sync_buffers=False)
 
-        uses_mi = args.lambda_max > 0 or args.lambda_min > 0
         while not run.is_finished():
             try:
                 means = train_one_epoch(wrapped, normalize, optimizer, precision, run)
-                extra = {"mi_losses": int(uses_mi and model.gate.is_open)}
+                extra = {"mi_losses": int(uses_mi and mi.gate.is_open)}
                 if monitor and (run.is_finished() or run.progress.epoch % args.knn_every == 0):
                     extra["knn_acc1"] = monitor(model)
                 run.log_epoch(means, extra)
@@ -248,7 +201,7 @@ def main(args: argparse.Namespace) -> None:
 
         if args.visualize and distributed.is_main():
             _visualize(model, batches, normalize, run, args)
-        if uses_mi and run.progress.total_steps and not model.gate.is_open:
+        if uses_mi and run.progress.total_steps and not mi.gate.is_open:
             log.warning(
                 "L_rec never fell below --mi_start_loss %g: the run went on without MI losses",
                 args.mi_start_loss,
@@ -275,7 +228,8 @@ def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) ->
     count = min(args.visualize, len(pictures))
     imgs = torch.stack([pictures[0, i * len(pictures) // count][0] for i in range(count)])
     imgs = normalize(imgs.to(run.device))
-    noise = torch.rand(model.noise_shape(count), generator=torch.Generator().manual_seed(args.seed))
+    generator = torch.Generator().manual_seed(args.seed)
+    noise = torch.rand(model.masks.noise_shape(count), generator=generator)
     is_masked, predicted = model.reconstruct(imgs, noise.to(run.device), args.visualize_stats)
     is_masked = is_masked.view(count, -1, *model.grid)
     is_masked = is_masked.repeat_interleave(model.patch_size, 2)

@@ -42,7 +42,7 @@ from util.evaluation.robustness import report as robustness_report
 from util.evaluation.robustness.errors import EXTRA, Robustness
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.training.precision import Precision
 from util.training.run import Run
 
@@ -52,7 +52,7 @@ SETS = (*imagenet.TEST_SETS, "ImageNet-C")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser, training=False)
     arguments.add_run_flags(parser, "output_dir/robustness")
     add = parser.add_argument_group("classifiers").add_argument

@@ -45,10 +45,10 @@ from util.evaluation.dense import windows
 from util.evaluation.dense.label_pictures import write_predictions
 from util.flags import args as arguments
 from util.flags import dense_args
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.training import optim, preflight
 from util.training.drop_path import DropPaths
-from util.training.metrics import NonFiniteLoss
+from util.training.nonfinite import NonFiniteLoss
 from util.training.precision import Precision
 from util.training.run import Run
 from util.weights.fit import load_weights
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     add = dense_args.add_dense_data_flags(
         parser, "a folder with images/ and annotations/, each with training/ and validation/"
     )
@@ -279,7 +279,7 @@ def main(args: argparse.Namespace) -> None:
             args.layer_decay,
         )  # fmt: skip
         optimizer = optim.adamw(groups)
-        preflight.report(args, model, batches, precision, 1, shapes, run.device)
+        preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         run.start(
             dict(model=model, optimizer=optimizer, scaler=precision.scaler),
             config_of(args, model, labels), batches,
@@ -300,7 +300,7 @@ def main(args: argparse.Namespace) -> None:
                     wrapped, prepare, optimizer, precision, run, args.auxiliary_weight
                 )
                 scores, ious = evaluate(model, val_batches, predict, run.device)
-                run.log_epoch(means, run.with_best(scores, "mIoU"))
+                run.log_epoch(means, run.keep_best(scores, "mIoU"))
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)

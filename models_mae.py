@@ -1,6 +1,10 @@
-"""MAE's ViT encoder and decoder, under MAE's names; the encoder is shared with SimMIM.
+"""MAE [He et al., 2022]: an encoder sees a quarter of the patches, a decoder predicts the others.
 
-Shapes as in `models_mimae`; M masked patches that are decoded.
+`MAEViT` builds and trains alone; `models_mimae` adds the paper's masks and its mutual information.
+
+Shapes: B images on this rank, N masks per image (1 in MAE), L patches per image, K of them visible
+to a mask and M masked ones that are decoded, D encoder width, p patch size, C channels, P = p·p·C
+pixels of a patch.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from encoders.pos_embed import sincos_pos_embed
 from encoders.vit import NORM
 from encoders.vit import SIZES as ENCODER_SIZES
-from models_pixels import PixelPrediction, take_rows
 from util.checks import image_size
 from util.errors import UsageError
 
@@ -27,9 +30,150 @@ SIZES = {
     for name, size in ENCODER_SIZES.items()
 }
 
+NewNorm = Callable[[int], nn.Module]  # a norm of a width
 
-def new_blocks(dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0,
-               norm_layer: Callable[[int], nn.Module] = NORM) -> nn.ModuleList:  # fmt: skip
+
+# ------------------------------------------------------------------------------ masks and patches
+
+
+class RandomMasks:
+    """One random mask for each image, as in MAE.
+
+    Raises:
+        UsageError: a ratio that cannot be used; the line names the flag.
+    """
+
+    num_masks = 1  # N
+
+    def __init__(self, num_patches: int, mask_ratio: float):
+        if not 0 < mask_ratio < 1:
+            raise UsageError(f"--mask_ratio {mask_ratio} is not between 0 and 1: MAE uses 0.75")
+        self.num_patches = num_patches
+        self.num_visible = int(num_patches * (1 - mask_ratio) + 1e-6)  # 100 · (1 − 0.9) is 9.999…
+        if self.num_visible < 1:
+            raise UsageError(
+                f"--mask_ratio {mask_ratio} leaves none of {num_patches} patches visible: "
+                "lower it, or use a larger --input_size or a smaller patch"
+            )
+
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        """Of the uniform noise from which the masks of a batch follow."""
+        return (batch_size, self.num_patches)
+
+    def order(self, noise: Tensor) -> Tensor:
+        """Patches in an order for each mask, [B, N, L]: a mask sees the first K of a row."""
+        return noise.argsort(dim=1).unsqueeze(1)
+
+
+def take_rows(x: Tensor, ids: Tensor) -> Tensor:
+    """Rows of x [B, L, D] at ids [B, N, M], all masks in one batch: [B·N, M, D]."""
+    index = ids.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[2])  # [B, N·M, D]
+    return x.gather(1, index).view(-1, ids.shape[2], x.shape[2])
+
+
+def full_precision(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class MaskedImageModel(nn.Module):
+    """Images as patches, and the pixels of those that a mask hides: what MAE and SimMIM share.
+
+    A subclass has `masks`, and `predict(imgs, ids)`: the pixels of the masked patches among `ids`
+    [B, N, L], in their order, [B·N, M, P].
+
+    Args:
+        grid: patches in (height, width). patch_size: p.
+        norm_pix_loss: the pixels of each target patch are normalised.
+    """
+
+    masks: RandomMasks
+
+    def __init__(self, grid: tuple[int, int], patch_size: int, norm_pix_loss: bool):
+        super().__init__()
+        self.grid, self.patch_size, self.norm_pix_loss = grid, patch_size, norm_pix_loss
+
+    def draw_masks(self, imgs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Patch order for each mask, [B, N, L], the visible ones first.
+
+        Args:
+            noise: uniform, of `masks.noise_shape(B)`; None draws it.
+        """
+        if noise is None:
+            noise = torch.rand(self.masks.noise_shape(len(imgs)), device=imgs.device)
+        return self.masks.order(noise)
+
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch order [B, N, K + M] -> visible patches [B, N, K], masked ones [B, N, M]."""
+        patches_per_unit = self.grid[0] * self.grid[1] // self.masks.num_patches
+        num_visible = self.masks.num_visible * patches_per_unit
+        return ids[:, :, :num_visible], ids[:, :, num_visible:]
+
+    def masked_targets(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        """What is to be predicted of the masked patches among `ids`: [B·N, M, P]."""
+        return take_rows(self.targets(imgs), self.split(ids)[1])
+
+    def targets(self, imgs: Tensor) -> Tensor:
+        """What is predicted: pixels per patch, normalised with `norm_pix_loss`; [B, L, P]."""
+        target = self.patchify(full_precision(imgs))
+        if self.norm_pix_loss:
+            var, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased, as in MAE
+            target = (target - mean) / (var + 1e-6).sqrt()
+        return target
+
+    def patchify(self, imgs: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, L, P], pixels in the order (row, column, channel).
+
+        Raises:
+            ValueError: images of another size than the model's.
+        """
+        expected = tuple(side * self.patch_size for side in self.grid)
+        if imgs.shape[2:] != expected:
+            raise ValueError(f"images of {tuple(imgs.shape[2:])} pixels for a model of {expected}")
+        x = imgs.unflatten(3, (self.grid[1], -1)).unflatten(2, (self.grid[0], -1))
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [B, C, h, p, w, p] -> ...
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """[B, L, P] -> [B, C, H, W], the inverse of `patchify`."""
+        p = self.patch_size
+        x = patches.unflatten(1, self.grid).unflatten(3, (p, p, -1))  # [B, h, w, p, p, C]
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, imgs: Tensor, noise: Tensor | None = None, patch_statistics: str = "true"
+    ) -> tuple[Tensor, Tensor]:
+        """What each mask sees and what is predicted from it.
+
+        Args:
+            patch_statistics: with `norm_pix_loss`, what de-normalises a predicted patch: its own
+                (`true`) mean and variance, or their means over the `visible` patches.
+
+        Returns:
+            is_masked [B·N, L] and reconstructions [B·N, C, H, W], visible patches as they are.
+        """
+        ids = self.draw_masks(imgs, noise)
+        pred = full_precision(self.predict(imgs, ids))
+        ids_visible, ids_masked = self.split(ids)
+        patches = self.patchify(full_precision(imgs))  # [B, L, P]
+        if self.norm_pix_loss:
+            source = ids_masked if patch_statistics == "true" else ids_visible
+            var, mean = torch.var_mean(take_rows(patches, source), dim=-1, keepdim=True)
+            if patch_statistics == "visible":
+                var, mean = var.mean(1, keepdim=True), mean.mean(1, keepdim=True)
+            pred = pred * (var + 1e-6).sqrt() + mean
+        full = patches.repeat_interleave(self.masks.num_masks, 0)  # [B·N, L, P]
+        ids_masked = ids_masked.flatten(0, 1)  # [B·N, L − K]
+        full = full.scatter(1, ids_masked.unsqueeze(-1).expand_as(pred), pred)
+        is_masked = torch.zeros(full.shape[:2], dtype=torch.bool, device=imgs.device)
+        return is_masked.scatter(1, ids_masked, True), self.unpatchify(full)
+
+
+# --------------------------------------------------------------------------------------- the ViT
+
+
+def new_blocks(
+    dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0, norm_layer: NewNorm = NORM
+) -> nn.ModuleList:
     """`depth` transformer blocks of width `dim`, as MAE has them."""
     options = dict(mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
     return nn.ModuleList([Block(dim, num_heads, **options) for _ in range(depth)])
@@ -43,14 +187,14 @@ def draw_weights(network: nn.Module, generator: torch.Generator | None = None) -
             nn.init.zeros_(module.bias)
 
 
-class ViTEncoder(nn.Module):
-    """A ViT that is pre-trained, as a base: MAE's names for its parts, and the loop over blocks."""
+class ViTEncoder:
+    """The parts of a ViT that is pre-trained, under MAE's names, for a module to take on."""
 
     grad_checkpointing = False
 
     def add_encoder(
         self, grid: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, depth: int,
-        num_heads: int, mlp_ratio: float = 4.0, norm_layer: Callable[[int], nn.Module] = NORM,
+        num_heads: int, mlp_ratio: float = 4.0, norm_layer: NewNorm = NORM,
     ) -> None:  # fmt: skip
         """Patch embedding, class token, fixed position embedding, blocks and final norm."""
         img_size = (grid[0] * patch_size, grid[1] * patch_size)
@@ -88,33 +232,39 @@ def _last_tokens(block: nn.Module, count: int, x: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
-class MAEViT(ViTEncoder, PixelPrediction):
-    """MAE's encoder and decoder, beside the masks and losses of `MutualInformationModel`.
+def reconstruction_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """L_rec: mean squared error of the masked patches' pixels, [B·N, M, P] each [Eq. 1]."""
+    return F.mse_loss(full_precision(pred), target)
+
+
+class MAEViT(ViTEncoder, MaskedImageModel):
+    """MAE with a ViT: images -> the loss of a batch.
 
     Args:
         img_size: pixels, a number or (height, width), divisible by `patch_size`.
+        mask_ratio: masked share of the patches.
         norm_pix_loss: normalise the pixels of each target patch.
         pred_ratio: share of the masked patches that are decoded in training, a mask's first in its
             order, which is random; 1 is MAE.
         grad_checkpointing: recompute the blocks in the backward pass, to save memory.
-        mutual_information: the arguments of `MutualInformationModel`, `num_masks` and on.
+
+    Raises:
+        UsageError: sizes and shares that cannot be used; the line names the flag.
     """
 
     def __init__(
         self, img_size: int | Sequence[int] = 224, patch_size: int = 16, in_chans: int = 3,
         embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
         decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        norm_layer: Callable[[int], nn.Module] = NORM,
+        mlp_ratio: float = 4.0, norm_layer: NewNorm = NORM, mask_ratio: float = 0.75,
         norm_pix_loss: bool = False, pred_ratio: float = 1.0, grad_checkpointing: bool = False,
-        **mutual_information,
     ):  # fmt: skip
         height, width = image_size(img_size, patch_size)
         grid = (height // patch_size, width // patch_size)
-        super().__init__(grid, patch_size, norm_pix_loss, **mutual_information)
+        super().__init__(grid, patch_size, norm_pix_loss)
         if not 0 < pred_ratio <= 1:
             raise UsageError(f"--pred_ratio {pred_ratio} is not above 0 and at most 1 (MAE's)")
-        self.num_predicted = max(1, round(pred_ratio * (self.num_patches - self.num_visible)))
+        self.masks, self.pred_ratio = RandomMasks(grid[0] * grid[1], mask_ratio), pred_ratio
         self.grad_checkpointing = grad_checkpointing
         kind = dict(mlp_ratio=mlp_ratio, norm_layer=norm_layer)
         self.add_encoder(grid, patch_size, in_chans, embed_dim, depth, num_heads, **kind)
@@ -134,8 +284,12 @@ class MAEViT(ViTEncoder, PixelPrediction):
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
-        return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
+    def forward(self, imgs: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """imgs [B, C, H, W], normalised -> `loss`, which in MAE is `rec`, L_rec."""
+        ids = self.draw_masks(imgs, noise)  # [B, 1, L]
+        z, _ = self.forward_encoder(imgs, ids)  # [B, 1 + K, D]
+        rec = self.rec_loss(imgs, z, ids)
+        return {"loss": rec, "rec": rec}
 
     def embed_patches(self, imgs: Tensor) -> Tensor:
         """Patch and position embedding, without the class token: [B, L, D].
@@ -153,7 +307,7 @@ class MAEViT(ViTEncoder, PixelPrediction):
             z [B·N, 1 + K, D] and the visible embedded patches x·m [B·N, K, D].
         """
         x = self.embed_patches(imgs)  # [B, L, D]
-        x_visible = take_rows(x, ids[:, :, : self.num_visible])  # [B·N, K, D]
+        x_visible = take_rows(x, self.split(ids)[0])  # [B·N, K, D]
         return self.encode_patches(x_visible), x_visible
 
     def forward_decoder(self, z: Tensor, ids: Tensor) -> Tensor:
@@ -168,27 +322,43 @@ class MAEViT(ViTEncoder, PixelPrediction):
         """
         every = self.decoder_pos_embed[:, 1:].expand(len(ids), -1, -1)  # [B, L, ·]
         position = take_rows(every, ids)  # [B·N, K + M, ·]
-        visible = self.decoder_embed(z)  # [B·N, 1 + K, ·]
+        visible, num_visible = self.decoder_embed(z), self.masks.num_visible  # [B·N, 1 + K, ·]
         x = torch.cat(
             [
                 visible[:, :1] + self.decoder_pos_embed[:, :1],
-                visible[:, 1:] + position[:, : self.num_visible],
-                self.mask_token + position[:, self.num_visible :],
+                visible[:, 1:] + position[:, :num_visible],
+                self.mask_token + position[:, num_visible:],
             ],
             dim=1,
         )  # [B·N, 1 + K + M, ·]
-        x = self.run_blocks(self.decoder_blocks, x, num_read=ids.shape[2] - self.num_visible)
+        x = self.run_blocks(self.decoder_blocks, x, num_read=ids.shape[2] - num_visible)
         return self.decoder_pred(self.decoder_norm(x))
+
+    def rec_loss(self, imgs: Tensor, z: Tensor, ids: Tensor) -> Tensor:
+        """L_rec of the masked patches, or of as many of them as `pred_ratio` says."""
+        ids = ids[:, :, : self.masks.num_visible + self.num_predicted]  # [B, N, K + M]
+        return reconstruction_loss(self.forward_decoder(z, ids), self.masked_targets(imgs, ids))
+
+    @property
+    def num_predicted(self) -> int:
+        """M in training."""
+        return max(1, round(self.pred_ratio * (self.masks.num_patches - self.masks.num_visible)))
+
+    def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
+
+    def encode(self, imgs: Tensor) -> Tensor:
+        """Encoder output of the whole, unmasked image: [B, 1 + L, D], class token first."""
+        return self.encode_patches(self.embed_patches(imgs))
 
     def block_shapes(self) -> list[tuple[int, int, int]]:
         """(tokens per masked image, width, depth) of what the backward pass keeps, for memory."""
-        encoded = 1 + self.num_visible
+        encoded = 1 + self.masks.num_visible
         decoded = encoded + self.num_predicted
         return [
             (encoded, self.pos_embed.shape[2], len(self.blocks)),
             (decoded, self.decoder_pos_embed.shape[2], len(self.decoder_blocks)),
         ]
 
-    def encode(self, imgs: Tensor) -> Tensor:
-        """Encoder output of the whole, unmasked image: [B, 1 + L, D], class token first."""
-        return self.encode_patches(self.embed_patches(imgs))
+
+MODELS = {f"mae_{name}": partial(MAEViT, **size) for name, size in SIZES.items()}

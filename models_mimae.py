@@ -1,29 +1,27 @@
-"""MI-MAE in one file, from Eq. 1 to Eq. 11: masks, reconstruction, InfoNCE, CLUB, and their sum.
+"""MI-MAE in one file: orthogonal masks, InfoNCE, CLUB, and their sum with MAE's loss [Eq. 1 to 11].
 
-*Learning Mask Invariant Mutual Information for Masked Image Modeling*, ICLR 2025. With one mask
-and `lambda_max = lambda_min = 0` the model is MAE: same parameters, initialisation and loss.
+*Learning Mask Invariant Mutual Information for Masked Image Modeling*, ICLR 2025. MAE, with Eq. 1,
+is in `models_mae`: with one mask and `lambda_max = lambda_min = 0` this model is that one.
 
 Shapes: B images on this rank, N masks per image, L patches per image, K visible patches per mask,
-D encoder width, p patch size, C channels, P = p·p·C pixels of a patch, W ranks.
-Losses are means over the *global* batch: averaged over the ranks, the values and the gradients of
-`forward` are those of one process that holds all W·B images.
+D encoder width, W ranks. Losses are means over the *global* batch: averaged over the ranks, the
+values and the gradients of `forward` are those of one process that holds all W·B images.
 """
 
+import inspect
 import math
 from functools import partial
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from models_mae import SIZES, MAEViT, draw_weights
-from models_pixels import full_precision
+from models_mae import SIZES, MAEViT, RandomMasks, draw_weights, full_precision
 from util.checks import check_one_of
 from util.cluster import distributed
 from util.errors import UsageError
-from util.training.exact_accumulation import StepMI
 
 # ---------------------------------------------------------------- orthogonal masks [Section 4.2]
 
@@ -45,31 +43,38 @@ def orthogonal_permutations(noise: Tensor, num_masks: int, num_visible: int) -> 
     return torch.stack([permutation.roll(-k * num_visible, 1) for k in range(num_masks)], dim=1)
 
 
-def resolve_masking(num_patches: int, num_masks: int, mask_ratio: float) -> tuple[int, int]:
-    """(N, K) for a grid of L patches; `num_masks = 0` is complete masking [Fig. 2].
+def complete_masks(mask_ratio: float) -> int:
+    """N of *complete masking* [Fig. 2]: so many masks that each patch is visible to one."""
+    return max(2, round(1 / (1 - mask_ratio)))
+
+
+class OrthogonalMasks(RandomMasks):
+    """N masks for each image.
+
+    Args:
+        num_patches: L, what a mask can hide (patches; mask units for SimMIM).
+        num_masks: N; 0 is complete masking. mask_ratio: masked share of L.
+        mask_type: `orthogonal`, or `independent`: a new permutation for each mask [Table 3c].
 
     Raises:
-        UsageError: where a ratio or a number of masks cannot be used; the line names the flag.
+        UsageError: numbers and names that cannot be used; the line names the flag.
     """
-    if not 0 < mask_ratio < 1:
-        raise UsageError(f"--mask_ratio {mask_ratio} is not between 0 and 1: MAE uses 0.75")
-    num_visible = int(num_patches * (1 - mask_ratio) + 1e-6)  # 100 · (1 − 0.9) is 9.999…
-    if num_visible < 1:
-        raise UsageError(
-            f"--mask_ratio {mask_ratio} leaves none of {num_patches} patches visible: "
-            "lower it, or use a larger --input_size or a smaller patch"
-        )
-    if num_masks < 0:
-        raise UsageError(f"--num_masks {num_masks} is negative: use 0 (complete masking) or more")
-    return num_masks or max(2, round(1 / (1 - mask_ratio))), num_visible
 
+    def __init__(self, num_patches: int, num_masks: int, mask_ratio: float, mask_type: str):
+        super().__init__(num_patches, mask_ratio)
+        check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
+        if num_masks < 0:
+            raise UsageError(f"--num_masks {num_masks} is negative: 0 is complete masking")
+        self.num_masks, self.mask_type = num_masks or complete_masks(mask_ratio), mask_type
 
-# ------------------------------------------------------------------------- reconstruction [Eq. 1]
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        masks = () if self.mask_type == "orthogonal" else (self.num_masks,)
+        return (batch_size, *masks, self.num_patches)
 
-
-def reconstruction_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """L_rec: mean squared error of the masked patches' pixels, [B·N, M, P] each [Eq. 1]."""
-    return F.mse_loss(full_precision(pred), target)
+    def order(self, noise: Tensor) -> Tensor:
+        if self.mask_type == "independent":
+            return noise.argsort(dim=2)
+        return orthogonal_permutations(noise, self.num_masks, self.num_visible)
 
 
 # ---------------------------------------------------------------------- MI maximisation [Eq. 7, 8]
@@ -104,16 +109,15 @@ def info_nce(latents: Tensor, num_masks: int, temperature: float) -> Tensor:
     Args:
         latents: [B·N, D], rows of one image adjacent. num_masks: N ≥ 2. temperature: τ.
     """
-    return _info_nce(latent_similarities(latents, temperature), num_masks)
-
-
-def _info_nce(similarities: Tensor, num_masks: int) -> Tensor:
+    similarities = latent_similarities(latents, temperature)  # [B·N, W·B·N]
     positive = similarities.gather(1, ids_positives(similarities, num_masks)).mean(1)
     return (similarities.logsumexp(1) - positive).mean()
 
 
-def info_nce_accuracy(similarities: Tensor, num_masks: int) -> Tensor:
-    """Share of rows whose nearest other latent is another mask of the same image."""
+@torch.no_grad()
+def info_nce_accuracy(latents: Tensor, num_masks: int, temperature: float) -> Tensor:
+    """Share of latents [B·N, D] whose nearest other one is another mask of the same image."""
+    similarities = latent_similarities(latents, temperature)
     is_nearest = similarities.argmax(1, keepdim=True) == ids_positives(similarities, num_masks)
     return is_nearest.any(1).float().mean()
 
@@ -213,16 +217,16 @@ class ReconstructionGate(nn.Module):
         unbiased = self.rec_mean / (1 - self.decay**self.num_updates)
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
-    def settle(self) -> None:
-        """Ranks exchange nothing more once it is open; for log steps, since the device waits."""
+    def stop_watching_once_open(self) -> None:
+        """Ranks exchange nothing more then; for log steps, since this waits for the device."""
         self.is_watched = self.is_watched and not bool(self.is_open)
 
 
-# ----------------------------------------------------------------------- the losses' sum [Eq. 11]
+# ------------------------------------------------------------------- the objective [Eq. 7 to 11]
 
 
 class Losses(TypedDict):
-    """What `forward` returns: scalars, zero where they are not computed, and the latents."""
+    """What a model's `forward` returns: scalars, zero where they are not computed, and rows."""
 
     loss: Tensor  # the sum
     rec: Tensor  # L_rec
@@ -230,16 +234,27 @@ class Losses(TypedDict):
     min_mi: Tensor  # L_min
     apx: Tensor  # L_apx
     info_nce_accuracy: Tensor  # for the log
-    latent: Tensor  # g [B·N, ·], detached, for the log
+    rows: "Rows"
 
 
-class MutualInformationModel(nn.Module):
-    """A masked image model with the loss of MI-MAE [Eq. 11]; MAE and SimMIM build on it.
+class Rows(NamedTuple):
+    """What the losses of mutual information are computed from."""
+
+    g: Tensor  # [B·N, ·], what InfoNCE compares
+    x: Tensor  # [rows, ·], the inputs of q(z | x): embedded patches
+    z: Tensor  # [rows, D], the latents
+
+
+class MutualInformation:
+    """The mutual information of a masked image model's latents: L_max, L_min, L_apx and their sum
+    with L_rec. MI-MAE has one, and MI-SimMIM.
+
+    Its `networks` are the model's own parts, so that a checkpoint has them as `approximation.*`
+    and `mi_head.*`; they are drawn apart, so that all models of one seed start from the same
+    encoder.
 
     Args:
-        num_patches: L, what a mask can hide (patches; mask units for SimMIM).
-        num_masks: N, masks per image; 0 is complete masking. mask_ratio: masked share of L.
-        mask_type: `orthogonal` or `independent`.
+        dim: D. num_masks: N. input_dim: of the embedded patches, where not D.
         lambda_rec, lambda_max, lambda_min: weights of L_rec, L_max and L_min.
         temperature: τ of InfoNCE.
         latent_pool: the latent g is the class token (`cls`) or the mean patch token (`mean`) of z.
@@ -250,144 +265,134 @@ class MutualInformationModel(nn.Module):
         mi_start_loss: ε of Assumption 3; infinite: the MI losses count from the first step.
 
     Raises:
-        UsageError: for ratios and names that cannot be used; the line names the flag.
+        UsageError: numbers and names that cannot be used; the line names the flag.
     """
 
-    separate = ("approximation.",)  # moved by L_apx alone, so no part of the gradient's norm
-
     def __init__(
-        self, num_patches: int, num_masks: int = 4, mask_ratio: float = 0.75,
-        mask_type: str = "orthogonal", lambda_rec: float = 1.0, lambda_max: float = 1.0,
-        lambda_min: float = 10.0, temperature: float = 0.07, latent_pool: str = "cls",
-        mi_head: str = "none", club_level: str = "image", club_negatives: str = "image",
-        train_approximation: bool = True, mi_start_loss: float = math.inf,
+        self, dim: int, num_masks: int, input_dim: int | None = None, lambda_rec: float = 1.0,
+        lambda_max: float = 1.0, lambda_min: float = 10.0, temperature: float = 0.07,
+        latent_pool: str = "cls", mi_head: str = "none", club_level: str = "image",
+        club_negatives: str = "image", train_approximation: bool = True,
+        mi_start_loss: float = math.inf,
     ):  # fmt: skip
-        super().__init__()
-        check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
         check_one_of("--latent_pool", latent_pool, ("cls", "mean"))
         check_one_of("--mi_head", mi_head, ("none", "mlp"))
         check_one_of("--club_level", club_level, ("image", "token"))
         check_one_of("--club_negatives", club_negatives, ("image", "batch"))
         if not temperature > 0:  # nor NaN
             raise UsageError(f"--temperature {temperature} is not positive: the paper has 0.07")
-        self.num_patches, self.mask_type, self.temperature = num_patches, mask_type, temperature
-        self.num_masks, self.num_visible = resolve_masking(num_patches, num_masks, mask_ratio)
-        needs_others = lambda_max or (lambda_min and club_level == club_negatives == "image")
-        if self.num_masks == 1 and needs_others:
+        if num_masks == 1 and (lambda_max or (lambda_min and club_level == club_negatives)):
             raise UsageError(
                 "--num_masks 1 has no other mask for --lambda_max and --lambda_min to compare "
                 "with: set both to 0, or use more masks"
             )
-        self.latent_pool, self.club_level = latent_pool, club_level
-        self.club_negatives, self.mi_head_type = club_negatives, mi_head
+        self.num_masks, self.temperature, self.latent_pool = num_masks, temperature, latent_pool
+        self.club_level, self.club_negatives = club_level, club_negatives
         self.lambda_rec, self.lambda_max, self.lambda_min = lambda_rec, lambda_max, lambda_min
-        self.train_approximation, uses_mi = train_approximation, lambda_max > 0 or lambda_min > 0
-        self.gate = ReconstructionGate(mi_start_loss if uses_mi else math.inf)
-
-    def add_mi_networks(self, dim: int, input_dim: int | None = None) -> None:
-        """φ and the projection, where they are used; without them the parameters are MAE's.
-
-        Built last and drawn apart, so all models of one seed start from the same encoder.
-        """
-        self.approximation = ApproximationNetwork(dim, input_dim) if self.lambda_min > 0 else None
+        self.train_approximation = train_approximation
+        self.is_used = lambda_max > 0 or lambda_min > 0
+        self.gate = ReconstructionGate(mi_start_loss if self.is_used else math.inf)
+        self.approximation = ApproximationNetwork(dim, input_dim) if lambda_min > 0 else None
         if self.approximation is not None:
-            self.approximation.requires_grad_(self.train_approximation)
-        has_head = self.mi_head_type == "mlp" and self.lambda_max > 0
-        self.mi_head = Mlp(dim, 2 * dim, 256) if has_head else None
+            self.approximation.requires_grad_(train_approximation)
+        self.mi_head = Mlp(dim, 2 * dim, 256) if mi_head == "mlp" and lambda_max > 0 else None
         generator = torch.Generator().manual_seed(torch.initial_seed())
         for network in filter(None, (self.approximation, self.mi_head)):
             draw_weights(network, generator)
 
-    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
-        """Shape of the noise that `forward` needs: [B, L], or [B, N, L] for independent masks."""
-        masks = () if self.mask_type == "orthogonal" else (self.num_masks,)
-        return (batch_size, *masks, self.num_patches)
+    @property
+    def networks(self) -> tuple[nn.Module | None, nn.Module | None, nn.Module]:
+        """φ, the projection head and the gate; the first two only where they are used."""
+        return self.approximation, self.mi_head, self.gate
 
-    def permutations(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
-        """Patch order for each mask, [B, N, L]: the first K of a row are visible."""
-        if noise is None:
-            noise = torch.rand(self.noise_shape(len(imgs)), device=imgs.device)
-        if self.mask_type == "independent":  # [Table 3c]
-            return noise.argsort(dim=2)
-        return orthogonal_permutations(noise, self.num_masks, self.num_visible)
-
-    def mi_rows(self, x: Tensor, z: Tensor, cls_token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What InfoNCE compares, g [B·N, ·], and the rows x and z [·, D] of q(z | x).
-
-        Args:
-            x, z: visible embedded patches x·m and their outputs, [B·N, K, D]. cls_token: [B·N, D].
-        """
+    def rows(self, x: Tensor, z: Tensor, cls_token: Tensor) -> Rows:
+        """Args: x, z: visible embedded patches x·m and their outputs, [B·N, K, D]. cls_token:
+        [B·N, D]."""
         latent = full_precision(cls_token if self.latent_pool == "cls" else z.mean(1))
         g = self.mi_head(latent) if self.mi_head else latent
         if self.club_level == "image":
-            return g, full_precision(x.mean(1)), latent
-        return g, full_precision(x.flatten(0, 1)), full_precision(z.flatten(0, 1))
+            return Rows(g, full_precision(x.mean(1)), latent)
+        return Rows(g, full_precision(x.flatten(0, 1)), full_precision(z.flatten(0, 1)))
 
-    def mi_losses(self, g: Tensor, x: Tensor, z: Tensor) -> dict[str, Tensor]:
+    def losses(self, rows: Rows) -> dict[str, Tensor]:
         """L_max, which moves the encoder, L_min, which moves it through z alone, and L_apx, which
-        moves φ alone, of what `mi_rows` gives; a term of weight 0 is for the log only."""
+        moves φ alone; a term of weight 0 is for the log only."""
+        g, x, z = rows
         names = ("max_mi", "min_mi", "apx", "info_nce_accuracy")
         losses = dict.fromkeys(names, z.new_zeros(()))
         with torch.autocast(x.device.type, enabled=False):  # in full precision
             if self.num_masks > 1:
                 with torch.set_grad_enabled(self.lambda_max > 0 and torch.is_grad_enabled()):
-                    similarities = latent_similarities(g, self.temperature)
-                    losses["max_mi"] = _info_nce(similarities, self.num_masks)
-                losses["info_nce_accuracy"] = info_nce_accuracy(similarities, self.num_masks)
+                    losses["max_mi"] = info_nce(g, self.num_masks, self.temperature)
+                accuracy = info_nce_accuracy(g, self.num_masks, self.temperature)
+                losses["info_nce_accuracy"] = accuracy
             if self.approximation is not None:
                 mean, logvar = self.approximation(x.detach())
                 losses["apx"] = gaussian_nll(z.detach(), mean, logvar)
-                rows = self.num_masks * len(z) // len(g)  # of an image
-                group = rows if self.club_negatives == "image" else None
+                rows_per_image = self.num_masks * len(z) // len(g)
+                group = rows_per_image if self.club_negatives == "image" else None
                 bound = club_upper_bound(z, mean.detach(), logvar.detach(), group)
                 losses["min_mi"] = follow_above_zero(bound)
         return losses
 
-    def total_loss(
-        self, rec: Tensor, g: Tensor, x: Tensor, z: Tensor, step_mi: StepMI | None = None
-    ) -> Losses:
-        """L = λ_rec·L_rec + λ1·L_max + λ2·L_min (+ L_apx), gated by Assumption 3 [Eq. 11].
-
-        Args:
-            rec: L_rec. g, x, z: see `mi_rows`.
-            step_mi: the MI losses of the whole step, where this batch is a part of it.
-        """
-        mi = self.mi_losses(g, x, z)
-        if step_mi is not None:
-            mi = step_mi.put_into(mi, g, z)
+    def total(self, rec: Tensor, mi: dict[str, Tensor]) -> Tensor:
+        """L = λ_rec·L_rec + λ1·L_max + λ2·L_min (+ L_apx), gated by Assumption 3 [Eq. 11]."""
         mi_loss = self.lambda_max * mi["max_mi"] + self.lambda_min * mi["min_mi"]
         loss = self.lambda_rec * rec + self.gate.is_open.clone() * mi_loss
-        loss = loss + mi["apx"] if self.train_approximation else loss
-        return Losses(loss=loss, rec=rec, latent=g.detach(), **mi)
+        return loss + mi["apx"] if self.train_approximation else loss
+
+    def all_losses(self, rec: Tensor, rows: Rows) -> Losses:
+        mi = self.losses(rows)
+        return Losses(loss=self.total(rec, mi), rec=rec, rows=rows, **mi)
 
 
-class MaskedAutoencoderViT(MAEViT, MutualInformationModel):
-    """MAE with the losses of MI-MAE; takes what `MAEViT` and `MutualInformationModel` take."""
+MI_OPTIONS = set(inspect.signature(MutualInformation).parameters)
 
-    def __init__(self, *sizes, **options):
-        super().__init__(*sizes, **options)
-        self.add_mi_networks(self.pos_embed.shape[2])
 
-    def forward(
-        self, imgs: Tensor, noise: Tensor | None = None, step_mi: StepMI | None = None
-    ) -> Losses:
+def take_mi_options(options: dict[str, object]) -> dict[str, object]:
+    """Those of a model's options that are `MutualInformation`'s, taken out of them."""
+    return {name: options.pop(name) for name in MI_OPTIONS & options.keys()}
+
+
+# -------------------------------------------------------------------------------------- the model
+
+
+class MaskedAutoencoderViT(MAEViT):
+    """MI-MAE: MAE with N masks for each image and the mutual information of their latents.
+
+    Args:
+        num_masks, mask_ratio, mask_type: of `OrthogonalMasks`.
+        options: the arguments of `MAEViT` and of `MutualInformation`.
+    """
+
+    outside_gradient_norm = ("approximation.",)  # moved by L_apx alone
+
+    def __init__(
+        self, *sizes, num_masks: int = 4, mask_ratio: float = 0.75,
+        mask_type: str = "orthogonal", **options,
+    ):  # fmt: skip
+        mi_options = take_mi_options(options)
+        super().__init__(*sizes, mask_ratio=mask_ratio, **options)
+        self.masks = OrthogonalMasks(self.masks.num_patches, num_masks, mask_ratio, mask_type)
+        self.mi = MutualInformation(self.pos_embed.shape[2], self.masks.num_masks, **mi_options)
+        self.approximation, self.mi_head, self.gate = self.mi.networks
+
+    def forward(self, imgs: Tensor, noise: Tensor | None = None) -> Losses:
         """The losses of a batch.
 
         Args:
             imgs: [B, C, H, W], normalised.
-            noise: uniform noise of `noise_shape(B)` from which the masks follow; None draws it.
-            step_mi: see `total_loss`.
+            noise: uniform, of `masks.noise_shape(B)`, from which the masks follow; None draws it.
         """
-        ids = self.permutations(imgs, noise)  # [B, N, L]
+        ids = self.draw_masks(imgs, noise)  # [B, N, L]
         z, x_visible = self.forward_encoder(imgs, ids)  # [B·N, 1 + K, D], [B·N, K, D]
-        ids = ids[:, :, : self.num_visible + self.num_predicted]
-        rec = reconstruction_loss(self.forward_decoder(z, ids), self.masked_targets(imgs, ids))
-        return self.total_loss(rec, *self.mi_rows(x_visible, z[:, 1:], z[:, 0]), step_mi)
+        rec = self.rec_loss(imgs, z, ids)  # decodes [Eq. 1]
+        return self.mi.all_losses(rec, self.mi.rows(x_visible, z[:, 1:], z[:, 0]))  # [Eq. 7 - 11]
 
-    def mi_inputs(self, imgs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`mi_rows` of a batch, without decoding."""
-        z, x_visible = self.forward_encoder(imgs, self.permutations(imgs, noise))
-        return self.mi_rows(x_visible, z[:, 1:], z[:, 0])
+    def mi_rows(self, imgs: Tensor, noise: Tensor) -> Rows:
+        """What the losses of mutual information need of a batch, without decoding."""
+        z, x_visible = self.forward_encoder(imgs, self.draw_masks(imgs, noise))
+        return self.mi.rows(x_visible, z[:, 1:], z[:, 0])
 
 
 MODELS = {f"mimae_{name}": partial(MaskedAutoencoderViT, **size) for name, size in SIZES.items()}

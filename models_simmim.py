@@ -17,17 +17,25 @@ from torch import Tensor, nn
 
 from encoders.swin import block_shapes, build_swin, cell_size
 from encoders.vit import SIZES
-from models_mae import ViTEncoder
-from models_mimae import Losses, MutualInformationModel
-from models_pixels import PixelPrediction, full_precision, take_rows
+from models_mae import MaskedImageModel, ViTEncoder, full_precision, take_rows
+from models_mimae import (
+    Losses,
+    MutualInformation,
+    OrthogonalMasks,
+    Rows,
+    take_mi_options,
+)
 from util.checks import image_size
 from util.errors import UsageError
 from util.flags.defaults import MISIMMIM, SIMMIM
-from util.training.exact_accumulation import StepMI
 
 
-class SimMIM(PixelPrediction, MutualInformationModel):
-    """SimMIM with the losses of MI-MAE; its encoder is that of a subclass.
+class SimMIM(MaskedImageModel):
+    """SimMIM, with N masks for each image and the mutual information of their latents.
+
+    A subclass has the encoder: `embed(imgs)`, patch tokens before masking, [B, C, H, W] ->
+    [B, h, w, d], and `encode_tokens(x)`, those tokens [rows, h, w, d] -> prefix tokens and cells
+    [rows, num_prefix + L, D]. It calls `add_objective` last.
 
     A mask hides whole units of one cell (Swin) or more (ViT). `grid` and `patch_size` are the
     cells', whose pixels are predicted.
@@ -36,67 +44,64 @@ class SimMIM(PixelPrediction, MutualInformationModel):
         img_size: pixels, a number or (height, width), divisible by `mask_unit`.
         mask_unit, cell: pixels; a unit is a whole number of cells wide.
         dim: D. embed_dim: d.
-        mutual_information: `norm_pix_loss` and the arguments of `MutualInformationModel`.
+        num_masks, mask_ratio, mask_type: of `OrthogonalMasks`.
+        options: the arguments of `MutualInformation`.
 
     Raises:
         UsageError: sizes that are no multiples of the mask unit; the line names the flag.
     """
 
     num_prefix = 0  # tokens of the encoder's output that stand before the cells
+    outside_gradient_norm = ("approximation.",)  # moved by L_apx alone
 
     def __init__(
         self, img_size: int | Sequence[int], in_chans: int, mask_unit: int, cell: int, dim: int,
-        embed_dim: int, norm_pix_loss: bool = False, **mutual_information,
+        embed_dim: int, num_masks: int = 4, mask_ratio: float = 0.6,
+        mask_type: str = "orthogonal", norm_pix_loss: bool = False,
     ):  # fmt: skip
         height, width = image_size(img_size, mask_unit, "the mask unit of the model")
+        super().__init__((height // cell, width // cell), cell, norm_pix_loss)
         num_units = (height // mask_unit) * (width // mask_unit)
-        super().__init__(
-            (height // cell, width // cell), cell, norm_pix_loss, num_units, **mutual_information
-        )  # fmt: skip
-        if self.latent_pool == "cls" and not self.num_prefix:
-            raise UsageError("--latent_pool cls: a Swin has no class token, use --latent_pool mean")
+        self.masks = OrthogonalMasks(num_units, num_masks, mask_ratio, mask_type)
         self.img_size, self.mask_unit = (height, width), mask_unit
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         # 1×1 convolution and PixelShuffle, which on a list of cells is a linear layer.
         self.decoder_pred = nn.Linear(dim, in_chans * cell**2)
 
-    def embed(self, imgs: Tensor) -> Tensor:
-        """Patch tokens before masking: [B, C, H, W] -> [B, h, w, d]."""
-        raise NotImplementedError
-
-    def encode_tokens(self, x: Tensor) -> Tensor:
-        """Patch tokens [rows, h, w, d] -> prefix tokens and cells [rows, num_prefix + L, D]."""
-        raise NotImplementedError
+    def add_objective(self, dim: int, embed_dim: int, options: dict[str, object]) -> None:
+        """The objective, whose networks are drawn last."""
+        self.mi = MutualInformation(dim, self.masks.num_masks, embed_dim, **options)
+        self.approximation, self.mi_head, self.gate = self.mi.networks
+        if self.mi.latent_pool == "cls" and not self.num_prefix:
+            raise UsageError("--latent_pool cls: a Swin has no class token, use --latent_pool mean")
 
     def no_weight_decay(self) -> set[str]:
         # SimMIM decays the tables of position biases here, and not in fine-tuning.
         return {"mask_token"}
 
-    def forward(
-        self, imgs: Tensor, noise: Tensor | None = None, step_mi: StepMI | None = None
-    ) -> Losses:
+    def forward(self, imgs: Tensor, noise: Tensor | None = None) -> Losses:
         """As `models_mimae.MaskedAutoencoderViT.forward`, with an L1 for Eq. 1."""
-        ids = self.permutations(imgs, noise)  # [B, N, L]
+        ids = self.draw_masks(imgs, noise)  # [B, N, L]
         z, x = self.forward_encoder(imgs, ids)  # [B·N, num_prefix + L, D], [B, L, d]
         pred = self.forward_decoder(z, ids)  # [B·N, L − K, P]
         rec = F.l1_loss(full_precision(pred), self.masked_targets(imgs, ids))
-        return self.total_loss(rec, *self.visible_rows(z, x, ids), step_mi)
+        return self.mi.all_losses(rec, self.visible_rows(z, x, ids))
 
-    def visible_rows(self, z: Tensor, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`mi_rows` of the visible cells: our choice, mask tokens' cells are left out."""
+    def visible_rows(self, z: Tensor, x: Tensor, ids: Tensor) -> Rows:
+        """Of the visible cells: our choice, mask tokens' cells are left out."""
         ids_visible, _ = self.split(ids)
         z_visible = _rows(z[:, self.num_prefix :], ids_visible)  # [B·N, K, D]
-        return self.mi_rows(take_rows(x, ids_visible), z_visible, z[:, 0])
+        return self.mi.rows(take_rows(x, ids_visible), z_visible, z[:, 0])
 
-    def mi_inputs(self, imgs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`mi_rows` of a batch, without predicting pixels."""
-        ids = self.permutations(imgs, noise)
+    def mi_rows(self, imgs: Tensor, noise: Tensor) -> Rows:
+        """What the losses of mutual information need of a batch, without predicting pixels."""
+        ids = self.draw_masks(imgs, noise)
         return self.visible_rows(*self.forward_encoder(imgs, ids), ids)
 
-    def permutations(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
+    def draw_masks(self, imgs: Tensor, noise: Tensor | None = None) -> Tensor:
         """Cell order for each mask, [B, N, L], in whole units: those of the first are visible."""
-        units = super().permutations(imgs, noise)  # [B, N, U]
+        units = super().draw_masks(imgs, noise)  # [B, N, U]
         across = self.mask_unit // self.patch_size  # cells that a unit is wide
         height, width = (side // across for side in self.grid)
         cells = torch.arange(self.grid[0] * self.grid[1], device=units.device)
@@ -148,11 +153,10 @@ class SimMIMSwin(SimMIM):
         cell = cell_size(encoder)
         img_size = image_size(img_size, cell, "the mask unit of the model")
         swin = build_swin(encoder, 0, img_size, in_chans, 0.0, grad_checkpointing)
-        super().__init__(
-            img_size, in_chans, cell, cell, swin.num_features, swin.embed_dim, **simmim
-        )
+        widths, mi_options = (swin.num_features, swin.embed_dim), take_mi_options(simmim)
+        super().__init__(img_size, in_chans, cell, cell, *widths, **simmim)
         self.patch_embed, self.layers, self.norm = swin.patch_embed, swin.layers, swin.norm
-        self.add_mi_networks(swin.num_features, swin.embed_dim)
+        self.add_objective(*widths, mi_options)
 
     def embed(self, imgs: Tensor) -> Tensor:
         return self.patch_embed(imgs)
@@ -179,6 +183,7 @@ class SimMIMViT(ViTEncoder, SimMIM):
         embed_dim: int = 768, depth: int = 12, num_heads: int = 12, mask_unit: int = 32,
         grad_checkpointing: bool = False, **simmim,
     ):  # fmt: skip
+        mi_options = take_mi_options(simmim)
         super().__init__(img_size, in_chans, mask_unit, patch_size, embed_dim, embed_dim, **simmim)
         self.grad_checkpointing = grad_checkpointing
         self.add_encoder(self.grid, patch_size, in_chans, embed_dim, depth, num_heads)
@@ -188,7 +193,7 @@ class SimMIMViT(ViTEncoder, SimMIM):
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        self.add_mi_networks(embed_dim)
+        self.add_objective(embed_dim, embed_dim, mi_options)
 
     def embed(self, imgs: Tensor) -> Tensor:
         return self.patch_embed(imgs).unflatten(1, self.grid)

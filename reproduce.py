@@ -27,8 +27,7 @@ from reproduction.state import (
 )
 from util.entry import run_main
 from util.errors import RunError, UsageError
-from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.logging import setup_logging
 from util.provenance import commit
 from util.training.output import lock
@@ -46,7 +45,7 @@ PLACES = {
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("table", nargs="+", choices=CHOICES, metavar="TABLE", help=", ".join(CHOICES))
     add("--rows", nargs="+", default=[], metavar="ROW", help="only these rows of the tables")

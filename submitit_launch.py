@@ -29,8 +29,7 @@ import main_segmentation
 from util.cluster.slurm_job import Job, failure_file
 from util.entry import run_main
 from util.errors import RunError, UsageError
-from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, gives, last_rates, number, refuse_second_rate
 from util.provenance import commit
 
 ROOT = Path(__file__).resolve().parent
@@ -46,7 +45,7 @@ CODE_SUFFIXES = (".py", ".args", ".txt", ".json")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument_group("the machines").add_argument
     add("--nodes", type=number(int, 1), default=1, help="machines")
     add("--ngpus", type=number(int, 0), default=8, help="GPUs, and tasks, per node; 0: CPUs only")
@@ -103,9 +102,9 @@ def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, l
     """
     parser = get_args_parser()
     parser.prog = f"launcher of {main.__name__}"
-    arguments.refuse_second_rate(parser, argv)
+    refuse_second_rate(parser, argv)
     launcher_args, rest = parser.parse_known_args(argv)  # which reads every @file
-    rest = arguments.last_rates(rest)
+    rest = last_rates(rest)
     main_args = main.parse_args(rest)
     if launcher_args.array and (is_given("--seed", rest) or is_given("--output_dir", rest)):
         raise UsageError("--array sets --seed and --output_dir itself: use --job_dir instead")
@@ -119,7 +118,7 @@ def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, l
 
 
 def is_given(flag: str, argv: list[str]) -> bool:
-    return any(arguments.gives(word, flag) for word in argv)
+    return any(gives(word, flag) for word in argv)
 
 
 def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[str]:

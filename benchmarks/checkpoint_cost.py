@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from models_mimae import MODELS
-from util.flags.args import number
+from util.flags.parser import number
 from util.flags.settings import Settings
 from util.training.checkpoint import Checkpointer, Progress
 from util.training.optim import adamw, decay_groups

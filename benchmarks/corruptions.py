@@ -29,7 +29,7 @@ from util.data.file_index import find_images
 from util.data.robustness_sets import AsStored
 from util.data.transformed import TransformedImages
 from util.entry import run_main
-from util.flags.args import number
+from util.flags.parser import number
 
 IMAGENET_C = 50_000 * len(CORRUPTIONS) * len(SEVERITIES)  # images
 

@@ -30,7 +30,7 @@ from util.data.file_index import find_images
 from util.data.images import jpeg_decoder
 from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip
-from util.flags.args import number
+from util.flags.parser import number
 
 BATCH_SIZE = 64
 

@@ -24,7 +24,7 @@ from benchmarks.step_facts import (
     step_parser,
 )
 from engine_detection import train_step
-from util.flags.args import number
+from util.flags.parser import number
 
 STEPS, BATCH = 184_375, 64  # published
 

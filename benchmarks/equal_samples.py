@@ -32,7 +32,7 @@ from util.data.transformed import TransformedImages
 from util.data.transforms import Normalize
 from util.evaluation.frozen import logistic
 from util.evaluation.frozen.knn import extract_features, predict_knn
-from util.flags.args import number
+from util.flags.parser import number
 from util.provenance import commit
 from util.training.precision import Precision
 
@@ -149,7 +149,7 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
         return record | {"losses": {}, "commit": commit()} | evaluate(args, *BASELINES[variant])
     words = ["--dataset", args.dataset, "--data_path", args.data_path]
     words += [*shlex.split(args.common), *shlex.split(flags)]
-    num_masks = main_pretrain.build_model(main_pretrain.parse_args(words)).num_masks
+    num_masks = main_pretrain.build_model(main_pretrain.parse_args(words)).masks.num_masks
     if args.epochs % num_masks or args.batch_size % num_masks:
         raise Failed(f"--epochs and --batch_size must be divisible by {name}'s {num_masks} masks")
     epochs = args.epochs // num_masks

@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from util.data.file_index import find_images
-from util.flags.args import number
+from util.flags.parser import number
 
 
 def main() -> None:

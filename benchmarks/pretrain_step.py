@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.contest import Contestant, Failed, compete, matmul_peak
-from util.flags.args import number
+from util.flags.parser import number
 from util.training.precision import Precision
 
 ROOT = sys.path[0]
@@ -111,7 +111,7 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
     wrapped = distributed.wrap(bare, device, sync_buffers=False)
 
     def train(num_steps: int) -> None:
-        shape = bare.noise_shape(images * distributed.world_size())
+        shape = bare.masks.noise_shape(images * distributed.world_size())
         wrapped.train()
         for step in range(num_steps):
             noise = step_noise(shape, 1, 0, step, device)
@@ -119,7 +119,7 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
             train_step(wrapped, batch, noise, optimizer, precision)
 
     memory = preflight.estimate_memory(
-        bare, bare.block_shapes(), images * bare.num_masks, precision.dtype is not None,
+        bare, bare.block_shapes(), images * bare.masks.num_masks, precision.dtype is not None,
         args.grad_checkpointing,
     )  # fmt: skip
     dtype = precision.dtype or torch.float32

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.contest import Contestant, Failed
 from benchmarks.pretrain_step import MODELS, build_ours
-from util.flags.args import number
+from util.flags.parser import number
 
 
 def get_args_parser() -> argparse.ArgumentParser:

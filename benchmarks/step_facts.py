@@ -17,7 +17,7 @@ from torch.utils.flop_counter import (
 )
 
 from benchmarks.contest import Contestant, compete
-from util.flags.args import number
+from util.flags.parser import number
 from util.training import optim
 from util.training.drop_path import DropPaths
 from util.training.precision import Precision

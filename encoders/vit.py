@@ -90,7 +90,7 @@ def layer_of(name: str, depth: int) -> int:
 def encoder_name(pretraining_name: str) -> str:
     """`mimae_vit_base_patch16` -> `vit_base_patch16`; a name of an encoder stays as it is."""
     method, _, encoder = pretraining_name.partition("_")
-    return encoder if method in ("mimae", "simmim", "misimmim") else pretraining_name
+    return encoder if method in ("mimae", "mae", "simmim", "misimmim") else pretraining_name
 
 
 class Pretrained:

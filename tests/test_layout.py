@@ -18,7 +18,7 @@ LEVELS = {  # a file imports what is on its own level or below
 MAY_IMPORT = {  # rooms of util, besides themselves and the loose files
     "cluster": set(),
     "data": {"cluster"},
-    "flags": {"data"},
+    "flags": {"cluster", "data"},
     "weights": {"cluster"},
     "training": {"cluster", "data", "flags", "weights"},
     "evaluation": {"cluster", "data", "training", "weights"},

@@ -36,8 +36,7 @@ from util.data.file_index import find_images
 from util.data.images import read_image
 from util.entry import run_main
 from util.errors import EXIT_DATA, RunError, UsageError
-from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.logging import ProgressLine, setup_logging
 
 RESIZE, CROP, QUALITY = 256, 224, 85
@@ -46,7 +45,7 @@ END_OF_JPEG = b"\xff\xd9"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = arguments.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("src", metavar="SRC", help="folder of images, SRC/CLASS/IMAGE")
     add("dst", metavar="DST", help="gets DST/CORRUPTION/SEVERITY/CLASS/IMAGE.JPEG")

@@ -22,8 +22,7 @@ from util.data.scenes.grounds import Photographs, Textures
 from util.data.scenes.stickers import DEBIAN_STAMPS, SOURCES, SPLITS
 from util.entry import run_main
 from util.errors import UsageError
-from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 from util.logging import setup_logging
 
 VERSION = 1  # of the scenes: another one draws others from the same flags
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def parse_args(argv: list[str] | None = None):
-    parser = arguments.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("out", metavar="OUT", help="the folder that is written: a new one, or one to go on with")
     add("--source", choices=tuple(SOURCES), default="digits", help="what is pasted")

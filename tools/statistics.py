@@ -12,11 +12,11 @@ from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip
 from util.entry import run_main
 from util.flags import args as arguments
-from util.flags.args import number
+from util.flags.parser import ArgumentParser, number
 
 
 def parse_args(argv: list[str] | None = None):
-    parser = arguments.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
     parser.add_argument("--images", type=number(int, 1), default=10000, help="look at so many")
     return arguments.parse_args(parser, "pretrain", argv)

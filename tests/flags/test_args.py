@@ -8,7 +8,7 @@ import main_pretrain
 import main_segmentation
 from util.checks import check_one_of, image_size
 from util.errors import UsageError
-from util.flags.args import number
+from util.flags.parser import number
 
 MAINS = [main_pretrain, main_finetune, main_linprobe]
 

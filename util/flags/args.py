@@ -1,129 +1,15 @@
-"""Command lines: plain argparse with `@file`, the flags that all mains share, and their checks."""
+"""The flags that all mains share, and how a command line is read: defaults, sources, checks."""
 
 import argparse
-import os
-import re
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
+from util.cluster.distributed import launcher_environment
 from util.data.datasets import DATASETS
-from util.errors import EXIT_USAGE, UsageError
+from util.errors import UsageError
 from util.flags import defaults
+from util.flags.parser import ArgumentParser, number, refuse_second_rate
 from util.flags.settings import Settings, fit_channels
-
-# A word as the shell has it: characters, escapes and quoted parts.
-_WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*')+""")
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors take one line, and whose `@file` holds flags and # comments.
-
-    A file may name further ones, as seen from its own folder; of a flag's values the last counts.
-    """
-
-    def __init__(self, *, description: str):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=_HelpFormatter
-        )
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        # shlex's own comments begin inside a word, too: a path with a # would lose its end.
-        words = _WORD.finditer(arg_line)
-        comment = next((word.start() for word in words if word[0].startswith("#")), None)
-        try:
-            return shlex.split(arg_line[:comment])
-        except ValueError as error:
-            self.error(f"argument file: {error}: {arg_line.strip()}")
-
-    def parse_known_args(self, args=None, namespace=None):
-        argv = sys.argv[1:] if args is None else args
-        return super().parse_known_args([word for word, _ in self._expanded(argv)], namespace)
-
-    def tell_defaults(self, kinds: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
-        """Say in the help which defaults depend on the data set or the model.
-
-        Args:
-            kinds: tables of defaults by `data set` or `model`, and by the name of one.
-        """
-        for action in self._actions:
-            for kind, tables in kinds.items():
-                text = defaults.in_words(tables, action.dest)
-                if text and action.help and f"(by {kind}:" not in action.help:
-                    action.help += f" (by {kind}: {text.replace('%', '%%')})"
-
-    def sources(self, argv: Sequence[str]) -> dict[str, str]:
-        """Where each given flag comes from: `command line` or `@FILE`, the last one's."""
-        found = {}
-        flags = {flag: action.dest for action in self._actions for flag in action.option_strings}
-        for word, source in self._expanded(argv):
-            name = word.partition("=")[0]
-            if name in flags:
-                found[flags[name]] = source
-        return found
-
-    def is_given(self, name: str, argv: Sequence[str]) -> bool:
-        return name in self.sources(argv)
-
-    def _expanded(
-        self, argv: Sequence[str], file: str = "", inside: tuple[str, ...] = ()
-    ) -> Iterator[tuple[str, str]]:
-        """Every word of a command line, those of its @files in their place, and where it stands.
-
-        Args:
-            file: whose words these are; empty: the command line's. inside: it, and those that
-                name it.
-        """
-        for word in argv:
-            if not word.startswith("@"):
-                yield word, f"@{file}" if file else "command line"
-                continue
-            path = os.path.normpath(os.path.join(os.path.dirname(file), word[1:]))
-            if path in inside:
-                self.error(f"the @file {path} names itself: take that line out")
-            yield from self._expanded(self._words(path), path, (*inside, path))
-
-    def _words(self, path: str) -> list[str]:
-        """The words of a file of arguments."""
-        try:
-            with open(path) as file:
-                lines = file.read().splitlines()
-        except OSError as error:
-            self.error(f"the @file {path} cannot be read ({error.strerror})")
-        except UnicodeDecodeError:
-            self.error(f"the @file {path} is no text: check what stands behind the @")
-        return [word for line in lines for word in self.convert_arg_line_to_args(line)]
-
-    def groups(self) -> dict[str, list[str]]:
-        """The flags' names by their group's title, in the order of the help."""
-        groups = {g.title: [a.dest for a in g._group_actions] for g in self._action_groups}
-        return {title: list(dict.fromkeys(names)) for title, names in groups.items() if names}
-
-    def error(self, message: str):
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, "", argparse.SUPPRESS) or action.const is not None:
-            return action.help
-        return super()._get_help_string(action)
-
-
-def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
-    """An argparse type: an int or float between low and high, both included."""
-
-    def parse(text: str):
-        value = kind(text)
-        if not low <= value <= high:  # NaN, too
-            bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-            raise argparse.ArgumentTypeError(f"{text} is not {bound}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> None:
@@ -195,13 +81,14 @@ def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
     Args:
         add: of an argument group. unit: in which the schedule is counted.
     """
+    add("--images_per_step", type=number(int, 1), metavar="N",
+        help="images of an optimiser step, on all processes; --batch_size and --accum_iter follow. "
+        "Processes that cannot share N evenly take the nearest number that they can")
+    add("--max_batch_size", type=number(int, 1), metavar="N",
+        help="with --images_per_step: images that a GPU holds; what is more goes to --accum_iter")
     add("--batch_size", type=number(int, 1), default=64, help="images per GPU and micro-batch")
-    add(
-        "--accum_iter",
-        type=number(int, 1),
-        default=1,
-        help="micro-batches whose gradients make one step",
-    )
+    add("--accum_iter", type=number(int, 1), default=1,
+        help="micro-batches whose gradients make one step")
     add("--lr", type=number(float, 0), help=lr_help)
     add("--warmup_lr", type=number(float, 0), default=0.0, help="the warm-up starts here")
     add("--min_lr", type=number(float, 0), default=0.0, help="the cosine or the power ends here")
@@ -335,31 +222,48 @@ def parse_args(
         parser.error(f"--lr_schedule multistep needs --lr_milestones: name the {unit}")
     try:
         fit_channels(args)
+        share_step(args)
     except UsageError as error:
         parser.error(str(error))
     return args
 
 
-RATES = ("--lr", "--blr")
+UNEVEN = 0.02  # by so much a step may differ from --images_per_step where it cannot be shared
 
 
-def gives(word: str, flag: str) -> bool:
-    """Whether a word of a command line is a flag, alone or with its value."""
-    return word == flag or word.startswith(flag + "=")
+def share_step(args: argparse.Namespace) -> None:
+    """Let --batch_size and --accum_iter follow from --images_per_step, where it is given, for the
+    processes that were launched.
 
-
-def refuse_second_rate(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """End with an error where the command line itself, not its @files, gives a rate twice."""
-    for flag in RATES:
-        if sum(gives(word, flag) for word in argv) > 1:
-            parser.error(f"{flag} is given twice: keep one")
-
-
-def last_rates(argv: Sequence[str]) -> list[str]:
-    """A command line with its @files written out, without the rates that a later one replaces."""
-    kept = list(argv)
-    for flag in RATES:
-        places = [place for place, word in enumerate(kept) if gives(word, flag)]
-        for place in reversed(places[:-1]):
-            del kept[place : place + (2 if kept[place] == flag else 1)]
-    return kept
+    Raises:
+        UsageError: flags that contradict it, or processes that cannot share it.
+    """
+    wanted = getattr(args, "images_per_step", None)
+    if wanted is None:
+        return
+    launched = launcher_environment()
+    processes = int(launched["world_size"]) if launched else 1
+    limit = args.max_batch_size or wanted
+    of_each = round(wanted / processes)  # images on a process
+    batch_size, accum_iter = of_each, 1
+    if args.settings.is_given("batch_size"):
+        batch_size, accum_iter = args.batch_size, max(1, round(of_each / args.batch_size))
+    elif args.settings.is_given("accum_iter"):
+        batch_size, accum_iter = round(of_each / args.accum_iter), args.accum_iter
+    elif of_each > limit:
+        accum_iter = -(-of_each // limit)
+        batch_size = round(of_each / accum_iter)
+    images = batch_size * accum_iter * processes
+    given = args.accum_iter if args.settings.is_given("accum_iter") else accum_iter
+    if abs(images / wanted - 1) > UNEVEN or batch_size > limit or given != accum_iter:
+        raise UsageError(
+            f"--images_per_step {wanted} is not {processes} process(es) x --batch_size "
+            f"{args.batch_size if args.settings.is_given('batch_size') else batch_size} x "
+            f"--accum_iter {given}"
+            + f", with --max_batch_size {limit}" * (args.max_batch_size is not None)
+            + ": leave --batch_size and --accum_iter away, or start another number of processes"
+        )
+    for name, value in (("batch_size", batch_size), ("accum_iter", accum_iter)):
+        if not args.settings.is_given(name):
+            setattr(args, name, value)
+            args.settings.sources[name] = "--images_per_step"

@@ -49,8 +49,15 @@ _SIMMIM_ENCODERS = {
     "swin_base": _SIMMIM_RECIPE,
     "vit_base_patch16": _SIMMIM_RECIPE | dict(input_size=[224]),
 }
+# What plain MAE is to the flags of main_pretrain.py, and the encoders that it comes with.
+MAE = dict(num_masks=1, lambda_max=0.0, lambda_min=0.0)
+VITS = (
+    "vit_nano_patch2", "vit_nano_patch7", "vit_tiny_patch2", "vit_tiny_patch4", "vit_tiny_patch7",
+    "vit_small_patch16", "vit_base_patch16", "vit_large_patch16", "vit_huge_patch14",
+)  # fmt: skip
 _BY_MODEL = {
-    "pretrain": {
+    "pretrain": {f"mae_{encoder}": MAE for encoder in VITS}
+    | {
         f"{method}_{encoder}": flags | recipe
         for method, flags in (("simmim", SIMMIM), ("misimmim", MISIMMIM))
         for encoder, recipe in _SIMMIM_ENCODERS.items()

@@ -5,16 +5,13 @@ whole step and their gradients follow; in the second pass each micro-batch takes
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Rows = tuple[Tensor, Tensor, Tensor]  # g, x and z, the arguments of a model's `mi_losses`
 
-
-@dataclass
-class StepMI:
+class Share(NamedTuple):
     """L_max and L_min of a whole step, and their gradients for one of its micro-batches.
 
     g_grad: of L_max, with respect to g. z_grad: of L_min, with respect to z. Both are scaled for
@@ -27,11 +24,19 @@ class StepMI:
     g_grad: Tensor
     z_grad: Tensor
 
-    def put_into(self, mi: dict[str, Tensor], g: Tensor, z: Tensor) -> dict[str, Tensor]:
-        """A micro-batch's MI losses, with L_max and L_min those of the step."""
-        max_mi = _with_gradient(self.max_mi, g, self.g_grad)
-        min_mi = _with_gradient(self.min_mi, z, self.z_grad)
-        return mi | {"max_mi": max_mi, "min_mi": min_mi, "info_nce_accuracy": self.accuracy}
+    def put_into(self, losses: dict[str, Any], total: Callable[..., Tensor]) -> dict[str, Any]:
+        """A micro-batch's losses, with L_max and L_min those of the step.
+
+        Args:
+            losses: as a model's `forward` gives them. total: (rec, losses) -> their sum.
+        """
+        g, _, z = losses["rows"]
+        losses = losses | {
+            "max_mi": _with_gradient(self.max_mi, g, self.g_grad),
+            "min_mi": _with_gradient(self.min_mi, z, self.z_grad),
+            "info_nce_accuracy": self.accuracy,
+        }
+        return losses | {"loss": total(losses["rec"], losses)}
 
 
 def _with_gradient(value: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
@@ -39,24 +44,24 @@ def _with_gradient(value: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
     return value + product - product.detach()
 
 
-def share_step(mi_losses: Callable[..., dict[str, Tensor]], parts: list[Rows]) -> list[StepMI]:
+def share_step(mi_losses: Callable[..., dict[str, Tensor]], parts: list[tuple]) -> list[Share]:
     """The MI losses over all micro-batches of a step, as each of them takes part in it.
 
     Args:
-        mi_losses: of a model, (g, x, z) -> losses.
+        mi_losses: of a model's objective, (g, x, z) -> losses.
         parts: each micro-batch's g, x and z.
     """
     g, x, z = (torch.cat(rows).detach() for rows in zip(*parts, strict=True))
     g.requires_grad_()
     z.requires_grad_()
     with torch.enable_grad():
-        mi = mi_losses(g, x, z)
+        mi = mi_losses((g, x, z))
         g_grad = _gradient(mi["max_mi"], g)
         z_grad = _gradient(mi["min_mi"], z)
     losses = [mi[name].detach() for name in ("max_mi", "min_mi", "info_nce_accuracy")]
     count = len(parts)
     grads = zip((g_grad * count).chunk(count), (z_grad * count).chunk(count), strict=True)
-    return [StepMI(*losses, *gradients) for gradients in grads]
+    return [Share(*losses, *gradients) for gradients in grads]
 
 
 def _gradient(loss: Tensor, leaf: Tensor) -> Tensor:

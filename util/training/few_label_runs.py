@@ -23,8 +23,8 @@ from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset, load_images
 from util.data.few_labels import held_out
 from util.errors import UsageError
-from util.flags.args import number
-from util.training.metrics import NonFiniteLoss
+from util.flags.parser import number
+from util.training.nonfinite import NonFiniteLoss
 from util.training.output import RESULTS
 from util.training.run import Run
 

@@ -7,21 +7,10 @@ import torch
 from torch import Tensor
 
 from util.cluster import distributed
-from util.errors import EXIT_NONFINITE, RunError
 from util.training.checkpoint import Progress
+from util.training.nonfinite import NonFiniteLoss
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteLoss(RunError):
-    """A loss became NaN or infinite at `total_step` (optimiser steps done before it)."""
-
-    status = EXIT_NONFINITE
-
-    def __init__(self, total_step: int, terms: dict[str, float]):
-        self.total_step, self.terms = total_step, terms
-        shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-        super().__init__(f"the loss is not finite at step {total_step}: {shown}")
 
 
 class Meters:
@@ -36,15 +25,15 @@ class Meters:
         self.sums = torch.tensor(list(progress.sums.values()), dtype=torch.float64, device=device)
         self.unchecked: list[tuple[int, Tensor]] = []
 
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Count one step's losses, scalars on the device."""
+    def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        """Count a step's losses, scalars on the device. Args: step: its number in the run."""
         if not self.names:
             self.names = list(losses)
             self.sums = torch.zeros(len(losses), dtype=torch.float64, device=self.device)
         values = torch.stack([losses[name].detach().double() for name in self.names])
         self.sums += values
         self.progress.count += 1
-        self.unchecked.append((self.progress.total_steps, values))
+        self.unchecked.append((step, values))
 
     def check(self) -> dict[str, float]:
         """Agree over the ranks that every loss since the last check is finite.

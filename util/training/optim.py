@@ -61,17 +61,18 @@ def layer_decay_groups(
 
     Args:
         model: parameters that its `no_weight_decay()` names, where it has one, do not decay
-            either; groups of those that begin as its `separate` says have `clip` False.
+            either; those that begin as its `outside_gradient_norm` says are in groups whose `clip`
+            is False.
         layer_of: a parameter's layer, from its name.
     """
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    separate = tuple(getattr(model, "separate", ()))
+    outside = tuple(getattr(model, "outside_gradient_norm", ()))
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     last = max((layer_of(name) for name, _ in named), default=0)
     groups: dict[tuple[int, bool, bool], dict] = {}
     for name, parameter in named:
         decays = parameter.ndim > 1 and name not in exempt
-        key = (layer_of(name), decays, not name.startswith(separate))
+        key = (layer_of(name), decays, not name.startswith(outside))
         group = groups.setdefault(
             key,
             dict(

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 BlockShape = tuple[int, int, int]  # tokens per row, width, depth
 
 
-def report(
+def log_plan(
     args: argparse.Namespace, model: nn.Module, batches: Batches, precision: Precision,
     masks: int, shapes: list[BlockShape], device: torch.device,
 ) -> None:  # fmt: skip
@@ -92,12 +92,12 @@ def unseen_patches(model: nn.Module) -> str:
 
     Independent masks leave another number each time.
     """
-    num_masks, mask_type = getattr(model, "num_masks", 1), getattr(model, "mask_type", "")
-    if num_masks == 1 or mask_type != "orthogonal":
+    masks = getattr(model, "masks", None)
+    if masks is None or masks.num_masks == 1 or masks.mask_type != "orthogonal":
         return ""
-    unseen = model.num_patches - num_masks * model.num_visible
-    shown = f"{num_masks} masks x {model.num_visible} visible"
-    return f"{unseen} of {model.num_patches} patches are in no mask ({shown})" * (unseen > 0)
+    unseen = masks.num_patches - masks.num_masks * masks.num_visible
+    shown = f"{masks.num_masks} masks x {masks.num_visible} visible"
+    return f"{unseen} of {masks.num_patches} patches are in no mask ({shown})" * (unseen > 0)
 
 
 def _decoder_name() -> str:

@@ -1,7 +1,7 @@
 """What every main's run has: device, output folder, progress, checkpoints, journal, signals.
 
-A main keeps its own epoch loop; its engine calls `after_step`, and here it is decided whether to
-save, to stop, or to roll back.
+A main keeps its own loop over epochs and its engine the one over steps; here it is decided which
+steps those are, and when to save, to stop, or to roll back.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from util.cluster import agreement, distributed
 from util.data.loader import Batches
 from util.errors import EXIT_NONFINITE, RunError, UsageError
 from util.logging import ProgressLine, setup_logging
-from util.randomness import STREAM_INIT, seed_libraries
+from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.training.checkpoint import Checkpointer, Progress, Stateful, require_saved
 from util.training.journal import Journal, write_results
-from util.training.metrics import Meters, NonFiniteLoss
-from util.training.optim import scheduled_lr, set_lr, steps_per_epoch
+from util.training.metrics import Meters
+from util.training.nonfinite import NonFiniteLoss, write_down
+from util.training.optim import scheduled_lr, steps_per_epoch
 from util.training.output import RESULTS, OutputFolder
 from util.training.precision import Precision
 from util.training.signals import StopSignal
-from util.training.steps import epoch_steps, write_down
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.started = args, time.monotonic()
+        self.counts_iterations = hasattr(args, "iterations")  # else epochs
         self.is_guest = distributed.is_distributed()  # of a group that outlives the run
         self.device = distributed.init_process_group(args.device, args.dist_timeout)
         setup_logging()
@@ -82,7 +83,7 @@ class Run:
         config = config | dict(
             samples_per_step=per_step, num_images=len(batches.dataset), seed=args.seed
         )
-        if hasattr(args, "iterations"):
+        if self.counts_iterations:
             config["eval_every"] = args.eval_every  # a position counts in rounds of it
         self.batches = batches
         self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
@@ -99,65 +100,92 @@ class Run:
 
     # ------------------------------------------------------------------------------- every step
 
-    def steps(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, Iterator]]:
-        """The rest of the epoch in which the progress stands, a step at a time, at its rate.
-
-        Yields:
-            the number of the step's micro-batches, and an iterator over them.
-        """
+    def steps(self) -> list[int]:
+        """The steps that are left of the epoch in which the run stands, by their number in the
+        whole run: without those that a rollback passes over, and none beyond --max_steps."""
         args, progress = self.args, self.progress
-        num_steps = steps_per_epoch(len(self.batches), args.accum_iter)
-        by_iterations = hasattr(args, "iterations")
-        label = f"{'round' if by_iterations else 'epoch'} {progress.epoch}"
-        self.line = ProgressLine(label, num_steps, args.log_every)
-        for step in epoch_steps(self.batches, progress, args.accum_iter, args.seed, self.device):
-            if self._out_of_steps():
-                return
-            epochs = progress.epoch + progress.step / num_steps
-            self.lr = scheduled_lr(progress.total_steps if by_iterations else epochs, args)
-            set_lr(optimizer, self.lr)
-            yield step
+        self.num_steps = steps_per_epoch(len(self.batches), args.accum_iter)
+        self.first_step = progress.total_steps - progress.step  # of this epoch
+        self.end_step = self.first_step + self.num_steps  # of what is done before `close_epoch`
+        if args.max_steps:
+            self.end_step = max(min(self.end_step, args.max_steps), progress.total_steps)
+        micro_batches = (
+            (step - self.first_step) * args.accum_iter + micro
+            for step in progress.skipped
+            for micro in range(args.accum_iter)
+        )
+        self.stream = self.batches.epoch(
+            progress.epoch, progress.step * args.accum_iter, frozenset(micro_batches)
+        )
+        self.line = ProgressLine(
+            f"{'round' if self.counts_iterations else 'epoch'} {progress.epoch}", self.num_steps,
+            args.log_every,
+        )  # fmt: skip
+        steps = range(progress.total_steps, self.end_step)
+        return [step for step in steps if step not in progress.skipped]
 
-    def is_finished(self) -> bool:
-        """All epochs are done, or --max_steps, and the last one's line is in the log."""
-        done = self.progress.epoch >= self.args.epochs
-        return done or (self._out_of_steps() and self.progress.closed)
+    def num_micro_batches(self, step: int) -> int:
+        """Of a step: --accum_iter, or what is left for an epoch's last one."""
+        accum_iter = self.args.accum_iter
+        return min(accum_iter, len(self.batches) - (step - self.first_step) * accum_iter)
 
-    def _out_of_steps(self) -> bool:
-        return bool(self.args.max_steps and self.progress.total_steps >= self.args.max_steps)
+    def micro_batches(self, step: int) -> Iterator:
+        """A step's, as they are loaded; the libraries are seeded anew for each of them."""
+        for micro in range(self.num_micro_batches(step)):
+            batch = next(self.stream)
+            counters = (self.args.seed, STREAM_STEP, step, micro, distributed.rank())
+            seed_libraries(*counters, device=self.device)
+            yield batch
 
-    def after_step(self, losses: Mapping[str, Tensor], scalars: Callable[[], dict] = dict) -> None:
-        """Count a step; log, save and stop as the flags and signals say.
+    def learning_rate(self, step: int) -> float:
+        """By the schedule, which counts iterations, or epochs and their parts."""
+        epochs = self.progress.epoch + (step - self.first_step) / self.num_steps
+        self.lr = scheduled_lr(step if self.counts_iterations else epochs, self.args)
+        return self.lr
+
+    def count(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        """A step is done. Args: losses: its, scalars on the device."""
+        self.meters.add(step, losses)
+        self.progress.step, self.progress.total_steps = step - self.first_step + 1, step + 1
+        self.progress.closed = False
+
+    def log(self, step: int, more: Callable[[], dict[str, float]] = dict) -> None:
+        """At log steps the mean losses since the last one go to the terminal and to TensorBoard;
+        at every step the progress line moves on.
 
         Args:
-            losses: the step's losses, on the device.
-            scalars: called at log steps for what TensorBoard shows besides their means.
+            more: called at log steps, for what is shown besides.
 
         Raises:
-            NonFiniteLoss, Interrupted.
+            NonFiniteLoss: a loss since the last log step was not finite.
         """
-        args, progress = self.args, self.progress
-        self.meters.add(losses)
-        progress.step += 1
-        progress.total_steps += 1
-        progress.closed = False
-        if progress.total_steps % args.log_every == 0:
-            means = self.meters.check()
-            numbers = means | scalars() | {"lr": self.lr}
-            self.journal.scalars(
-                {f"train/{name}": value for name, value in numbers.items()}, progress.total_steps
-            )
-            shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
-            self.line.update(progress.step, "  ".join(shown))
-        else:
-            self.line.update(progress.step)
-        every = args.save_every_steps
+        if (step + 1) % self.args.log_every:
+            return self.line.update(self.progress.step)
+        numbers = self.meters.check() | more() | {"lr": self.lr}
+        self.journal.scalars({f"train/{name}": n for name, n in numbers.items()}, step + 1)
+        shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
+        self.line.update(self.progress.step, "  ".join(shown))
+
+    def save_or_stop(self, step: int) -> None:
+        """After a step: save where the flags say so, and end the run where a signal does.
+
+        Raises:
+            Interrupted: after the checkpoint that a signal asked for.
+        """
+        every = self.args.save_every_steps
         if self.signals.agreed():
             self.save(for_certain=True)
             self.line.close()
             self.signals.leave()
-        elif every and progress.total_steps % every == 0:
+        elif every and (step + 1) % every == 0:
             self.save()
+
+    def is_finished(self) -> bool:
+        """All epochs are done, or --max_steps, and the last one's line is in the log."""
+        done = self.progress.epoch >= self.args.epochs
+        max_steps = self.args.max_steps
+        is_out_of_steps = bool(max_steps and self.progress.total_steps >= max_steps)
+        return done or (is_out_of_steps and self.progress.closed)
 
     def save(self, keep_as: int | None = None, for_certain: bool = False) -> None:
         """Save, once it is certain that nothing bad is saved; see `Checkpointer.save`.
@@ -195,14 +223,15 @@ class Run:
         progress = self.progress
         self.epoch_of_line, progress.closed = progress.epoch, True
         means = self.meters.means()
-        if progress.step >= steps_per_epoch(len(self.batches), self.args.accum_iter):
+        progress.step, progress.total_steps = self.end_step - self.first_step, self.end_step
+        if progress.step >= self.num_steps:
             progress.epoch += 1
             progress.step = 0
             self.meters.reset()
         return means
 
-    def with_best(self, scores: dict[str, float], name: str = "acc1") -> dict[str, float]:
-        """Test scores, with the best so far of the one called `name`."""
+    def keep_best(self, scores: dict[str, float], name: str = "acc1") -> dict[str, float]:
+        """Scores of the test set under their names in the log, with the best so far of `name`."""
         best = max(scores[name], self.progress.best.get(name, 0.0))
         self.progress.best = {name: best}
         return {f"test_{key}": value for key, value in scores.items()} | {f"max_{name}": best}
