@@ -126,7 +126,9 @@ def load_published(
             f"{flag} {folder} has {len(paths)} images, and {published.num_images} are published: "
             "complete it, or use --partial"
         )
-    return FileImages(folder, paths, [number[n] for n in of_images], list(classes), in_chans)
+    images = FileImages(folder, paths, [number[n] for n in of_images], list(classes), in_chans)
+    images.published = "" if partial else f"{flag} {folder}"
+    return images
 
 
 def read_real_labels(
@@ -144,7 +146,9 @@ def read_real_labels(
     """
     try:
         file = _timm_file("imagenet_real_labels.json") if path == "timm" else Path(path)
-        known = [frozenset(map(int, entry)) for entry in json.loads(file.read_text(encoding="utf-8-sig"))]
+        known = [
+            frozenset(map(int, entry)) for entry in json.loads(file.read_text(encoding="utf-8-sig"))
+        ]
         if classes is not None and list(classes) != list(synsets()):
             place = [classes.index(name) for name in synsets()]
             known = [frozenset(place[label] for label in entry) for entry in known]

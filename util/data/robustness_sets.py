@@ -60,6 +60,7 @@ class CorruptedImages(Images):
     def __init__(self, images: Images, view: View, corruption: Corruption):
         self.images, self.view, self.corruption = images, view, corruption
         self.targets, self.classes = images.targets, images.classes
+        self.published = images.published
         source = images.images if isinstance(images, Subset) else images
         self.is_kept = isinstance(source, ArrayImages)
         self.kept: dict[int, torch.Tensor] = {}
@@ -74,6 +75,9 @@ class CorruptedImages(Images):
 
     def name(self, index: int) -> str:
         return self.images.name(index)
+
+    def files(self, index: int) -> tuple[str, ...]:
+        return self.images.files(index)
 
 
 class AsStored:
