@@ -26,9 +26,7 @@ FINE_TUNE = (
     "--layer_decay 1 --mixup 0 --cutmix 0 --aa none --reprob 0 --min_crop 1 --drop_path 0"
 )
 # Of the frozen evaluation: what the table calls them, and where they are.
-COLUMNS = {
-    "linear probe": "logistic, chosen", "40 labels": "4 per class", "20-NN": "k-NN, {first}",
-}  # fmt: skip
+COLUMNS = {"linear probe": "logistic, chosen", "40 labels": "4 per class", "20-NN": "k-NN, {first}"}
 ENCODERS = {  # in the table, as main_evaluate names them, and their first kind of feature
     "MI-MAE": ("MI-MAE", "class token"), "MAE": ("MAE", "class token"),
     "untrained": ("untrained", "class token"), "raw pixels": ("pixels", "pixels"),

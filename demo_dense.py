@@ -87,9 +87,7 @@ def train(encoder: str, seed: int) -> tuple[dict[int, float], dict[str, float]]:
 
 def predict(task: str, encoder: str, seed: int) -> str:
     """Predictions for the validation scenes; their folder."""
-    mains = {
-        "segmented": "main_segmentation.py", "detected": "main_detection.py --min_score 0.7",
-    }  # fmt: skip
+    mains = {"segmented": "main_segmentation.py", "detected": "main_detection.py --min_score 0.7"}
     trained = f"{OUTPUT}/{task}_{encoder}_{seed}/checkpoint-last.pth"
     name = f"predicted {task} {encoder}"
     run(name, f"{mains[task]} --predict {LABELLED}/images/validation --resume {trained}")
@@ -128,9 +126,11 @@ def draw_detected(encoders: list[str], seed: int, rows: int = 6) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    # fmt: off
     parser.add_argument("--encoders", nargs="+", default=["MI-MAE", "untrained"],
-                        choices=[*PRETRAIN, "untrained"])  # fmt: skip
+        choices=[*PRETRAIN, "untrained"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    # fmt: on
     args = parser.parse_args()
     started = time.monotonic()
     os.makedirs(OUTPUT, exist_ok=True)

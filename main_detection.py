@@ -46,35 +46,49 @@ def get_args_parser() -> argparse.ArgumentParser:
         parser, "a folder in COCO's layout, or in that of tools.scenes"
     )
     for split in ("train", "val"):
+        # fmt: off
         add(f"--{split}_json", default="", metavar="FILE",
-            help="annotations in COCO's format, elsewhere than its layout has them")  # fmt: skip
+            help="annotations in COCO's format, elsewhere than its layout has them")
         add(f"--{split}_images", default="", metavar="FOLDER", help="their images")
+        # fmt: on
     dense_args.add_iteration_flags(parser)
     arguments.add_run_flags(parser, "output_dir/detection")
     dense_args.add_dense_checkpoint_flags(parser)
     add = dense_args.add_backbone_flags(parser, tuple(SIZES))
-    add("--window", type=number(int, 1), default=WINDOW,
+    add(
+        "--window",
+        type=number(int, 1),
+        default=WINDOW,
         help="tokens that a ViT's windows are wide; the last block of each quarter has none",
-    )  # fmt: skip
+    )
     arguments.add_ema_flag(add)
 
     add = parser.add_argument_group("augmentation").add_argument
+    # fmt: off
     add("--scales", type=number(float, 0.01), nargs=2, default=[0.1, 2.0], metavar="FACTOR",
-        help="between which an image's size is drawn, against what fits into --input_size",
-    )  # fmt: skip
+        help="between which an image's size is drawn, against what fits into --input_size")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
+    # fmt: on
 
     add = parser.add_argument_group("evaluation").add_argument
+    # fmt: off
     add("--eval", action="store_true", help="only evaluate the model in --resume")
     add("--predict", default="", metavar="FOLDER",
-        help="write pictures and a JSON of what the model in --resume finds in these images",
-    )  # fmt: skip
+        help="write pictures and a JSON of what the model in --resume finds in these images")
     add("--min_score", type=number(float, 0, 1), default=0.5, help="of what pictures show")
+    # fmt: on
     parser.set_defaults(
-        iterations=ITERATIONS, warmup_iterations=250, eval_every=18438, lr=1e-4, weight_decay=0.1,
-        lr_schedule="multistep", lr_milestones=list(MILESTONES), batch_size=8, layer_decay=0.7,
+        iterations=ITERATIONS,
+        warmup_iterations=250,
+        eval_every=18438,
+        lr=1e-4,
+        weight_decay=0.1,
+        lr_schedule="multistep",
+        lr_milestones=list(MILESTONES),
+        batch_size=8,
+        layer_decay=0.7,
         dataset="coco",
-    )  # fmt: skip
+    )
     return parser
 
 
@@ -107,15 +121,22 @@ def config_of(
 ) -> dict[str, object]:
     """Plain values from which --eval and --predict build the same model."""
     return describe(
-        args, encoder, grid=list(encoder.patch_embed.grid_size), window=args.window,
-        classes=categories.names, category_ids=categories.ids,
-    )  # fmt: skip
+        args,
+        encoder,
+        grid=list(encoder.patch_embed.grid_size),
+        window=args.window,
+        classes=categories.names,
+        category_ids=categories.ids,
+    )
 
 
 def open_pairs(
-    args: argparse.Namespace, images: CocoImages, view: Callable, training: bool,
+    args: argparse.Namespace,
+    images: CocoImages,
+    view: Callable,
+    training: bool,
     device: torch.device,
-) -> Batches:  # fmt: skip
+) -> Batches:
     pairs = TransformedPairs(images, view, args.seed)
     length = args.eval_every * args.accum_iter if training else None
     return open_batches(args, pairs, training, device, length=length, collate=collate)
@@ -160,17 +181,14 @@ def main(args: argparse.Namespace) -> None:
         view = LargeScaleJitter(args.input_size, args.scales, args.flip)
         batches = open_pairs(args, train_images, view, True, run.device)
         groups = optim.layer_decay_groups(
-            model, args.weight_decay, layer_lookup(encoder, "backbone.encoder."),
-            args.layer_decay,
-        )  # fmt: skip
+            model, args.weight_decay, layer_lookup(encoder, "backbone.encoder."), args.layer_decay
+        )
         optimizer = optim.adamw(groups)
         preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         mean = WeightMean(model, args.ema_decay)
         evaluated = mean.model
-        run.start(
-            mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler),
-            config_of(args, encoder, categories), batches,
-        )  # fmt: skip
+        objects = mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler)
+        run.start(objects, config_of(args, encoder, categories), batches)
         drop_paths, sampling = DropPaths(model, args.seed), RoISampling(model, args.seed)
         if args.compile:
             distributed.compile_in_place(model.backbone, args.grad_checkpointing)

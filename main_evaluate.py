@@ -51,63 +51,84 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
     arguments.add_run_flags(parser, "output_dir/evaluate")
+    _add_encoder_flags(parser)
+    _add_attentive_flags(parser)
+    _add_dense_flags(parser)
+    return parser
+
+
+def _add_encoder_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("encoders").add_argument
+    # fmt: off
     add("checkpoints", nargs="+", metavar="CHECKPOINT",
-        help="of this project or anybody's; `untrained` and `pixels` are baselines")  # fmt: skip
-    add("--model", choices=SIZES, metavar="NAME",
-        help="the encoder, where no checkpoint says it")  # fmt: skip
+        help="of this project or anybody's; `untrained` and `pixels` are baselines")
+    add("--model", choices=SIZES, metavar="NAME", help="the encoder, where no checkpoint says it")
     add("--num_heads", type=number(int, 1),
-        help="attention heads of a checkpoint that does not tell them")  # fmt: skip
+        help="attention heads of a checkpoint that does not tell them")
     add("--batch_size", type=number(int, 1), default=128, help="images per GPU")
     add("--names", nargs="+", default=[], help="of the checkpoints in the tables")
+    # fmt: on
 
     add = parser.add_argument_group("evaluations").add_argument
+    # fmt: off
     add("--only", nargs="*", choices=frozen.EVALUATIONS, default=list(frozen.EVALUATIONS),
-        help="these evaluations")  # fmt: skip
+        help="these evaluations")
     add("--few", type=number(int, 1), nargs="*", default=[1, 2, 5, 10], help="labels per class")
     add("--few_shares", type=number(float, 1e-6, 1), nargs="*", default=[0.01, 0.1],
-        help="shares of each class's labels")  # fmt: skip
+        help="shares of each class's labels")
     add("--few_list", action="append", default=[], metavar="NAME=FILE",
-        help="a published list of training images, a name a line")  # fmt: skip
+        help="a published list of training images, a name a line")
     add("--draws", type=number(int, 1), default=5, help="of few labels")
     add("--block_images", type=number(int, 1), default=50000,
-        help="training images whose every block is looked at")  # fmt: skip
+        help="training images whose every block is looked at")
     add("--test", action="append", default=[], metavar="NAME=FOLDER",
-        help="another test set: CLASS/IMAGE, with the training set's classes")  # fmt: skip
+        help="another test set: CLASS/IMAGE, with the training set's classes")
     add("--real_labels", metavar="JSON", nargs="?", const="timm",
         help="ImageNet-ReaL's file: the right labels of each validation image; without a name the "
-        "one that timm carries")  # fmt: skip
+        "one that timm carries")
+    # fmt: on
 
-    add = parser.add_argument_group("attentive probe", "learned queries on the patch tokens, by "
-        "the protocol of *efficient probing*").add_argument  # fmt: skip
+
+def _add_attentive_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group(
+        "attentive probe",
+        "learned queries on the patch tokens, by the protocol of *efficient probing*",
+    ).add_argument
+    # fmt: off
     add("--attentive", action="store_true", help="evaluate it, too")
     add("--attentive_queries", type=number(int, 1), default=32, help="a divisor of the width")
     add("--attentive_epochs", type=number(int, 1), default=90, help="a ninth of them warm-up")
     add("--attentive_batch", type=number(int, 2), default=4096,
-        help="images a step; less where an epoch would have fewer than 16 steps")  # fmt: skip
+        help="images a step; less where an epoch would have fewer than 16 steps")
     add("--attentive_blr", type=number(float, 1e-9), nargs="+", default=[0.1],
-        help="rates per 256 images, of which one is chosen on the held-out tenth")  # fmt: skip
+        help="rates per 256 images, of which one is chosen on the held-out tenth")
     add("--tokens", choices=("auto", "kept", "images"), default="auto",
         help="of the training images: kept on the disk, in half precision, or encoded from random "
-        "crops in each epoch; auto: kept where half of the free disk holds them")  # fmt: skip
+        "crops in each epoch; auto: kept where half of the free disk holds them")
     add("--min_crop", type=number(float, 0.01, 1), default=0.08,
-        help="smallest area of such a crop")  # fmt: skip
+        help="smallest area of such a crop")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half of them")
+    # fmt: on
 
+
+def _add_dense_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("dense evaluation").add_argument
+    # fmt: off
     add("--dense", metavar="FOLDER", default="",
         help="images with label maps in ADE20K's layout: k-NN and logistic regression of their "
-        "patches, mIoU; with an empty --only nothing else")  # fmt: skip
+        "patches, mIoU; with an empty --only nothing else")
     add("--classes", default="", metavar="FILE", help="a class a line (default: of the folder)")
     add("--first_class", type=int, choices=(0, 1), default=1, help="its value in a label map")
     add("--palette", default="", metavar="FILE", help="lines R G B CLASS, of maps in colours")
     add("--dense_patches", type=number(int, 10), default=100_000,
-        help="labelled training patches, as many of each image")  # fmt: skip
+        help="labelled training patches, as many of each image")
+    # fmt: on
 
     add = parser.add_argument_group("features").add_argument
+    # fmt: off
     add("--features", default="", help="where they are kept (default: in --output_dir)")
     add("--feature_dtype", choices=("fp16", "fp32"), default="fp32", help="fp16: half the disk")
-    return parser
+    # fmt: on
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -203,9 +224,14 @@ class Encoder:
     """An encoder's features of all image sets, extracted where they are not on the disk."""
 
     def __init__(
-        self, run: Run, name: str, model: FrozenEncoder, flags: argparse.Namespace,
-        train: Images, tests: dict[str, Images],
-    ):  # fmt: skip
+        self,
+        run: Run,
+        name: str,
+        model: FrozenEncoder,
+        flags: argparse.Namespace,
+        train: Images,
+        tests: dict[str, Images],
+    ):
         self.name, self.model, self.flags = name, model, flags
         self.view = evaluation_view(flags)
         # On a CPU always fp32: what `auto` takes there depends on what else the machine does.
@@ -229,24 +255,38 @@ class Encoder:
         return os.path.join(root, f"{self.name.replace(os.sep, '_')}-{part}")
 
     def _store(
-        self, run: Run, part: str, images: Images, detailed: int = 0,
-        encode: Callable[[torch.Tensor, bool], Outputs] | None = None, dtype: str = "",
-    ) -> FeatureStore:  # fmt: skip
+        self,
+        run: Run,
+        part: str,
+        images: Images,
+        detailed: int = 0,
+        encode: Callable[[torch.Tensor, bool], Outputs] | None = None,
+        dtype: str = "",
+    ) -> FeatureStore:
         flags = self.flags
         about = dict(
-            encoder=self.checksum, model=flags.model or "pixels", part=part,
-            image_names=images_checksum(images), precision=self.precision.name,
-            input_size=list(self.view.size), crop_share=self.view.crop_share,
+            encoder=self.checksum,
+            model=flags.model or "pixels",
+            part=part,
+            image_names=images_checksum(images),
+            precision=self.precision.name,
+            input_size=list(self.view.size),
+            crop_share=self.view.crop_share,
             batch_size=flags.batch_size,
-        )  # fmt: skip
+        )
         dtype = dtype or flags.feature_dtype
         store = FeatureStore(self._folder(part), about, images, dtype, detailed)
         if not flags.only and not flags.attentive:
             return store  # of which nothing is asked
         store.extract(
-            encode or self._encode, self.view, run.device, flags.batch_size, flags.num_workers,
-            flags.max_bad_images, f"{self.name}, {part}",
-        )  # fmt: skip
+            encode or self._encode,
+            self.view,
+            run.device,
+            flags.batch_size,
+            flags.num_workers,
+            flags.max_bad_images,
+            f"{self.name}, {part}",
+        )
         return store
 
     def _encode(self, imgs: torch.Tensor, detailed: bool) -> dict[str, torch.Tensor]:
@@ -264,9 +304,12 @@ class Encoder:
 
     def keep_tokens(self, run: Run) -> None:
         self.tokens = self._store(
-            run, "tokens", self.train.images, dtype="fp16",
+            run,
+            "tokens",
+            self.train.images,
+            dtype="fp16",
             encode=lambda imgs, _: {attentive.TOKENS: self.encode_tokens(imgs)},
-        )  # fmt: skip
+        )
 
     def _masked_views(self, run: Run, images: Images) -> torch.Tensor | None:
         """Of the first images of a set, the features of four masks: [n, 4, D]."""

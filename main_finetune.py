@@ -10,8 +10,8 @@ python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth \
 
 import argparse
 import logging
+from collections.abc import Callable
 
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from encoders.load import (
@@ -27,7 +27,6 @@ from encoders.load import (
 from encoders.vit import Pretrained
 from engine_finetune import evaluate, train_one_epoch
 from util.cluster import distributed
-from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
 from util.data.loader import evaluation_view, open_batches
 from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, Normalize
@@ -56,40 +55,33 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(epochs=100, min_lr=1e-6, blr=5e-4)
 
     add = parser.add_argument_group("model").add_argument
+    # fmt: off
     add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in encoders/layouts.py; none: train from scratch")  # fmt: skip
-    add(
-        "--model",
-        choices=SIZES,
-        metavar="NAME",
-        help=f"one of {', '.join(SIZES)} (default: the checkpoint's, else the data set's)",
-    )
+        "in encoders/layouts.py; none: train from scratch")
+    add("--model", choices=SIZES, metavar="NAME",
+        help=f"one of {', '.join(SIZES)} (default: the checkpoint's, else the data set's)")
     add("--num_heads", type=number(int, 1),
         help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
-        "does not tell")  # fmt: skip
-    add(
-        "--global_pool",
-        action="store_true",
-        default=True,
-        help="classify the mean of the patch tokens (the default)",
-    )
+        "does not tell")
+    add("--global_pool", action="store_true", default=True,
+        help="classify the mean of the patch tokens (the default)")
     add("--cls_token", action="store_false", dest="global_pool", help="classify the class token")
     add("--drop_path", type=number(float, 0, 0.99), default=0.1, help="of the last block")
     add("--layer_decay", type=number(float, 0, 1), default=0.65, help="of the learning rate")
+    # fmt: on
     arguments.add_ema_flag(add)
+    # fmt: off
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
     add("--test_every", type=number(int, 1), default=1,
-        help="epochs between tests; after the last one there always is one")  # fmt: skip
+        help="epochs between tests; after the last one there always is one")
     add("--eval", action="store_true", help="only evaluate the model in --resume")
+    # fmt: on
 
     draws.add_flags(parser)
     add = parser.add_argument_group("augmentation").add_argument
-    add(
-        "--min_crop",
-        type=number(float, 0.01, 1),
-        default=0.08,
-        help="smallest area of a random resized crop; 1: none",
-    )
+    # fmt: off
+    add("--min_crop", type=number(float, 0.01, 1), default=0.08,
+        help="smallest area of a random resized crop; 1: none")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
     add("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment or AutoAugment; none: neither")
     add("--smoothing", type=number(float, 0, 1), default=0.1, help="label smoothing")
@@ -101,12 +93,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--cutmix_minmax", type=float, nargs=2, help="range of the box's side, instead of alpha")
     add("--mixup_prob", type=number(float, 0, 1), default=1.0, help="of either")
     add("--mixup_switch_prob", type=number(float, 0, 1), default=0.5, help="of cutmix, of both")
-    add(
-        "--mixup_mode",
-        choices=("batch", "pair", "elem"),
-        default="batch",
-        help="one draw per global micro-batch, pair or image",
-    )
+    add("--mixup_mode", choices=("batch", "pair", "elem"), default="batch",
+        help="one draw per global micro-batch, pair or image")
+    # fmt: on
     return parser
 
 
@@ -132,9 +121,15 @@ def build_model(
 ) -> nn.Module:
     """The classifier that the flags describe, with the checkpoint's weights."""
     model = build_encoder(
-        args.model, num_classes, args.input_size, args.in_chans, args.global_pool, args.drop_path,
-        args.grad_checkpointing, architecture(pretrained, args.model),
-    )  # fmt: skip
+        args.model,
+        num_classes,
+        args.input_size,
+        args.in_chans,
+        args.global_pool,
+        args.drop_path,
+        args.grad_checkpointing,
+        architecture(pretrained, args.model),
+    )
     if args.eval:
         load_weights(model, pretrained.raw, args.resume)
         return model
@@ -143,17 +138,31 @@ def build_model(
     return model
 
 
+def training_view(args: argparse.Namespace) -> CropAndFlip:
+    augment = None if args.aa == "none" else AutoAugment(args.aa, args.input_size, args.mean)
+    return CropAndFlip(args.input_size, args.min_crop, args.flip, augment=augment)
+
+
 def build_augmentation(
     args: argparse.Namespace, normalize: nn.Module, num_classes: int
-) -> BatchAugmentation:
+) -> Callable:
+    from timm.data.random_erasing import RandomErasing
+
+    from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
+
     erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount)
     mix = None
     if uses_mixup(args):
         mix = PositionalMixup(
-            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax,
-            prob=args.mixup_prob, switch_prob=args.mixup_switch_prob, mode=args.mixup_mode,
-            label_smoothing=args.smoothing, num_classes=num_classes,
-        )  # fmt: skip
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            cutmix_minmax=args.cutmix_minmax,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            mode=args.mixup_mode,
+            label_smoothing=args.smoothing,
+            num_classes=num_classes,
+        )
     return BatchAugmentation(normalize, erase, mix, args.seed)
 
 
@@ -167,14 +176,10 @@ def main(args: argparse.Namespace) -> None:
         model = build_model(args, pretrained, num_classes).to(run.device)
         args.input_size = list(model.patch_embed.img_size)
         normalize = Normalize(args.mean, args.std).to(run.device)
-        augment = None if args.aa == "none" else AutoAugment(args.aa, args.input_size, args.mean)
-        train = CropAndFlip(args.input_size, args.min_crop, args.flip, augment=augment)
-        batches, val_batches = (
-            open_batches(args, TransformedImages(images, view, args.seed), training, run.device)
-            for images, view, training in (
-                (train_images, train, True), (val_images, evaluation_view(args), False),
-            )
-        )  # fmt: skip
+        train = TransformedImages(train_images, training_view(args), args.seed)
+        val = TransformedImages(val_images, evaluation_view(args), args.seed)
+        batches = open_batches(args, train, True, run.device)
+        val_batches = open_batches(args, val, False, run.device)
         shapes = block_shapes(model)
         precision = run.precision(max(dim for _, dim, _ in shapes))
         if args.eval:
@@ -188,13 +193,9 @@ def main(args: argparse.Namespace) -> None:
         optimizer = optim.adamw(groups)
         preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         mean = WeightMean(model, args.ema_decay)
-        run.start(
-            mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler),
-            describe(
-                args, model, grid=list(model.patch_embed.grid_size), classes=train_images.classes
-            ),
-            batches,
-        )
+        objects = mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler)
+        about = dict(grid=list(model.patch_embed.grid_size), classes=train_images.classes)
+        run.start(objects, describe(args, model, **about), batches)
         drop_paths = DropPaths(model, args.seed)
         if args.compile:
             distributed.compile_in_place(model, args.grad_checkpointing)

@@ -57,37 +57,27 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(batch_size=512, epochs=90, warmup_epochs=10, weight_decay=0.0, blr=0.1)
 
     add = parser.add_argument_group("linear probe").add_argument
+    # fmt: off
     add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in encoders/layouts.py; none: a random encoder")  # fmt: skip
-    add(
-        "--model",
-        choices=MODELS,
-        metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)",
-    )
+        "in encoders/layouts.py; none: a random encoder")
+    add("--model", choices=MODELS, metavar="NAME",
+        help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)")
     add("--num_heads", type=number(int, 1),
         help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
-        "does not tell")  # fmt: skip
+        "does not tell")
     add("--global_pool", action="store_true", help="probe the mean of the patch tokens")
-    add(
-        "--cls_token",
-        action="store_false",
-        dest="global_pool",
-        help="probe the class token (the default)",
-    )
+    add("--cls_token", action="store_false", dest="global_pool",
+        help="probe the class token (the default)")
     add("--optimizer", choices=("lars", "sgd"), default="lars", help="both with momentum 0.9")
-    add(
-        "--min_crop",
-        type=number(float, 0.01, 1),
-        default=0.08,
+    add("--min_crop", type=number(float, 0.01, 1), default=0.08,
         help="smallest area of a random resized crop; 1: none. Without crop and flip the "
-        "features are computed once",
-    )
+        "features are computed once")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
     add("--eval", action="store_true", help="only evaluate the probe in --resume")
     add("--knn", action="store_true", help="k-NN accuracy of the features instead of a probe")
     add("--knn_k", type=number(int, 1), default=20, help="neighbours")
     add("--knn_temperature", type=number(float, 1e-3), default=0.07, help="of their votes")
+    # fmt: on
     return parser
 
 
@@ -117,9 +107,13 @@ def build_frozen(args: argparse.Namespace) -> tuple[nn.Module, int]:
         size = image_size(args.input_size, 1)
         return Pixels(), args.in_chans * size[0] * size[1]
     encoder = build_encoder(
-        args.model, 0, args.input_size, args.in_chans, args.global_pool,
+        args.model,
+        0,
+        args.input_size,
+        args.in_chans,
+        args.global_pool,
         architecture=architecture(described, args.model),
-    )  # fmt: skip
+    )
     if pretrained:
         load_pretrained(pretrained, encoder)
     elif args.knn or not args.resume:
@@ -165,13 +159,8 @@ def main(args: argparse.Namespace) -> None:
         if args.eval:  # before features are computed with it
             load_weights(probe, read_checkpoint(args.resume).get("model", {}), args.resume)
         trained: nn.Module = probe
-        if not train_transform.is_random:  # the features never change: compute them once
-            log.info("no augmentation: features of %d images, once", len(train) + len(val))
-            how = (args, encoder, normalize, precision)
-            train, val = (
-                FeatureSet(data, *features_of(*how, data, run, data is train))
-                for data in (train, val)
-            )
+        if not train_transform.is_random:  # the features never change
+            train, val = features_once(args, run, encoder, normalize, precision, train, val)
             trained, normalize = probe.head, nn.Identity()
         batches = loader(args, train, run, training=True)
         val_batches = loader(args, val, run, training=False)
@@ -185,16 +174,10 @@ def main(args: argparse.Namespace) -> None:
         optimizer = kind(probe.head.parameters(), weight_decay=args.weight_decay, momentum=0.9)
         preflight.log_plan(args, probe, batches, precision, 1, [], run.device)
         before = [weight.clone() for weight in encoder.parameters()]
-        run.start(
-            dict(model=probe, optimizer=optimizer, scaler=precision.scaler),
-            describe(args, getattr(encoder, "vit", None)), batches,
-        )  # fmt: skip
-        same = all(map(torch.equal, before, encoder.parameters()))
-        if not same and trained is not probe:
-            raise UsageError(
-                f"--resume {args.resume} probes another encoder than the one whose features were "
-                "computed: give the same --finetune again"
-            )
+        objects = dict(model=probe, optimizer=optimizer, scaler=precision.scaler)
+        run.start(objects, describe(args, getattr(encoder, "vit", None)), batches)
+        if trained is not probe:
+            check_same_encoder(before, encoder, args.resume)
         model = distributed.wrap(trained, run.device, args.grad_compression)
 
         def prepare(inputs: Tensor, targets: Tensor, *_) -> tuple[Tensor, Tensor]:
@@ -214,20 +197,41 @@ def main(args: argparse.Namespace) -> None:
         run.finish(**(test() if predictions.are_outdated(run, val_images) else {}))
 
 
+def check_same_encoder(before: list[Tensor], encoder: nn.Module, resume: str) -> None:
+    """Raises UsageError where a checkpoint's encoder is not the one that gave the features."""
+    if not all(map(torch.equal, before, encoder.parameters())):
+        raise UsageError(
+            f"--resume {resume} probes another encoder than the one whose features were "
+            "computed: give the same --finetune again"
+        )
+
+
 def loader(args: argparse.Namespace, data: Dataset, run: Run, training: bool) -> Batches:
     options = {"num_workers": 0} if isinstance(data, FeatureSet) else {}
     return open_batches(args, data, training, run.device, **options)
 
 
 def features_of(
-    args, encoder, normalize, precision, data: TransformedImages, run: Run, to_train: bool = False
+    args, run: Run, encoder, normalize, precision, data: TransformedImages, to_train: bool = False
 ) -> tuple[Tensor, Tensor]:
     batches = loader(args, data, run, False)
     return extract_features(encoder, batches, normalize, precision, to_train)
 
 
+def features_once(
+    args, run: Run, encoder, normalize, precision, train: TransformedImages, val: TransformedImages
+) -> tuple[FeatureSet, FeatureSet]:
+    """What a probe without augmentation is trained and tested on."""
+    log.info("no augmentation: features of %d images, once", len(train) + len(val))
+    found = [
+        features_of(args, run, encoder, normalize, precision, data, to_train=data is train)
+        for data in (train, val)
+    ]
+    return FeatureSet(train, *found[0]), FeatureSet(val, *found[1])
+
+
 def knn(args, run: Run, encoder, normalize, precision, train: TransformedImages, val) -> None:
-    features = [features_of(args, encoder, normalize, precision, d, run) for d in (train, val)]
+    features = [features_of(args, run, encoder, normalize, precision, d) for d in (train, val)]
     read = [readable(*pair) for pair in features]
     options = dict(k=args.knn_k, temperature=args.knn_temperature, device=run.device)
     accuracy = weighted_knn(*read, **options)

@@ -55,6 +55,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model and training").add_argument
+    # fmt: off
     add("--model", choices=sorted(MODELS), metavar="NAME",
         help=f"one of {', '.join(MODELS)}. MAE's and SimMIM's bring their own defaults")
     add("--norm_pix_loss", action=argparse.BooleanOptionalAction, default=True,
@@ -68,19 +69,23 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--min_crop", type=number(float, 0.01, 1), default=0.2,
         help="smallest area of a random resized crop; 1: none")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
+    # fmt: on
 
 
 def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("masks").add_argument
+    # fmt: off
     add("--num_masks", type=number(int, 0), default=4,
         help="N, masks per image; 0: complete masking, max(2, round(1 / (1 - mask_ratio)))")
     add("--mask_ratio", type=float, default=0.75, help="masked share of the patches")
     add("--mask_type", choices=("orthogonal", "independent"), default="orthogonal",
         help="disjoint visible sets, or a new draw for each mask")
+    # fmt: on
 
 
 def _add_mutual_information_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("mutual information").add_argument
+    # fmt: off
     add("--lambda_max", type=number(float, 0), default=1.0,
         help="lambda 1, of InfoNCE. With --accum_iter its negatives come from one micro-batch only")
     add("--lambda_min", type=number(float, 0), default=10.0, help="lambda 2, of CLUB")
@@ -106,10 +111,12 @@ def _add_mutual_information_flags(parser: argparse.ArgumentParser) -> None:
         "reconstruction loss has been below it; inf: from the first step. The paper's number is "
         "not known; ours is for pixels normalised per patch, whose mean has a loss of 1. Opened "
         "early, with a high learning rate, small runs lost their latents' variety")
+    # fmt: on
 
 
 def _add_monitoring_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("monitoring").add_argument
+    # fmt: off
     add("--knn_every", type=number(int, 0), default=0,
         help="epochs between k-NN evaluations of the class token; 0: none")
     add("--visualize", type=number(int, 0), nargs="?", const=4, default=0, metavar="IMAGES",
@@ -117,6 +124,7 @@ def _add_monitoring_flags(parser: argparse.ArgumentParser) -> None:
     add("--visualize_stats", choices=("true", "visible"), default="true",
         help="de-normalise predicted patches with their own or the visible patches' mean and "
         "variance")
+    # fmt: on
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -128,8 +136,11 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     if args.lambda_rec == 0 and args.mi_start_loss < math.inf:
         raise UsageError("--lambda_rec 0 never reaches --mi_start_loss: use --mi_start_loss inf")
     options = dict(
-        img_size=args.input_size, in_chans=args.in_chans, mask_ratio=args.mask_ratio,
-        norm_pix_loss=args.norm_pix_loss, grad_checkpointing=args.grad_checkpointing,
+        img_size=args.input_size,
+        in_chans=args.in_chans,
+        mask_ratio=args.mask_ratio,
+        norm_pix_loss=args.norm_pix_loss,
+        grad_checkpointing=args.grad_checkpointing,
     )
     if args.model not in models_simmim.MODELS:
         options["pred_ratio"] = args.pred_ratio
@@ -143,8 +154,17 @@ def build_model(args: argparse.Namespace) -> nn.Module:
             )
         return MODELS[args.model](**options)
     names = (
-        "num_masks", "mask_type", "lambda_rec", "lambda_max", "lambda_min", "temperature",
-        "latent_pool", "mi_head", "club_level", "club_negatives", "train_approximation",
+        "num_masks",
+        "mask_type",
+        "lambda_rec",
+        "lambda_max",
+        "lambda_min",
+        "temperature",
+        "latent_pool",
+        "mi_head",
+        "club_level",
+        "club_negatives",
+        "train_approximation",
         "mi_start_loss",
     )
     return MODELS[args.model](**options, **{name: getattr(args, name) for name in names})
@@ -180,10 +200,8 @@ def main(args: argparse.Namespace) -> None:
                 args.accum_iter,
             )
         run.start(
-            objects,
-            describe(args, patch_size=model.patch_size, grid=list(model.grid)),
-            batches,
-        )  # fmt: skip
+            objects, describe(args, patch_size=model.patch_size, grid=list(model.grid)), batches
+        )
         if args.compile:
             distributed.compile_in_place(model, args.grad_checkpointing)
         wrapped = distributed.wrap(model, run.device, args.grad_compression, sync_buffers=False)
@@ -205,7 +223,7 @@ def main(args: argparse.Namespace) -> None:
             log.warning(
                 "L_rec never fell below --mi_start_loss %g: the run went on without MI losses",
                 args.mi_start_loss,
-            )  # fmt: skip
+            )
         run.finish()
 
 
@@ -213,11 +231,14 @@ def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KN
     """From the labelled to the test split; between its runs no loader processes wait."""
     train, val = (
         open_batches(
-            args, TransformedImages(load_images(args, split), evaluation_view(args), args.seed),
-            False, precision.device, keep_workers=False,
+            args,
+            TransformedImages(load_images(args, split), evaluation_view(args), args.seed),
+            False,
+            precision.device,
+            keep_workers=False,
         )
         for split in ("train", "val")
-    )  # fmt: skip
+    )
     return KNNMonitor(train, val, normalize, precision)
 
 
@@ -236,10 +257,12 @@ def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) ->
     is_masked = is_masked.repeat_interleave(model.patch_size, 3)  # [B, N, H, W]
     what = f"{args.visualize_stats} patch statistics" if args.norm_pix_loss else "predicted pixels"
     sheet = reconstruction_sheet(
-        normalize.inverse(imgs), is_masked, normalize.inverse(predicted).unflatten(0, (count, -1)),
+        normalize.inverse(imgs),
+        is_masked,
+        normalize.inverse(predicted).unflatten(0, (count, -1)),
         f"{args.model}, epoch {run.progress.epoch}, mask ratio {args.mask_ratio:g}: masked patches "
         f"shown with {what}, visible ones as they are",
-    )  # fmt: skip
+    )
     path = os.path.join(args.output_dir, "reconstructions.png")
     sheet.save(path)
     run.journal.image("reconstructions", to_tensor(sheet), run.progress.total_steps)

@@ -56,49 +56,57 @@ def get_args_parser() -> argparse.ArgumentParser:
     arguments.add_data_flags(parser, training=False)
     arguments.add_run_flags(parser, "output_dir/robustness")
     add = parser.add_argument_group("classifiers").add_argument
+    # fmt: off
     add("checkpoints", nargs="+", metavar="CHECKPOINT", help="of main_finetune.py, or anybody's")
     add("--baseline", default="", metavar="CHECKPOINT",
-        help="errors are told relative to this one's, instead of AlexNet's")  # fmt: skip
+        help="errors are told relative to this one's, instead of AlexNet's")
     add("--names", nargs="+", default=[], help="of the checkpoints in the tables")
     add("--model", choices=SIZES, metavar="NAME",
-        help="the encoder, where a checkpoint does not tell it")  # fmt: skip
+        help="the encoder, where a checkpoint does not tell it")
     add("--num_heads", type=number(int, 1),
-        help="attention heads of a checkpoint that does not tell them")  # fmt: skip
+        help="attention heads of a checkpoint that does not tell them")
     add("--class_list", default="", metavar="FILE",
         help="the classes of the logits of checkpoints that do not tell them, a name a line in "
-        "their order (default: 1000 logits are ImageNet's synsets, sorted)")  # fmt: skip
+        "their order (default: 1000 logits are ImageNet's synsets, sorted)")
     add("--batch_size", type=number(int, 1), default=128, help="images per GPU")
     add("--predictions", default="", help="where they are kept (default: in --output_dir)")
+    # fmt: on
 
     add = parser.add_argument_group("ImageNet's test sets").add_argument
     for name, published in imagenet.TEST_SETS.items():
         add(published.flag, default="", metavar="FOLDER", help=f"{name}: CLASS/IMAGE")
+    # fmt: off
     add("--real_labels", metavar="JSON", nargs="?", const="timm",
-        help="ImageNet-ReaL's file, for --imagenet; without a name timm's copy")  # fmt: skip
+        help="ImageNet-ReaL's file, for --imagenet; without a name timm's copy")
     add("--imagenet_c", default="", metavar="FOLDER",
         help="CORRUPTION/SEVERITY/CLASS/IMAGE: ImageNet-C's images, or what "
-        "`python -m tools.corrupt` made")  # fmt: skip
+        "`python -m tools.corrupt` made")
     add("--partial", action="store_true", help="go on where some of them is missing; no mCE then")
+    # fmt: on
 
     add = parser.add_argument_group("corruptions").add_argument
+    # fmt: off
     add("--corrupt", action=argparse.BooleanOptionalAction,
-        help="corrupt the clean images on the fly (default: if not ImageNet's)")  # fmt: skip
+        help="corrupt the clean images on the fly (default: if not ImageNet's)")
     add("--corruptions", nargs="+", choices=list(CORRUPTIONS), default=list(CORRUPTIONS),
-        metavar="NAME", help=f"which of: {', '.join(CORRUPTIONS)}")  # fmt: skip
+        metavar="NAME", help=f"which of: {', '.join(CORRUPTIONS)}")
     add("--severities", nargs="+", type=int, choices=SEVERITIES, default=list(SEVERITIES),
-        help="which")  # fmt: skip
+        help="which")
     add("--extra", nargs="*", choices=EXTRA, default=[],
-        help="of --imagenet_c, these of the four extra ones, too; never part of mCE")  # fmt: skip
+        help="of --imagenet_c, these of the four extra ones, too; never part of mCE")
     add("--max_images", type=number(int, 1), help="of each set, a fair draw: for a quick look")
+    # fmt: on
 
     add = parser.add_argument_group("protocol").add_argument
+    # fmt: off
     add("--crop_share", type=number(float, 0.1, 1),
         help="of the resized image's side, what the centre crop keeps (default: 224 of 256; small "
-        "images: all)")  # fmt: skip
+        "images: all)")
     add("--interpolation", choices=("bilinear", "bicubic"), default="bicubic",
-        help="of resizing; bicubic as in fine-tuning, the sets' authors take bilinear")  # fmt: skip
+        help="of resizing; bicubic as in fine-tuning, the sets' authors take bilinear")
     add("--stored", nargs="*", choices=SETS, default=["ImageNet-C"], metavar="SET",
-        help="whose images are stored at 224 x 224 pixels and are taken as they are")  # fmt: skip
+        help="whose images are stored at 224 x 224 pixels and are taken as they are")
+    # fmt: on
     return parser
 
 
@@ -225,10 +233,13 @@ def predict(
     if test_set.competing is not None:
         competing = torch.tensor(test_set.competing, device=run.device)
     about = test_set.about | dict(
-        classifier=classifier.checksum, image_names=images_checksum(test_set.images),
-        view=str(test_set.view), precision=precision.name, competing=test_set.competing,
+        classifier=classifier.checksum,
+        image_names=images_checksum(test_set.images),
+        view=str(test_set.view),
+        precision=precision.name,
+        competing=test_set.competing,
         batch_size=flags.batch_size,
-    )  # fmt: skip
+    )
 
     @torch.no_grad()
     def encode(imgs: Tensor, detailed: bool) -> dict[str, Tensor]:
@@ -242,16 +253,23 @@ def predict(
     folder = os.path.join(root, *(n.replace(os.sep, "_") for n in (classifier.name, test_set.name)))
     store = FeatureStore(folder, about, test_set.images, "fp32", flag="--predictions")
     store.extract(
-        encode, test_set.view, run.device, flags.batch_size, flags.num_workers,
-        flags.max_bad_images, f"{classifier.name}, {test_set.name}",
-    )  # fmt: skip
+        encode,
+        test_set.view,
+        run.device,
+        flags.batch_size,
+        flags.num_workers,
+        flags.max_bad_images,
+        f"{classifier.name}, {test_set.name}",
+    )
     return store
 
 
 def keep(
-    classifier: Classifier, test_set: TestSet, predictions: FeatureStore,
+    classifier: Classifier,
+    test_set: TestSet,
+    predictions: FeatureStore,
     real: list[frozenset[int]] | None,
-) -> None:  # fmt: skip
+) -> None:
     """Which of a set's images a classifier got right.
 
     Args:

@@ -6,10 +6,10 @@ python main_segmentation.py --data_path scenes --finetune output_dir/pretrain/ch
 
 import argparse
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from encoders.load import (
     SIZES,
@@ -61,59 +61,68 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = dense_args.add_dense_data_flags(
         parser, "a folder with images/ and annotations/, each with training/ and validation/"
     )
+    # fmt: off
     add("--classes", default="",
-        help="a file with a class a line (default: the data's classes.txt or objectInfo150.txt)",
-    )  # fmt: skip
+        help="a file with a class a line (default: the data's classes.txt or objectInfo150.txt)")
     add("--first_class", type=number(int, 0, 1), default=1,
-        help="the first class's value in a label map: 1, as in ADE20K, whose 0 is nothing, or 0",
-    )  # fmt: skip
+        help="the first class's value in a label map: 1, as in ADE20K, whose 0 is nothing, or 0")
     add("--palette", default="",
-        help="a file of lines R G B CLASS (- is nothing), for label maps in colours")  # fmt: skip
+        help="a file of lines R G B CLASS (- is nothing), for label maps in colours")
+    # fmt: on
     dense_args.add_iteration_flags(parser)
     arguments.add_run_flags(parser, "output_dir/segmentation")
     dense_args.add_dense_checkpoint_flags(parser)
     add = dense_args.add_backbone_flags(parser, tuple(SIZES))
+    # fmt: off
     add("--decoder_channels", type=number(int, 1),
-        help="of UperNet (default: a ViT's width; the last stage's of a Swin, at most 512)",
-    )  # fmt: skip
+        help="of UperNet (default: a ViT's width; the last stage's of a Swin, at most 512)")
     add("--rel_pos_bias", action=argparse.BooleanOptionalAction, default=True,
         help="add relative position biases to each block of a ViT, zero at first, as published; a "
-        "BEiT keeps its own")  # fmt: skip
+        "BEiT keeps its own")
     add("--layer_scale", type=number(float, 0), default=1.0,
-        help="at first, of a ViT's blocks that have none, as published; 0: none")  # fmt: skip
+        help="at first, of a ViT's blocks that have none, as published; 0: none")
     add("--auxiliary_weight", type=number(float, 0), default=0.4, help="of the FCN head's loss")
+    # fmt: on
     _add_view_flags(parser)
     parser.set_defaults(
-        iterations=160000, warmup_iterations=1500, eval_every=16000, lr=1e-4, lr_schedule="poly",
-        batch_size=2, layer_decay=0.65, dataset="ade20k",
-    )  # fmt: skip
+        iterations=160000,
+        warmup_iterations=1500,
+        eval_every=16000,
+        lr=1e-4,
+        lr_schedule="poly",
+        batch_size=2,
+        layer_decay=0.65,
+        dataset="ade20k",
+    )
     return parser
 
 
 def _add_view_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("augmentation").add_argument
+    # fmt: off
     add("--scales", type=number(float, 0.01), nargs=2, default=[0.5, 2.0], metavar="FACTOR",
-        help="between which an image's shorter side is drawn, in sides of --input_size",
-    )  # fmt: skip
+        help="between which an image's shorter side is drawn, in sides of --input_size")
     add("--max_class_share", type=number(float, 0, 1), default=0.75,
-        help="of a crop that one class may fill, or it is drawn anew; 1: any")  # fmt: skip
+        help="of a crop that one class may fill, or it is drawn anew; 1: any")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
     add("--photometric", action=argparse.BooleanOptionalAction, default=True,
-        help="distort brightness, contrast, saturation and hue")  # fmt: skip
+        help="distort brightness, contrast, saturation and hue")
+    # fmt: on
 
     add = parser.add_argument_group("evaluation").add_argument
+    # fmt: off
     add("--eval", action="store_true", help="only evaluate the model in --resume")
     add("--predict", default="", metavar="FOLDER",
-        help="write label maps and overlays of these images, by the model in --resume",
-    )  # fmt: skip
+        help="write label maps and overlays of these images, by the model in --resume")
     add("--test_mode", choices=("slide", "whole"), default="slide",
-        help="windows of --input_size, or the image in one piece")  # fmt: skip
+        help="windows of --input_size, or the image in one piece")
     add("--stride", type=number(int, 1), nargs="+", metavar="PX",
-        help="of the windows (default: two thirds of their side, 341 of 512)")  # fmt: skip
+        help="of the windows (default: two thirds of their side, 341 of 512)")
     add("--test_scales", type=number(float, 0.01), nargs="+", default=[1.0], metavar="FACTOR",
         help="the views of an image whose mean probabilities decide; published: 0.5 0.75 1 1.25 "
-        "1.5 1.75")  # fmt: skip
+        "1.5 1.75")
     add("--test_flip", action="store_true", help="the mirrored views, too")
+    # fmt: on
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -196,10 +205,14 @@ def class_labels(args: argparse.Namespace, pretrained: Pretrained | None) -> Lab
 def config_of(args: argparse.Namespace, model: UperNet, labels: Labels) -> dict:
     """Plain values from which --eval and --predict build the same model."""
     return describe(
-        args, model.encoder, grid=list(model.encoder.patch_embed.grid_size),
-        decoder_channels=model.channels, classes=labels.classes, first_class=labels.first_class,
+        args,
+        model.encoder,
+        grid=list(model.encoder.patch_embed.grid_size),
+        decoder_channels=model.channels,
+        classes=labels.classes,
+        first_class=labels.first_class,
         palette=labels.palette,
-    )  # fmt: skip
+    )
 
 
 def build_predict(
@@ -232,11 +245,13 @@ def build_predict(
     return predict
 
 
-def training_view(args: argparse.Namespace) -> v2.Compose:
+def training_view(args: argparse.Namespace) -> Callable:
+    from torchvision.transforms.v2 import Compose
+
     size = tuple(args.input_size)
     steps = [RandomResize(size, args.scales), RandomCrop(size, args.max_class_share)]
     steps += [RandomFlip()] * args.flip + [PhotometricDistortion()] * args.photometric
-    return v2.Compose([*steps, Pad(size, args.mean)])
+    return Compose([*steps, Pad(size, args.mean)])
 
 
 def open_pairs(
@@ -275,15 +290,15 @@ def main(args: argparse.Namespace) -> None:
         if batches.global_size == 1:
             raise UsageError("--batch_size 1 on one process: BatchNorm needs 2 images at least")
         groups = optim.layer_decay_groups(
-            model, args.weight_decay, layer_lookup(model.encoder, "encoder."),
-            args.layer_decay,
-        )  # fmt: skip
+            model, args.weight_decay, layer_lookup(model.encoder, "encoder."), args.layer_decay
+        )
         optimizer = optim.adamw(groups)
         preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         run.start(
             dict(model=model, optimizer=optimizer, scaler=precision.scaler),
-            config_of(args, model, labels), batches,
-        )  # fmt: skip
+            config_of(args, model, labels),
+            batches,
+        )
         drop_paths = DropPaths(model, args.seed)
         if args.compile:
             distributed.compile_in_place(model, args.grad_checkpointing)

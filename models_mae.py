@@ -12,8 +12,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -175,6 +173,8 @@ def new_blocks(
     dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0, norm_layer: NewNorm = NORM
 ) -> nn.ModuleList:
     """`depth` transformer blocks of width `dim`, as MAE has them."""
+    from timm.models.vision_transformer import Block
+
     options = dict(mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
     return nn.ModuleList([Block(dim, num_heads, **options) for _ in range(depth)])
 
@@ -197,6 +197,8 @@ class ViTEncoder:
         num_heads: int, mlp_ratio: float = 4.0, norm_layer: NewNorm = NORM,
     ) -> None:  # fmt: skip
         """Patch embedding, class token, fixed position embedding, blocks and final norm."""
+        from timm.layers import PatchEmbed
+
         img_size = (grid[0] * patch_size, grid[1] * patch_size)
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -362,3 +364,4 @@ class MAEViT(ViTEncoder, MaskedImageModel):
 
 
 MODELS = {f"mae_{name}": partial(MAEViT, **size) for name, size in SIZES.items()}
+globals().update(MODELS)  # mae_vit_base_patch16 and so on are functions of this module

@@ -1,4 +1,4 @@
-"""MI-MAE in one file: orthogonal masks, InfoNCE, CLUB, and their sum with MAE's loss [Eq. 1 to 11].
+"""MI-MAE in one file: orthogonal masks, InfoNCE, CLUB, and their sum with MAE's loss.
 
 *Learning Mask Invariant Mutual Information for Masked Image Modeling*, ICLR 2025. MAE, with Eq. 1,
 is in `models_mae`: with one mask and `lambda_max = lambda_min = 0` this model is that one.
@@ -8,14 +8,13 @@ D encoder width, W ranks. Losses are means over the *global* batch: averaged ove
 values and the gradients of `forward` are those of one process that holds all W·B images.
 """
 
-import inspect
 import math
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from models_mae import SIZES, MAEViT, RandomMasks, draw_weights, full_precision
@@ -43,9 +42,9 @@ def orthogonal_permutations(noise: Tensor, num_masks: int, num_visible: int) -> 
     return torch.stack([permutation.roll(-k * num_visible, 1) for k in range(num_masks)], dim=1)
 
 
-def complete_masks(mask_ratio: float) -> int:
-    """N of *complete masking* [Fig. 2]: so many masks that each patch is visible to one."""
-    return max(2, round(1 / (1 - mask_ratio)))
+def resolve_num_masks(num_masks: int, mask_ratio: float) -> int:
+    """N; 0 is *complete masking* [Fig. 2]: so many masks that each patch is visible to one."""
+    return num_masks or max(2, round(1 / (1 - mask_ratio)))
 
 
 class OrthogonalMasks(RandomMasks):
@@ -65,7 +64,7 @@ class OrthogonalMasks(RandomMasks):
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
         if num_masks < 0:
             raise UsageError(f"--num_masks {num_masks} is negative: 0 is complete masking")
-        self.num_masks, self.mask_type = num_masks or complete_masks(mask_ratio), mask_type
+        self.num_masks, self.mask_type = resolve_num_masks(num_masks, mask_ratio), mask_type
 
     def noise_shape(self, batch_size: int) -> tuple[int, ...]:
         masks = () if self.mask_type == "orthogonal" else (self.num_masks,)
@@ -245,71 +244,71 @@ class Rows(NamedTuple):
     z: Tensor  # [rows, D], the latents
 
 
+@dataclass(eq=False)
 class MutualInformation:
-    """The mutual information of a masked image model's latents: L_max, L_min, L_apx and their sum
+    """The mutual information of a masked image model's latents: L_max, L_min, L_apx, and their sum
     with L_rec. MI-MAE has one, and MI-SimMIM.
 
-    Its `networks` are the model's own parts, so that a checkpoint has them as `approximation.*`
-    and `mi_head.*`; they are drawn apart, so that all models of one seed start from the same
-    encoder.
-
-    Args:
-        dim: D. num_masks: N. input_dim: of the embedded patches, where not D.
-        lambda_rec, lambda_max, lambda_min: weights of L_rec, L_max and L_min.
-        temperature: τ of InfoNCE.
-        latent_pool: the latent g is the class token (`cls`) or the mean patch token (`mean`) of z.
-        mi_head: InfoNCE compares g (`none`), or a projection of it (`mlp`), dropped afterwards.
-        club_level: a row of CLUB is a masked `image` or a visible `token`; club_negatives: it is
-            compared with the rows of its `image` or of the `batch`.
-        train_approximation: add L_apx; without it φ keeps its random weights [Table 3a, d].
-        mi_start_loss: ε of Assumption 3; infinite: the MI losses count from the first step.
+    Its `approximation` (φ), `head` and `gate` become parts of the model by `give_to`, so that a
+    checkpoint has φ as `approximation.*`. They are drawn apart: all models of one seed start from
+    the same encoder.
 
     Raises:
         UsageError: numbers and names that cannot be used; the line names the flag.
     """
 
-    def __init__(
-        self, dim: int, num_masks: int, input_dim: int | None = None, lambda_rec: float = 1.0,
-        lambda_max: float = 1.0, lambda_min: float = 10.0, temperature: float = 0.07,
-        latent_pool: str = "cls", mi_head: str = "none", club_level: str = "image",
-        club_negatives: str = "image", train_approximation: bool = True,
-        mi_start_loss: float = math.inf,
-    ):  # fmt: skip
-        check_one_of("--latent_pool", latent_pool, ("cls", "mean"))
-        check_one_of("--mi_head", mi_head, ("none", "mlp"))
-        check_one_of("--club_level", club_level, ("image", "token"))
-        check_one_of("--club_negatives", club_negatives, ("image", "batch"))
-        if not temperature > 0:  # nor NaN
-            raise UsageError(f"--temperature {temperature} is not positive: the paper has 0.07")
-        if num_masks == 1 and (lambda_max or (lambda_min and club_level == club_negatives)):
+    dim: int  # D
+    num_masks: int  # N
+    input_dim: int | None = None  # of the embedded patches; None: D
+    lambda_rec: float = 1.0  # weight of L_rec
+    lambda_max: float = 1.0  # λ1, of L_max
+    lambda_min: float = 10.0  # λ2, of L_min
+    temperature: float = 0.07  # τ of InfoNCE
+    latent_pool: str = "cls"  # the latent: class token (`cls`) or mean patch token (`mean`) of z
+    mi_head: str = "none"  # InfoNCE compares it (`none`) or a projection (`mlp`), dropped later
+    club_level: str = "image"  # a row of CLUB is a masked `image`, or a visible `token`;
+    club_negatives: str = "image"  # it is compared with rows of its `image`, or of the `batch`
+    train_approximation: bool = True  # by L_apx; else φ keeps its random weights [Table 3a, d]
+    mi_start_loss: float = math.inf  # ε of Assumption 3; infinite: the gate is open from the start
+
+    def __post_init__(self):
+        check_one_of("--latent_pool", self.latent_pool, ("cls", "mean"))
+        check_one_of("--mi_head", self.mi_head, ("none", "mlp"))
+        check_one_of("--club_level", self.club_level, ("image", "token"))
+        check_one_of("--club_negatives", self.club_negatives, ("image", "batch"))
+        if not self.temperature > 0:  # nor NaN
+            raise UsageError(
+                f"--temperature {self.temperature} is not positive: the paper has 0.07"
+            )
+        in_image = self.club_level == self.club_negatives == "image"
+        if self.num_masks == 1 and (self.lambda_max or (self.lambda_min and in_image)):
             raise UsageError(
                 "--num_masks 1 has no other mask for --lambda_max and --lambda_min to compare "
                 "with: set both to 0, or use more masks"
             )
-        self.num_masks, self.temperature, self.latent_pool = num_masks, temperature, latent_pool
-        self.club_level, self.club_negatives = club_level, club_negatives
-        self.lambda_rec, self.lambda_max, self.lambda_min = lambda_rec, lambda_max, lambda_min
-        self.train_approximation = train_approximation
-        self.is_used = lambda_max > 0 or lambda_min > 0
-        self.gate = ReconstructionGate(mi_start_loss if self.is_used else math.inf)
-        self.approximation = ApproximationNetwork(dim, input_dim) if lambda_min > 0 else None
-        if self.approximation is not None:
-            self.approximation.requires_grad_(train_approximation)
-        self.mi_head = Mlp(dim, 2 * dim, 256) if mi_head == "mlp" and lambda_max > 0 else None
+        self.is_used = self.lambda_max > 0 or self.lambda_min > 0
+        self.gate = ReconstructionGate(self.mi_start_loss if self.is_used else math.inf)
+        self.approximation = self.head = None
+        if self.lambda_min > 0:
+            self.approximation = ApproximationNetwork(self.dim, self.input_dim)
+            self.approximation.requires_grad_(self.train_approximation)
+        if self.mi_head == "mlp" and self.lambda_max > 0:
+            from timm.layers import Mlp
+
+            self.head = Mlp(self.dim, 2 * self.dim, 256)
         generator = torch.Generator().manual_seed(torch.initial_seed())
-        for network in filter(None, (self.approximation, self.mi_head)):
+        for network in filter(None, (self.approximation, self.head)):
             draw_weights(network, generator)
 
-    @property
-    def networks(self) -> tuple[nn.Module | None, nn.Module | None, nn.Module]:
-        """φ, the projection head and the gate; the first two only where they are used."""
-        return self.approximation, self.mi_head, self.gate
+    def give_to(self, model: nn.Module) -> None:
+        """Make the networks and the gate the model's own parts."""
+        model.approximation, model.mi_head, model.gate = self.approximation, self.head, self.gate
 
     def rows(self, x: Tensor, z: Tensor, cls_token: Tensor) -> Rows:
         """Args: x, z: visible embedded patches x·m and their outputs, [B·N, K, D]. cls_token:
         [B·N, D]."""
         latent = full_precision(cls_token if self.latent_pool == "cls" else z.mean(1))
-        g = self.mi_head(latent) if self.mi_head else latent
+        g = self.head(latent) if self.head else latent
         if self.club_level == "image":
             return Rows(g, full_precision(x.mean(1)), latent)
         return Rows(g, full_precision(x.flatten(0, 1)), full_precision(z.flatten(0, 1)))
@@ -346,7 +345,7 @@ class MutualInformation:
         return Losses(loss=self.total(rec, mi), rec=rec, rows=rows, **mi)
 
 
-MI_OPTIONS = set(inspect.signature(MutualInformation).parameters)
+MI_OPTIONS = {field.name for field in fields(MutualInformation)[3:]}  # what is a model's option
 
 
 def take_mi_options(options: dict[str, object]) -> dict[str, object]:
@@ -375,7 +374,7 @@ class MaskedAutoencoderViT(MAEViT):
         super().__init__(*sizes, mask_ratio=mask_ratio, **options)
         self.masks = OrthogonalMasks(self.masks.num_patches, num_masks, mask_ratio, mask_type)
         self.mi = MutualInformation(self.pos_embed.shape[2], self.masks.num_masks, **mi_options)
-        self.approximation, self.mi_head, self.gate = self.mi.networks
+        self.mi.give_to(self)
 
     def forward(self, imgs: Tensor, noise: Tensor | None = None) -> Losses:
         """The losses of a batch.
@@ -396,10 +395,4 @@ class MaskedAutoencoderViT(MAEViT):
 
 
 MODELS = {f"mimae_{name}": partial(MaskedAutoencoderViT, **size) for name, size in SIZES.items()}
-mimae_vit_tiny_patch2 = MODELS["mimae_vit_tiny_patch2"]
-mimae_vit_tiny_patch4 = MODELS["mimae_vit_tiny_patch4"]
-mimae_vit_tiny_patch7 = MODELS["mimae_vit_tiny_patch7"]
-mimae_vit_small_patch16 = MODELS["mimae_vit_small_patch16"]
-mimae_vit_base_patch16 = MODELS["mimae_vit_base_patch16"]
-mimae_vit_large_patch16 = MODELS["mimae_vit_large_patch16"]
-mimae_vit_huge_patch14 = MODELS["mimae_vit_huge_patch14"]
+globals().update(MODELS)  # mimae_vit_base_patch16 and so on are functions of this module

@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from encoders.swin import block_shapes, build_swin, cell_size
 from encoders.vit import SIZES
 from models_mae import MaskedImageModel, ViTEncoder, full_precision, take_rows
-from models_mimae import (
-    Losses,
-    MutualInformation,
-    OrthogonalMasks,
-    Rows,
-    take_mi_options,
-)
+from models_mimae import Losses, MutualInformation, OrthogonalMasks, Rows, take_mi_options
 from util.checks import image_size
 from util.errors import UsageError
 from util.flags.defaults import MISIMMIM, SIMMIM
@@ -72,7 +66,7 @@ class SimMIM(MaskedImageModel):
     def add_objective(self, dim: int, embed_dim: int, options: dict[str, object]) -> None:
         """The objective, whose networks are drawn last."""
         self.mi = MutualInformation(dim, self.masks.num_masks, embed_dim, **options)
-        self.approximation, self.mi_head, self.gate = self.mi.networks
+        self.mi.give_to(self)
         if self.mi.latent_pool == "cls" and not self.num_prefix:
             raise UsageError("--latent_pool cls: a Swin has no class token, use --latent_pool mean")
 

@@ -17,14 +17,7 @@ import time
 from reproduction import claims, collect, figures, paper, run_local, run_slurm
 from reproduction.graph import Graph
 from reproduction.scales import MAINS, ROOT, SCALES, SMALL_SCALES, ImageNet, shown_path
-from reproduction.state import (
-    DONE,
-    OTHER_COMMIT,
-    OTHER_FLAGS,
-    Folder,
-    JobState,
-    status_lines,
-)
+from reproduction.state import DONE, OTHER_COMMIT, OTHER_FLAGS, Folder, JobState, status_lines
 from util.entry import run_main
 from util.errors import RunError, UsageError
 from util.flags.parser import ArgumentParser, number
@@ -47,25 +40,31 @@ PLACES = {
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
+    # fmt: off
     add("table", nargs="+", choices=CHOICES, metavar="TABLE", help=", ".join(CHOICES))
     add("--rows", nargs="+", default=[], metavar="ROW", help="only these rows of the tables")
     add("--scale", choices=SCALES, default="imagenet",
         help="imagenet: the paper's runs; small: Fashion-MNIST, two cores for a night or a GPU for "
-        "two hours; demo: digits, minutes")  # fmt: skip
+        "two hours; demo: digits, minutes")
     add("--seeds", type=number(int, 0), nargs="+", default=[0], help="of all runs")
     add("--out", default="output_dir/reproduction", help="everything is written below it")
+    # fmt: on
 
     add = parser.add_argument_group("instead of running").add_argument
+    # fmt: off
     add("--dry_run", action="store_true", help="print the commands of what is missing")
     add("--status", action="store_true", help="say how far every run is, and the time left")
     add("--collect", action="store_true", help="write the tables of what is done")
+    # fmt: on
 
     add = parser.add_argument_group("machines").add_argument
+    # fmt: off
     add("--jobs", type=number(int, 1), default=1, help="runs at once, on this machine")
     add("--nproc_per_node", type=number(int, 1), default=1, help="processes of a run: its GPUs")
     add("--slurm", metavar="FLAGS", help="submit to SLURM with these flags of submitit_launch.py")
     add("--flags", action="append", default=[], metavar="MAIN=FLAGS",
-        help='more flags for a main, as "main_pretrain=--num_workers 16"')  # fmt: skip
+        help='more flags for a main, as "main_pretrain=--num_workers 16"')
+    # fmt: on
 
     add = parser.add_argument_group("data at the scale of ImageNet").add_argument
     for name, text in PLACES.items():
@@ -73,8 +72,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--checkpoints", default="", metavar="DIR", help="of the comparison rows' public files")
 
     add = parser.add_argument_group("whose results count").add_argument
+    # fmt: off
     add("--commit", help="those of this commit (default: of the code as it is)")
     add("--any_commit", action="store_true", help="those of any commit")
+    # fmt: on
     return parser
 
 
@@ -112,18 +113,9 @@ class Reproduction:
         self._plan()
 
     def _scale(self):
-        args, processes = self.args, self.args.nproc_per_node
-        if args.slurm is not None:
-            processes = run_slurm.processes(args.slurm)
-        if args.scale not in SMALL_SCALES:
-            places = {n: getattr(args, n) for n in PLACES if getattr(args, n)}
-            return ImageNet(places, processes)
-        if processes > 1:
-            raise UsageError(
-                f"--scale {args.scale} has batches for one process: take --jobs in place of "
-                '--nproc_per_node, or --slurm "--nodes 1 --ngpus 1"'
-            )
-        return SMALL_SCALES[args.scale]
+        if self.args.scale in SMALL_SCALES:
+            return SMALL_SCALES[self.args.scale]
+        return ImageNet({n: getattr(self.args, n) for n in PLACES if getattr(self.args, n)})
 
     def _flags(self) -> dict[str, str]:
         found = {}

@@ -47,18 +47,20 @@ CODE_SUFFIXES = (".py", ".args", ".txt", ".json")
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument_group("the machines").add_argument
+    # fmt: off
     add("--nodes", type=number(int, 1), default=1, help="machines")
     add("--ngpus", type=number(int, 0), default=8, help="GPUs, and tasks, per node; 0: CPUs only")
-    add(
-        "--tasks_per_node", type=number(int, 1), default=1, help="tasks per node where --ngpus is 0"
-    )
+    add("--tasks_per_node", type=number(int, 1), default=1,
+        help="tasks per node where --ngpus is 0")
     add("--cpus_per_task", type=number(int, 1), default=10, help="cores per task, for its workers")
     add("--mem_gb", type=number(float, 0.1), help="memory per node, GB (default: the partition's)")
     add("--constraint", help="node feature, as your site names it: v100-32gb, volta32gb, ...")
     add("--sbatch", action="append", default=[], metavar="KEY=VALUE",
-        help="any other sbatch option, as exclude=node7 or exclusive; may be repeated")  # fmt: skip
+        help="any other sbatch option, as exclude=node7 or exclusive; may be repeated")
+    # fmt: on
 
     add = parser.add_argument_group("the queue").add_argument
+    # fmt: off
     add("--partition", help="partition (default: the site's)")
     add("--account", help="account to charge")
     add("--qos", help="quality of service")
@@ -66,22 +68,25 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--job_name", help="name in the queue (default: the main's)")
     add("--dependency", help="start after other jobs, as afterok:123")
     add("--array", type=int, nargs="+", metavar="SEED",
-        help="run the command once per seed, as a job array, in job_dir/seed-SEED")  # fmt: skip
+        help="run the command once per seed, as a job array, in job_dir/seed-SEED")
     add("--timeout", type=number(int, 1), default=4320, help="time limit of one start, minutes")
     add("--signal_delay", type=number(int, 1), default=120,
         help="seconds before the limit at which the run saves and is requeued; more than a step "
-        "and an evaluation take")  # fmt: skip
+        "and an evaluation take")
     add("--max_timeouts", type=number(int, 0), default=20,
         help="requeue so often at the time limit (a limit of 10 minutes or less counts "
-        "preemptions, too)")  # fmt: skip
+        "preemptions, too)")
     add("--max_requeues", type=number(int, 0), default=5,
-        help="requeue so often after a task died without a word, or lost the others")  # fmt: skip
+        help="requeue so often after a task died without a word, or lost the others")
+    # fmt: on
 
     add = parser.add_argument_group("files").add_argument
+    # fmt: off
     add("--job_dir", default="output_dir/slurm/%j",
         help="a folder that all nodes share: the run's --output_dir. %%j is the job's number; its "
-        "logs and code are in slurm/ inside it, or beside the part with %%j")  # fmt: skip
+        "logs and code are in slurm/ inside it, or beside the part with %%j")
     add("--dry_run", action="store_true", help="print the sbatch script and submit nothing")
+    # fmt: on
     return parser
 
 

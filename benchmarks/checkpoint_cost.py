@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    # fmt: off
     parser.add_argument("--model", choices=MODELS, default="mimae_vit_base_patch16")
     parser.add_argument("--batch_size", type=number(int, 1), default=2)
     parser.add_argument("--input_size", type=number(int, 1), default=224)
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=number(int, 1), default=5)
     parser.add_argument("--wait", type=number(float, 0), help="a step only waits, so long")
     parser.add_argument("--every", type=number(int, 1), default=500, help="steps between saves")
+    # fmt: on
     args = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,8 +84,15 @@ def measure(step, saver: Checkpointer) -> dict[str, float]:
     background = time.perf_counter() - started  # to the end of the step in which it ended
     alone = statistics.median([alone, *(seconds_of(step) for _ in range(2))])
     lost = sum(beside) - len(beside) * alone
-    return dict(step=alone, waited=waited, copy=copy, background=background,
-                num_beside=len(beside), lost=lost, felt=copy + lost)  # fmt: skip
+    return dict(
+        step=alone,
+        waited=waited,
+        copy=copy,
+        background=background,
+        num_beside=len(beside),
+        lost=lost,
+        felt=copy + lost,
+    )
 
 
 def report(args, rounds: list[dict], size: float, first_copy: float, read: float) -> None:
@@ -98,12 +107,19 @@ def report(args, rounds: list[dict], size: float, first_copy: float, read: float
         "a checked read                   {read:.2f} s\n"
         "every {every} steps: {waited_share:.2f} % of the time waited for, {felt_share:.2f} % in "
         "the background".format(
-            name=args.model, size=size, images=args.batch_size, rounds=len(rounds), ratio=ratio,
-            first_copy=first_copy, read=read, every=args.every, **number_of,
+            name=args.model,
+            size=size,
+            images=args.batch_size,
+            rounds=len(rounds),
+            ratio=ratio,
+            first_copy=first_copy,
+            read=read,
+            every=args.every,
+            **number_of,
             waited_share=share(number_of["waited"], args.every * number_of["step"]),
             felt_share=share(number_of["felt"], args.every * number_of["step"]),
         )
-    )  # fmt: skip
+    )
 
 
 def share(seconds: float, others: float) -> float:

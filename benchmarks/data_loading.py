@@ -88,11 +88,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    # fmt: off
     parser.add_argument("--data_path", help="a folder of class folders with images")
-    parser.add_argument(
-        "--images", type=number(int, BATCH_SIZE), default=256, help="to make, or to read"
-    )
+    parser.add_argument("--images", type=number(int, BATCH_SIZE), default=256,
+        help="to make, or to read")
     parser.add_argument("--rounds", type=number(int, 1), default=7)
+    # fmt: on
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:

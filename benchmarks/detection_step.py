@@ -17,12 +17,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import main_detection
-from benchmarks.step_facts import (
-    as_main_trains,
-    measure_and_calculate,
-    step_facts,
-    step_parser,
-)
+from benchmarks.step_facts import as_main_trains, measure_and_calculate, step_facts, step_parser
 from engine_detection import train_step
 from util.flags.parser import number
 
@@ -32,7 +27,7 @@ STEPS, BATCH = 184_375, 64  # published
 def get_args_parser() -> argparse.ArgumentParser:
     parser = step_parser(__doc__)
     parser.add_argument("--objects", type=number(int, 1), default=7,
-                        help="per image; COCO has seven")  # fmt: skip
+        help="per image; COCO has seven")  # fmt: skip
     parser.set_defaults(images=1, input_size=1024, classes=80, rounds=2)
     return parser
 

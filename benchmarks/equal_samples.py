@@ -51,6 +51,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    # fmt: off
     add("--study", default="output_dir/equal_samples.jsonl", help="the runs' file")
     add("--variants", nargs="+", default=[MAE, "MI-MAE:"], metavar="'NAME: FLAGS'")
     add("--common", default="", help="flags of main_pretrain.py that all variants have")
@@ -69,6 +70,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--reference", default="MAE", help="the variant that the others are compared with")
     add("--report", action="store_true", help="run nothing: tell what is in --study")
     add("--runs", default="output_dir/equal_samples", help="folder of the checkpoints")
+    # fmt: on
     return parser
 
 
@@ -156,10 +158,21 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     place = f"{name.replace(' ', '_').replace('/', '_')}-{args.epochs}-{seed}"
     folder = os.path.abspath(os.path.join(args.runs, place))
     words += [
-        "--seed", str(seed), "--train_fraction", args.train_fraction, "--epochs", str(epochs),
-        "--warmup_epochs", f"{args.warmup_share * epochs:g}", "--output_dir", folder,
-        "--batch_size", str(args.batch_size // num_masks), "--resume", "auto",
-    ]  # fmt: skip
+        "--seed",
+        str(seed),
+        "--train_fraction",
+        args.train_fraction,
+        "--epochs",
+        str(epochs),
+        "--warmup_epochs",
+        f"{args.warmup_share * epochs:g}",
+        "--output_dir",
+        folder,
+        "--batch_size",
+        str(args.batch_size // num_masks),
+        "--resume",
+        "auto",
+    ]
     with open(folder + ".log", "a") as output:
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         command = [sys.executable, "main_pretrain.py", *words]

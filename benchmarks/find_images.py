@@ -25,10 +25,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    # fmt: off
     parser.add_argument("--images", type=number(int, 1000), default=100_000)
     parser.add_argument("--folder", help="where to make them; default: the temporary folder")
     parser.add_argument("--cold", action="store_true", help="drop the machine's caches first")
     parser.add_argument("--rounds", type=number(int, 1), default=1)
+    # fmt: on
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as root:
         for number_of_class in range(1000):

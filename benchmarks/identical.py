@@ -60,12 +60,14 @@ RUNS: dict[str, str | tuple[int, str]] = {
     "--train_fraction 0.3 --draws 2 --few 1 4 --few_shares 0.1",
     "ROBUST": "main_robustness.py FINETUNED FINETUNED_RANKS --names a b --max_images 64 "
     "--corruptions contrast fog --severities 1 3 5",
-}  # fmt: skip
+}
 BEFORE = {  # what others start from
     "MAE_PHOTOGRAPHS": "main_pretrain.py --dataset flat --data_path SCENES/images/training "
-    f"--model mimae_vit_tiny_patch4 --input_size 32 {QUICK}",
+    f"--model mimae_vit_tiny_patch4 --input_size 32 {QUICK}"
 }
-TIMED = re.compile(r"second|time|images_per|command|version|commit|host|path|flags|sources|dir")
+TIMED = re.compile(
+    r"checkpoints|second|time|images_per|command|version|commit|host|path|flags|sources|dir"
+)
 
 
 def run(checkout: Path, folder: Path) -> dict[str, dict[str, str]]:

@@ -37,14 +37,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    # fmt: off
     add("--models", nargs="+", choices=MODELS, default=["base"])
     add("--images", nargs="+", type=number(int, 1), default=[2], help="images per step")
     add("--num_masks", type=number(int, 2), default=4, help="masks per image")
     add("--input_size", type=number(int, 1), default=224)
-    add(
-        "--amp", choices=("auto", "bf16", "fp16", "none"), nargs="+", default=["auto"],
-        help="ours, one contestant each",
-    )  # fmt: skip
+    add("--amp", choices=("auto", "bf16", "fp16", "none"), nargs="+", default=["auto"],
+        help="ours, one contestant each")
     add("--compile", action="store_true", help="ours")
     add("--grad_checkpointing", action="store_true", help="ours")
     add("--pred_ratio", type=float, default=1.0, help="time ours with it, too")
@@ -53,6 +52,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--steps", type=number(int, 1), default=5, help="per turn")
     add("--rounds", type=number(int, 1), default=5)
     add("--threads", type=number(int, 1), help="of a CPU")
+    # fmt: on
     return parser
 
 
@@ -118,10 +118,10 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
             batch = [normalize(imgs.to(device, non_blocking=True))]
             train_step(wrapped, batch, noise, optimizer, precision)
 
+    rows, is_half = images * bare.masks.num_masks, precision.dtype is not None
     memory = preflight.estimate_memory(
-        bare, bare.block_shapes(), images * bare.masks.num_masks, precision.dtype is not None,
-        args.grad_checkpointing,
-    )  # fmt: skip
+        bare, bare.block_shapes(), rows, is_half, args.grad_checkpointing
+    )
     dtype = precision.dtype or torch.float32
     return train, {"flops": counter.get_total_flops(), "memory": sum(memory), "dtype": dtype}
 

@@ -29,6 +29,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     positive = number(int, 1)
+    # fmt: off
     add("--model", choices=MODELS, default="small")
     add("--images", nargs="+", type=positive, default=[4, 1, 2, 8, 16], help="global batch")
     add("--input_size", nargs="+", type=positive, default=[224, 112, 160, 320], help="pixels")
@@ -39,6 +40,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--grad_checkpointing", action="store_true")
     add("--steps", type=positive, default=3, help="per turn")
     add("--rounds", type=positive, default=3)
+    # fmt: on
     return parser
 
 

@@ -16,12 +16,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import main_segmentation
-from benchmarks.step_facts import (
-    as_main_trains,
-    measure_and_calculate,
-    step_facts,
-    step_parser,
-)
+from benchmarks.step_facts import as_main_trains, measure_and_calculate, step_facts, step_parser
 from engine_segmentation import pixel_loss, train_step
 from util.evaluation.dense import windows
 

@@ -10,11 +10,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.contest import Contestant, compete
 from util.flags.parser import number
@@ -91,6 +87,7 @@ def step_parser(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, positive = parser.add_argument, number(int, 1)
+    # fmt: off
     add("--model", default="vit_base_patch16")
     add("--images", type=positive, help="per step")
     add("--input_size", type=positive, help="pixels")
@@ -103,6 +100,7 @@ def step_parser(description: str) -> argparse.ArgumentParser:
     add("--gpus", type=positive, default=8, help="of the calculation")
     add("--peak", type=float, default=125.0, help="of one, TFLOP/s; a V100's in fp16: 125")
     add("--reached", type=float, default=0.3, help="share of the peak that is assumed")
+    # fmt: on
     return parser
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-from timm.models.beit import Beit
 from torch import nn
 
 from util.checks import image_size
@@ -17,12 +16,14 @@ def build_beit(
     global_pool: bool = True,
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
-) -> Beit:
+) -> nn.Module:
     """A classifier, images [B, C, H, W] -> logits [B, num_classes], as `encoders.vit.build_vit`.
 
     Args:
         architecture: timm's arguments, and `eps` of the layer norms.
     """
+    from timm.models.beit import Beit
+
     options = {k: v for k, v in architecture.items() if k not in ("family", "eps")}
     model = Beit(
         img_size=image_size(img_size, options["patch_size"]), in_chans=in_chans,
@@ -31,4 +32,5 @@ def build_beit(
         **options,
     )  # fmt: skip
     model.set_grad_checkpointing(grad_checkpointing)
+    model.family = "beit"
     return model

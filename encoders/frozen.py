@@ -4,10 +4,10 @@ Shapes as in `models_mimae`.
 """
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from encoders.position_bias import has_position_biases
+from encoders.swin import is_swin
 
 Outputs = dict[str, Tensor]
 CLASS_TOKEN, PATCH_MEAN, PIXELS = "class token", "patch mean", "pixels"
@@ -38,12 +38,12 @@ class FrozenEncoder(nn.Module):
         """Blocks of a ViT, stages of a Swin; 0 for pixels."""
         if self.encoder is None:
             return 0
-        if isinstance(self.encoder, SwinTransformer):
+        if is_swin(self.encoder):
             return len(self.encoder.layers)
         return len(self.encoder.blocks)
 
     def _num_prefix(self) -> int:
-        return 0 if isinstance(self.encoder, SwinTransformer) else self.encoder.num_prefix_tokens
+        return 0 if is_swin(self.encoder) else self.encoder.num_prefix_tokens
 
     @torch.no_grad()
     def forward(self, imgs: Tensor, with_blocks: bool = True) -> Outputs:
@@ -64,8 +64,9 @@ class FrozenEncoder(nn.Module):
     def _with_blocks(self, imgs: Tensor) -> tuple[Tensor, list[Tensor]]:
         outputs: list[Tensor] = []
         stages = self.encoder.layers if self._num_prefix() == 0 else self.encoder.blocks
-        hooks = [stage.register_forward_hook(lambda *call: outputs.append(call[2]))
-                 for stage in stages]  # fmt: skip
+        hooks = [
+            stage.register_forward_hook(lambda *call: outputs.append(call[2])) for stage in stages
+        ]
         try:
             final = self.encoder.forward_features(imgs)
         finally:

@@ -241,11 +241,12 @@ def _vit_architecture(foreign: Foreign, num_heads: int | None) -> dict:
         )  # fmt: skip
     registers = weights.get("reg_token")
     return found | dict(
-        family="vit", qkv_bias="blocks.0.attn.qkv.bias" in weights,
+        family="vit",
+        qkv_bias="blocks.0.attn.qkv.bias" in weights,
         init_values=1.0 if "blocks.0.ls1.gamma" in weights else None,
         reg_tokens=0 if registers is None else registers.shape[1],
         no_embed_class=_has_no_class_position(weights),
-    )  # fmt: skip
+    )
 
 
 def _count(weights: Weights, start: str) -> int:

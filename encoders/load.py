@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from timm.models.beit import Beit
-from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from encoders import beit, swin, vit
@@ -235,11 +233,11 @@ def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
     Raises:
         UsageError: a checkpoint of another architecture; the line says which keys and shapes.
     """
-    if isinstance(model, SwinTransformer):
+    if swin.is_swin(model):
         pretrained.weights = swin.fit_weights(pretrained.weights, pretrained.config, model)
         pretrained.load_into(model)
         return
-    if isinstance(model, Beit) or has_position_biases(model):
+    if model.family == "beit" or has_position_biases(model):
         grid = model.patch_embed.grid_size
         pretrained.weights = fit_weights(pretrained.weights, pretrained.config, grid)
     pretrained.load_into(model)
@@ -255,7 +253,7 @@ def layer_lookup(model: nn.Module, prefix: str = "") -> Callable[[str], int]:
         model: the encoder. prefix: of its parameters' names in a larger model, such as
             `encoder.`; what else that model has is of the last layer, as a head is.
     """
-    if isinstance(model, SwinTransformer):
+    if swin.is_swin(model):
         depths = [len(stage.blocks) for stage in model.layers]
         found = partial(swin.layer_of, depths=depths)
     else:
@@ -265,7 +263,7 @@ def layer_lookup(model: nn.Module, prefix: str = "") -> Callable[[str], int]:
 
 def block_shapes(model: nn.Module) -> list[tuple[int, int, int]]:
     """(tokens per image, width, depth) of a model's blocks, to estimate memory."""
-    if isinstance(model, SwinTransformer):
+    if swin.is_swin(model):
         return swin.block_shapes(model.patch_embed, model.layers)
     tokens = model.num_prefix_tokens + model.patch_embed.num_patches
     return [(tokens, model.embed_dim, len(model.blocks))]

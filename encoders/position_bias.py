@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from encoders.pos_embed import square_grid
@@ -68,8 +67,8 @@ def position_index(grid: Sequence[int], num_prefix: int) -> Tensor:
     return index.int()
 
 
-def add_position_biases(vit: VisionTransformer) -> None:
-    """Give each block's attention a table of its own, of zeros: the ViT computes what it did."""
+def add_position_biases(vit: nn.Module) -> None:
+    """Give each block of a timm ViT a table of its own, of zeros: it computes what it did."""
     height, width = vit.patch_embed.grid_size
     index = position_index((height, width), vit.num_prefix_tokens)
     num_rows = (2 * height - 1) * (2 * width - 1) + NUM_CLASS_ROWS

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.interpolate import RectBivariateSpline
-from scipy.optimize import brentq
-from timm.models.swin_transformer import SwinTransformer, WindowAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from util.checks import image_size
 from util.errors import UsageError
@@ -49,7 +46,7 @@ def build_swin(
     grad_checkpointing: bool = False,
     architecture: dict | None = None,
     any_size: bool = False,
-) -> SwinTransformer:
+) -> nn.Module:
     """A Swin classifier of the pooled final map, images [B, C, H, W] -> logits [B, num_classes].
 
     Args:
@@ -60,6 +57,8 @@ def build_swin(
     Raises:
         UsageError: sizes that are no multiples of the cell.
     """
+    from timm.models.swin_transformer import SwinTransformer
+
     size = {k: v for k, v in (architecture or SIZES[name]).items() if k != "family"}
     cell = size["patch_size"] * 2 ** (len(size["depths"]) - 1)
     height, width = image_size(img_size, cell, "what a cell of the final feature map covers")
@@ -69,7 +68,13 @@ def build_swin(
         strict_img_size=not any_size, **size,
     )  # fmt: skip
     model.set_grad_checkpointing(grad_checkpointing)
+    model.family = "swin"
     return model
+
+
+def is_swin(encoder: nn.Module) -> bool:
+    """Whether `build_swin` has made it: it has no class token, and stages in place of blocks."""
+    return getattr(encoder, "family", "") == "swin"
 
 
 def layer_of(name: str, depths: Sequence[int]) -> int:
@@ -142,6 +147,8 @@ def resize_position_bias(
     """
     if tuple(old_window) == tuple(new_window):
         return table
+    from scipy.interpolate import RectBivariateSpline
+
     places = [_stretched(old, new) for old, new in zip(old_window, new_window, strict=True)]
     reads = [np.arange(1 - new, new) for new in new_window]
     degrees = [min(3, len(place) - 1) for place in places]
@@ -155,6 +162,8 @@ def resize_position_bias(
 
 def _stretched(old: int, new: int) -> np.ndarray:
     """Places of the offsets 1 − old … old − 1, at steps of 1, q, q², …; q within 1.01 and 1.5."""
+    from scipy.optimize import brentq
+
     powers = np.arange(old - 1)
 
     def excess(q: float) -> float:
@@ -171,7 +180,7 @@ def _stretched(old: int, new: int) -> np.ndarray:
     return np.concatenate([-places[::-1], [0.0], places])
 
 
-def fit_weights(weights: dict[str, Tensor], config: dict, model: SwinTransformer) -> dict:
+def fit_weights(weights: dict[str, Tensor], config: dict, model: nn.Module) -> dict:
     """Weights of a pre-trained Swin with names and position biases as `model` has them.
 
     Args:
@@ -184,7 +193,7 @@ def fit_weights(weights: dict[str, Tensor], config: dict, model: SwinTransformer
     cell = model.patch_embed.patch_size[0] * 2 ** (len(model.layers) - 1)
     for name, module in model.named_modules():
         key = f"{name}.relative_position_bias_table"
-        if not isinstance(module, WindowAttention) or key not in weights:
+        if key not in weights or not hasattr(module, "relative_position_bias_table"):
             continue
         old = _window_of(weights[key], config, cell)
         if old != module.window_size and name.endswith("layers.0.blocks.0.attn"):

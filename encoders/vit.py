@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from encoders.layouts import IMAGENET, open_encoder
@@ -51,7 +50,7 @@ def build_vit(
     grad_checkpointing: bool = False,
     architecture: dict | None = None,
     any_size: bool = False,
-) -> VisionTransformer:
+) -> nn.Module:
     """A ViT classifier, images [B, C, H, W] -> logits [B, num_classes].
 
     Args:
@@ -62,6 +61,8 @@ def build_vit(
             with `rel_pos_bias` each block has a table of relative position biases.
         any_size: take images of other sizes, too, for which position embeddings are resampled.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
     size = dict(architecture or SIZES[name])
     has_biases = size.pop("rel_pos_bias", False)
     norm = partial(nn.LayerNorm, eps=size.pop("eps", NORM.keywords["eps"]))
@@ -75,6 +76,7 @@ def build_vit(
     model.set_grad_checkpointing(grad_checkpointing)
     if has_biases:
         add_position_biases(model)
+    model.family = "vit"
     return model
 
 
@@ -130,8 +132,9 @@ class Pretrained:
                 log.warning(
                     "%s does not tell its images' mean and std: ImageNet's are used; for timm's "
                     "augreg models and mmpretrain's fine-tuned BEiT (not v2), give --mean 0.5 "
-                    "--std 0.5", self.path,
-                )  # fmt: skip
+                    "--std 0.5",
+                    self.path,
+                )
             mean, std = self.foreign.normalization or IMAGENET
             config |= {"mean": list(mean), "std": list(std)}
         if "pos_embed" in self.weights:
@@ -140,7 +143,7 @@ class Pretrained:
                 config["input_size"] = [side, side]
         return config
 
-    def load_into(self, model: VisionTransformer) -> None:
+    def load_into(self, model: nn.Module) -> None:
         """Load what fits, with the position embedding interpolated; log what did not.
 
         Raises:
@@ -184,7 +187,7 @@ class Pretrained:
             return "; it was fine-tuned with --global_pool"
         return ""
 
-    def _fit_pos_embed(self, pos_embed: Tensor, model: VisionTransformer) -> Tensor:
+    def _fit_pos_embed(self, pos_embed: Tensor, model: nn.Module) -> Tensor:
         grid = model.patch_embed.grid_size
         if pos_embed.shape[1] == model.pos_embed.shape[1] and not self.is_ours:
             return pos_embed
@@ -212,7 +215,7 @@ def _prefixes(keys: list[str]) -> str:
 class Features(nn.Module):
     """What a classifier's head sees: images [B, C, H, W] -> features [B, D]."""
 
-    def __init__(self, vit: VisionTransformer):
+    def __init__(self, vit: nn.Module):
         super().__init__()
         self.vit = vit
 

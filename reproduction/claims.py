@@ -214,9 +214,7 @@ def _correct(
     return np.mean([100.0 * (table[:, 0] == table[:, 1]) for table in predictions], 0)
 
 
-def _side_by_side(
-    graph: Graph, text: str, seeds: Sequence[int], wanted: str | None
-) -> Verdict:  # fmt: skip
+def _side_by_side(graph: Graph, text: str, seeds: Sequence[int], wanted: str | None) -> Verdict:
     kind, file, group, name = SIDE_BY_SIDE[text]
     mae, mimae = (row.title for row in paper.TABLE5.rows)
     differences, why = [], ""

@@ -39,15 +39,14 @@ class Cell:
         return f"{statistics.mean(values):.1f}{spread}"
 
 
-def fill(graph: Graph, table: Table, rows: Sequence[Row], seeds: Sequence[int],
-         wanted: str | None) -> list[list[Cell]]:  # fmt: skip
+def fill(
+    graph: Graph, table: Table, rows: Sequence[Row], seeds: Sequence[int], wanted: str | None
+) -> list[list[Cell]]:
     """A table's cells, by rows and columns; a number is there if its run's results.json has it."""
     return [[_cell(graph, row, column, seeds, wanted) for column in table.columns] for row in rows]
 
 
-def _cell(
-    graph: Graph, row: Row, column: str, seeds: Sequence[int], wanted: str | None
-) -> Cell:  # fmt: skip
+def _cell(graph: Graph, row: Row, column: str, seeds: Sequence[int], wanted: str | None) -> Cell:
     cell, reasons = Cell(row, column), []
     for seed in seeds:
         source = graph.cell(row, column, seed)

@@ -90,33 +90,39 @@ _FACEBOOK = "https://dl.fbaipublicfiles.com"
 _OPENMMLAB = "https://download.openmmlab.com"
 DEIT = Public(
     "deit_base_patch16_224-b5f2ef4d.pth",
-    f"{_FACEBOOK}/deit/deit_base_patch16_224-b5f2ef4d.pth", "timm's ViT",
-)  # fmt: skip
+    f"{_FACEBOOK}/deit/deit_base_patch16_224-b5f2ef4d.pth",
+    "timm's ViT",
+)
 DINO = Public(
     "dino_vitbase16_pretrain.pth",
-    f"{_FACEBOOK}/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth", "timm's ViT",
-)  # fmt: skip
+    f"{_FACEBOOK}/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+    "timm's ViT",
+)
 MOCO_V3 = Public(
     "vit-b-300ep.pth.tar", f"{_FACEBOOK}/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar", "MoCo v3"
 )
 BEIT = Public(
     "beit_base_patch16_224_pt1k_800ep.pth",
-    "https://github.com/microsoft/unilm/tree/master/beit2 (link in its README)", "BEiT",
-)  # fmt: skip
+    "https://github.com/microsoft/unilm/tree/master/beit2 (link in its README)",
+    "BEiT",
+)
 SEMMAE = Public(
     "semmae_vit_base_800ep.pth",
-    "https://drive.google.com/file/d/1GaGWNv8I-ADF8e-Bvftgr2k8qNeyLdTJ/view", "MAE",
-)  # fmt: skip
+    "https://drive.google.com/file/d/1GaGWNv8I-ADF8e-Bvftgr2k8qNeyLdTJ/view",
+    "MAE",
+)
 MFF = Public(
     "mff_vit-base-p16_8xb512-amp-coslr-800e_in1k_20230801-3af7cd9d.pth",
     f"{_OPENMMLAB}/mmpretrain/v1.0/mff/mff_vit-base-p16_8xb512-amp-coslr-800e_in1k/"
-    "mff_vit-base-p16_8xb512-amp-coslr-800e_in1k_20230801-3af7cd9d.pth", "mmpretrain's ViT",
-)  # fmt: skip
+    "mff_vit-base-p16_8xb512-amp-coslr-800e_in1k_20230801-3af7cd9d.pth",
+    "mmpretrain's ViT",
+)
 PIXMIM = Public(
     "pixmim_vit-base-p16_8xb512-amp-coslr-800e_in1k_20230322-e8137924.pth",
     f"{_OPENMMLAB}/mmselfsup/1.x/pixmim/pixmim_vit-base-p16_8xb512-amp-coslr-800e_in1k/"
-    "pixmim_vit-base-p16_8xb512-amp-coslr-800e_in1k_20230322-e8137924.pth", "mmpretrain's ViT",
-)  # fmt: skip
+    "pixmim_vit-base-p16_8xb512-amp-coslr-800e_in1k_20230322-e8137924.pth",
+    "mmpretrain's ViT",
+)
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -234,11 +240,12 @@ TABLE5 = Table(
     _ROBUST,
     (
         Row("mae_800", "MAE", MAE_800, _scores(83.3, 35.9, 51.7, columns=_ROBUST), epochs=800),
-        Row("mimae_200", "MI-MAE", MIMAE_200, _scores(83.9, 37.4, 49.5, columns=_ROBUST),
-            epochs=200),
+        Row(
+            "mimae_200", "MI-MAE", MIMAE_200, _scores(83.9, 37.4, 49.5, columns=_ROBUST), epochs=200
+        ),
     ),
     "ImageNet and ImageNet-A: accuracy in percent. ImageNet-C: mCE, the less the better.",
-)  # fmt: skip
+)
 RATIOS = ("0.5", "0.6", "0.75", "0.9")
 KINDS_OF_MASKS = {"complete": "complete masks", "four": "four masks"}
 FIGURE2 = Table(

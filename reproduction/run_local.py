@@ -41,9 +41,7 @@ class LocalRun:
             groups of `processes` under torchrun.
     """
 
-    def __init__(
-        self, graph: Graph, states: Sequence[JobState], jobs_at_once: int, processes: int
-    ):  # fmt: skip
+    def __init__(self, graph: Graph, states: Sequence[JobState], jobs_at_once: int, processes: int):
         self.graph, self.states, self.processes = graph, states, processes
         self.slots = list(range(jobs_at_once))  # those that are free
         self.running: dict[str, tuple[subprocess.Popen, int]] = {}

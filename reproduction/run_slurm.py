@@ -20,12 +20,6 @@ from util.errors import RunError, first_line
 log = logging.getLogger(__name__)
 
 
-def processes(flags: str) -> int:
-    """Of a job by the launcher's flags."""
-    args, _ = submitit_launch.get_args_parser().parse_known_args(shlex.split(flags))
-    return args.nodes * (args.ngpus or args.tasks_per_node)
-
-
 def alive(record: dict) -> bool:
     """Whether a job's last attempt is in SLURM's queue, running or waiting.
 

@@ -2,12 +2,10 @@
 
 import argparse
 import os
-import re
 from dataclasses import dataclass, field
 
 import submitit_launch
-from models_mimae import resolve_masking
-from util.errors import UsageError
+from models_mimae import resolve_num_masks
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -23,7 +21,6 @@ NEEDS = {  # flags of the data of a column, at the scale of ImageNet; of the oth
     "FT1%": ("imagenet", "one_percent_list"), "AP box": ("coco",), "AP mask": ("coco",),
     "mIoU": ("ade20k",), "A": ("imagenet", "imagenet_a"), "C": ("imagenet", "imagenet_c"),
 }  # fmt: skip
-UNEVEN = 0.02  # by so much a step may differ where processes cannot share it evenly
 
 Words = list[str]
 
@@ -49,19 +46,13 @@ def recipe_values(kind: str, recipe: str) -> argparse.Namespace:
     return parser.parse_args([f"@{recipe_path(recipe)}"])
 
 
-def recipe_processes(recipe: str) -> int:
-    """For how many processes a recipe's --batch_size is, by the command in its header."""
-    with open(recipe_path(recipe)) as file:
-        return int(re.search(r"--nproc_per_node (\d+)", file.read())[1])
-
-
 @dataclass(frozen=True)
 class SmallScale:
     """The recipes with the files of recipes/NAME laid over them, other models and fewer epochs.
 
     Args:
         share: of a recipe's passes over the images, each mask counted. samples: masked, of a step.
-        models: in place of the recipes'. patches: of an image. scenes: tools.scenes' flags.
+        models: in place of the recipes'.  scenes: tools.scenes' flags.
     """
 
     name: str
@@ -69,18 +60,17 @@ class SmallScale:
     samples: int
     models: dict[str, str]
     scenes: str
-    patches: int = 16
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
         """Flags after the recipe, and how many passes over the images they make."""
         args = recipe_values("pretrain", recipe)
         method, _, model = args.model.partition("_")
-        num_masks = resolve_masking(self.patches, args.num_masks, args.mask_ratio)[0]
+        num_masks = resolve_num_masks(args.num_masks, args.mask_ratio)
         epochs = max(1, round(_passes(args) * self.share / num_masks))
         words = self._overlay("simmim" if model.startswith("swin") else "pretrain")
         words += ["--model", f"{method}_{self.models[model]}", "--epochs", str(epochs)]
         words += ["--warmup_epochs", f"{epochs * args.warmup_epochs / args.epochs:g}"]
-        words += ["--batch_size", str(max(1, self.samples // num_masks)), "--keep_epochs"]
+        words += ["--images_per_step", str(max(1, self.samples // num_masks)), "--keep_epochs"]
         if args.lr_milestones:
             milestones = [f"{epochs * epoch / args.epochs:g}" for epoch in args.lr_milestones]
             words += ["--lr_milestones", *milestones]
@@ -118,16 +108,15 @@ class ImageNet:
     """The paper's runs.
 
     Args:
-        places: folders and files by the flag that names them. processes: of each run.
+        places: folders and files by the flag that names them.
     """
 
     places: dict[str, str] = field(default_factory=dict)
-    processes: int = 8
     name: str = "imagenet"
     scenes: str = ""
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
-        words = ["--data_path", self.places["imagenet"], *self._batch("pretrain", recipe)]
+        words = ["--data_path", self.places["imagenet"]]
         return words, _passes(recipe_values("pretrain", recipe))
 
     def evaluation(self, kind: str, recipe: str, family: str, scenes: str) -> Words:
@@ -140,29 +129,16 @@ class ImageNet:
         words = ["--data_path", self.places[data]]
         if kind == "one_percent":
             words += ["--subset_file", self.places["one_percent_list"]]
-        return words + ([] if kind in UNTRAINED else self._batch(kind, recipe))
+        return words
 
     def lacks(self, column: str) -> str:
         missing = [n for n in NEEDS.get(column, ("imagenet",)) if not self.places.get(n)]
         return f"needs {' and '.join(f'--{name}' for name in missing)}" if missing else ""
 
-    def _batch(self, kind: str, recipe: str) -> Words:
-        """The recipe's images of a step, spread over this scale's processes."""
-        batch_size, meant = recipe_values(kind, recipe).batch_size, recipe_processes(recipe)
-        if meant == self.processes:
-            return []
-        of_each = round(batch_size * meant / self.processes)
-        if abs(of_each * self.processes / (batch_size * meant) - 1) > UNEVEN:
-            raise UsageError(
-                f"{recipe_word(recipe)} has {batch_size * meant} images in a step, which "
-                f"{self.processes} processes cannot share evenly: start another number of them"
-            )
-        return ["--batch_size", str(of_each)]
-
 
 def _passes(args: argparse.Namespace) -> float:
     """Over ImageNet's images of 14 x 14 patches, each mask counted."""
-    return args.epochs * resolve_masking(14 * 14, args.num_masks, args.mask_ratio)[0]
+    return args.epochs * resolve_num_masks(args.num_masks, args.mask_ratio)
 
 
 Scale = SmallScale | ImageNet

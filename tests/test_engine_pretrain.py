@@ -24,7 +24,7 @@ def gradients(num_micro: int, exact: bool, compiled_by=None, **options) -> tuple
     if compiled_by:
         model.compile(backend=compiled_by)
     imgs = torch.randn(12, 1, 8, 8, dtype=torch.float64)
-    noise = step_noise(model.noise_shape(12), num_micro, 3, 5, CPU)
+    noise = step_noise(model.masks.noise_shape(12), num_micro, 3, 5, CPU)
     losses, _ = accumulate(model, imgs.chunk(num_micro), noise, Precision("none", CPU), exact)
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return losses, grads

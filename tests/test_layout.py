@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("benchmarks", "encoders", "heads", "reproduction", "tools", "util")
 FILES = sorted([*ROOT.glob("*.py"), *(f for room in ROOMS for f in (ROOT / room).rglob("*.py"))])
 MAX_LINES = {"models_mimae.py": 400}  # the paper in one file
-MAX_FUNCTION = {"main": 65, "get_args_parser": 65, "_add_method_flags": 125}  # lists
+MAX_FUNCTION = {"main": 60, "get_args_parser": 60}  # one readable page; a list of flags
 LEVELS = {  # a file imports what is on its own level or below
     "util": 0, "encoders": 1, "heads": 2, "models": 2, "engine": 2, "main": 3, "tools": 3,
     "submitit": 4, "reproduction": 4, "reproduce": 5, "benchmarks": 5, "demo": 5,

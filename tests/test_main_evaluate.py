@@ -152,5 +152,5 @@ def test_masked_views_are_pre_trainings_latents(checkpoint):
     imgs, noise = torch.randn(3, 1, 8, 8), torch.rand(3, 16)
     ids = orthogonal_permutations(noise, 4, 4)[:, :, :4]
     views = FrozenEncoder(encoder.vit, torch.nn.Identity()).masked_views(imgs, ids)
-    _, _, latents = model.eval().mi_inputs(imgs, noise)
+    _, _, latents = model.eval().mi_rows(imgs, noise)
     torch.testing.assert_close(views.flatten(0, 1), latents, rtol=1e-4, atol=1e-5)

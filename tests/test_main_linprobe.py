@@ -24,8 +24,9 @@ def test_a_probe_learns_and_leaves_the_encoder_alone(probed, checkpoint):
     assert "features of 1797 images, once" in probed.out
     before = torch.load(checkpoint, weights_only=True)["model"]
     after = torch.load(probed.folder / "checkpoint-last.pth", weights_only=True)["model"]
-    assert torch.equal(after["encoder.vit.blocks.0.attn.qkv.weight"],
-                       before["blocks.0.attn.qkv.weight"])  # fmt: skip
+    assert torch.equal(
+        after["encoder.vit.blocks.0.attn.qkv.weight"], before["blocks.0.attn.qkv.weight"]
+    )
 
 
 def test_eval_reproduces_what_training_logged(run_main_here, probed):

@@ -62,8 +62,9 @@ def test_digits_corrupted_on_the_fly(compared, finetuned):
     assert outcome.results()["tuned, digits"] == saved["classifiers"]["tuned"]["accuracy"]["digits"]
 
 
-def test_it_goes_on_where_it_stopped_and_gives_the_same_bytes(compared, run_main_here, finetuned,
-                                                              tmp_path):  # fmt: skip
+def test_it_goes_on_where_it_stopped_and_gives_the_same_bytes(
+    compared, run_main_here, finetuned, tmp_path
+):
     outcome, noise = compared
     shutil.copytree(outcome.folder / "predictions", tmp_path / "out" / "predictions")
     lost = tmp_path / "out" / "predictions" / "noise" / "fog 3"
@@ -272,8 +273,9 @@ def test_no_training_image_is_needed(run_main_here, image_tree, tmp_path):
     assert predicted.tolist() == [1, 1]
 
 
-def test_what_cannot_be_used_is_one_line(refuses, finetuned, checkpoint, trees, image_tree,
-                                         tmp_path):  # fmt: skip
+def test_what_cannot_be_used_is_one_line(
+    refuses, finetuned, checkpoint, trees, image_tree, tmp_path
+):
     main, saved = "main_robustness", finetuned.folder / "checkpoint-last.pth"
     refuses(main, "absent.pth", names=("absent.pth",))
     refuses(main, checkpoint, names=("checkpoint-last.pth", "no classifier", "main_finetune"))
@@ -303,8 +305,9 @@ def test_what_cannot_be_used_is_one_line(refuses, finetuned, checkpoint, trees, 
 
 def test_corruptions_made_on_the_fly_follow_from_the_index():
     """Of index 3 always the same, whatever part is evaluated, and made once for small images."""
-    arrays = ArrayImages("x", np.random.default_rng(0).integers(0, 256, (5, 16, 16), "u1"),
-                         np.arange(5), 1)  # fmt: skip
+    arrays = ArrayImages(
+        "x", np.random.default_rng(0).integers(0, 256, (5, 16, 16), "u1"), np.arange(5), 1
+    )
     corruption = Corruption("gaussian_noise", 3, seed=4)
     made = robustness_sets.CorruptedImages(arrays, lambda image: image, corruption)
     expected = corruption(arrays.read(3), 3)

@@ -9,10 +9,10 @@ import models_mimae
 from models_mimae import (
     MODELS,
     MaskedAutoencoderViT,
+    OrthogonalMasks,
     follow_above_zero,
     info_nce,
     orthogonal_permutations,
-    resolve_masking,
 )
 from util.errors import UsageError
 from util.training.checkpoint import BufferState
@@ -47,8 +47,13 @@ def test_patches_are_seen_as_evenly_as_possible(num_masks, num_visible):
             assert mask[:num_visible].unique().numel() == num_visible
 
 
+def masking(num_patches, num_masks, mask_ratio):
+    masks = OrthogonalMasks(num_patches, num_masks, mask_ratio, "orthogonal")
+    return masks.num_masks, masks.num_visible
+
+
 def test_fashion_mnist_grid_of_49_leaves_one_patch_over():
-    num_masks, num_visible = resolve_masking(49, 4, 0.75)
+    num_masks, num_visible = masking(49, 4, 0.75)
     ids = orthogonal_permutations(torch.rand(2, 49), num_masks, num_visible)
     assert (num_masks, num_visible) == (4, 12)
     assert all(image[:, :12].unique().numel() == 48 for image in ids)
@@ -70,7 +75,7 @@ def test_row_0_is_the_argsort_of_the_noise():
 
 def test_independent_masks_are_permutations_that_overlap_as_chance_has_it(tiny):
     model = tiny(mask_type="independent", num_masks=2)
-    ids = model.permutations(None, torch.rand(model.noise_shape(4000)))
+    ids = model.draw_masks(None, torch.rand(model.masks.noise_shape(4000)))
     assert (ids.sort(2).values == torch.arange(16)).all()
     overlap = (ids[:, 0, :4, None] == ids[:, 1, None, :4]).sum((1, 2)).double()
     assert overlap.mean() == pytest.approx(4 * 4 / 16, abs=0.06)
@@ -80,17 +85,17 @@ def test_independent_masks_are_permutations_that_overlap_as_chance_has_it(tiny):
     ("ratio", "count"), [(0.5, 2), (0.6, 2), (0.7, 3), (0.75, 4), (0.8, 5), (0.9, 10), (0.2, 2)]
 )
 def test_complete_masking_counts(ratio, count):
-    assert resolve_masking(196, 0, ratio) == (count, int(196 * (1 - ratio)))
+    assert masking(196, 0, ratio) == (count, int(196 * (1 - ratio)))
 
 
 def test_a_whole_number_of_visible_patches_is_not_rounded_down():
     """In floating point 100 · (1 − 0.9) is below 10."""
-    assert resolve_masking(100, 0, 0.9) == (10, 10)
+    assert masking(100, 0, 0.9) == (10, 10)
     for num_patches in (16, 49, 64, 100, 144, 196, 256, 576, 1024):
         for percent in range(1, 100):
             num_visible = num_patches * (100 - percent) // 100
             if num_visible:
-                assert resolve_masking(num_patches, 4, percent / 100) == (4, num_visible)
+                assert masking(num_patches, 4, percent / 100) == (4, num_visible)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def test_a_whole_number_of_visible_patches_is_not_rounded_down():
 )
 def test_unusable_masks_name_their_flag(arguments, flag):
     with pytest.raises(UsageError, match=flag):
-        resolve_masking(*arguments)
+        masking(*arguments)
 
 
 # ------------------------------------------------------------------------------------------ model
@@ -137,7 +142,7 @@ def test_encode_is_the_encoder_on_all_patches(tiny):
     tokens = model.encode(imgs)
     assert tokens.shape == (3, 17, 16)
     ids = torch.rand(3, 1, 16).argsort(2)
-    model.num_visible = 16
+    model.masks.num_visible = 16
     shuffled, _ = model.forward_encoder(imgs, ids)
     restored = shuffled[:, 1:].gather(1, ids[:, 0].argsort(1)[:, :, None].expand(-1, -1, 16))
     torch.testing.assert_close(shuffled[:, 0], tokens[:, 0], rtol=1e-9, atol=1e-12)
@@ -290,7 +295,7 @@ def test_each_term_moves_the_parameters_of_the_table(
         latent_pool=latent_pool,
     )  # fmt: skip
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    part = model(images(), torch.rand(model.noise_shape(3)))[term]
+    part = model(images(), torch.rand(model.masks.noise_shape(3)))[term]
     grads = torch.autograd.grad(part, named.values(), allow_unused=True)
     moved = {n for n, g in zip(named, grads, strict=True) if g is not None and g.abs().max() > 0}
     assert moved == {name for name in named if MOVES[term](name)}
@@ -299,10 +304,10 @@ def test_each_term_moves_the_parameters_of_the_table(
 @pytest.mark.parametrize("club_level", ["image", "token"])
 def test_min_mi_reaches_the_encoder_through_z_alone(tiny, club_level):
     model = tiny(club_level=club_level)
-    ids = model.permutations(images(), torch.rand(3, 16))
+    ids = model.draw_masks(images(), torch.rand(3, 16))
     z, x = model.forward_encoder(images(), ids)
     x = x.detach().requires_grad_()
-    losses = model.mi_losses(*model.mi_rows(x, z[:, 1:], z[:, 0]))
+    losses = model.mi.losses(model.mi.rows(x, z[:, 1:], z[:, 0]))
     min_mi, apx = losses["min_mi"], losses["apx"]
     assert torch.autograd.grad(min_mi + apx, x, allow_unused=True, retain_graph=True) == (None,)
     assert torch.autograd.grad(apx, z, allow_unused=True) == (None,)
@@ -378,7 +383,7 @@ def test_ranks_exchange_nothing_for_a_gate_that_is_open_or_not_needed(tiny, monk
     gate = tiny(mi_start_loss=0.5).gate
     for rec in (1.0, 0.1, 0.1):
         gate.update(torch.tensor(rec))
-        gate.settle()
+        gate.stop_watching_once_open()
         if not gate.is_open:
             assert gate.is_watched
     assert gate.is_open and not gate.is_watched
@@ -413,7 +418,7 @@ def test_phi_is_the_same_with_and_without_a_head(tiny):
 def test_a_head_is_between_the_latents_and_info_nce_alone(tiny):
     model, noise = tiny(mi_head="mlp"), torch.rand(3, 16)
     out = model(images(), noise)
-    projected, _, latent = model.mi_inputs(images(), noise)
+    projected, _, latent = model.mi_rows(images(), noise)
     torch.testing.assert_close(projected, model.mi_head(latent))
     torch.testing.assert_close(out["max_mi"], info_nce(projected, 4, 0.07))
     torch.testing.assert_close(out["min_mi"], tiny()(images(), noise)["min_mi"])

@@ -83,9 +83,9 @@ def test_loss_and_gradients_are_maes(tiny, in_chans, size, norm_pix_loss):
         img_size=size, in_chans=in_chans, norm_pix_loss=norm_pix_loss,
         num_masks=1, lambda_max=0.0, lambda_min=0.0,
     )  # fmt: skip
-    imgs, noise = torch.randn(3, in_chans, *size).double(), torch.rand(3, model.num_patches)
+    imgs, noise = torch.randn(3, in_chans, *size).double(), torch.rand(3, model.masks.num_patches)
     weights = weights_of(model)
-    expected = mae_loss(weights, imgs, noise, model.num_visible, 2, (2, 2), norm_pix_loss)
+    expected = mae_loss(weights, imgs, noise, model.masks.num_visible, 2, (2, 2), norm_pix_loss)
     loss = model(imgs, noise)["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
     loss.backward()
@@ -113,11 +113,15 @@ def test_the_reconstruction_of_n_masks_is_the_mean_of_n_maes(tiny, size, num_mas
     """Also where the 15 patches of 6 x 10 are no multiple of N, and where masks overlap."""
     model = tiny(img_size=size, num_masks=num_masks, norm_pix_loss=True)
     imgs = torch.randn(3, 1, *model.patch_embed.img_size).double()
-    noise = torch.rand(3, model.num_patches)
+    noise = torch.rand(3, model.masks.num_patches)
     losses = []
     for mask in range(num_masks):
         # Rank of each patch in the permutation that starts with this mask's visible ones.
-        rank = (noise.argsort(1).argsort(1) - mask * model.num_visible) % model.num_patches
-        losses.append(mae_loss(weights_of(model), imgs, rank, model.num_visible, 2, (2, 2), True))
+        rank = (
+            noise.argsort(1).argsort(1) - mask * model.masks.num_visible
+        ) % model.masks.num_patches
+        losses.append(
+            mae_loss(weights_of(model), imgs, rank, model.masks.num_visible, 2, (2, 2), True)
+        )
     rec = model(imgs, noise)["rec"]
     torch.testing.assert_close(rec, torch.stack(losses).mean(), rtol=1e-10, atol=0)

@@ -104,14 +104,14 @@ def test_one_mask_is_simmim(img_size, in_chans):
 def test_same_parameters_but_for_the_approximation():
     names = {k for k in build().state_dict() if not k.startswith("approximation.")}
     assert names == set(build(f"simmim_{MINI}").state_dict())
-    assert build().num_masks == 2 and build(f"simmim_{MINI}").num_masks == 1
+    assert build().masks.num_masks == 2 and build(f"simmim_{MINI}").masks.num_masks == 1
 
 
 @pytest.mark.parametrize("model", [build(), small_vit()], ids=["swin", "vit"])
 def test_masks_hide_whole_units(model):
     imgs = torch.randn(3, 1, 16, 16)
-    noise = torch.rand(model.noise_shape(3))
-    assert noise.shape == (3, 16) and model.num_visible == 6
+    noise = torch.rand(model.masks.noise_shape(3))
+    assert noise.shape == (3, 16) and model.masks.num_visible == 6
     is_masked, _ = model.reconstruct(imgs, noise)
     across = 4 // model.patch_size
     units = is_masked.view(3, 2, 4, across, 4, across).transpose(3, 4).flatten(4)  # by unit
@@ -125,7 +125,7 @@ def test_masks_hide_whole_units(model):
 @pytest.mark.parametrize("model", [build(), small_vit()], ids=["swin", "vit"])
 def test_masked_pixels_are_not_seen(model):
     imgs, noise = torch.randn(2, 1, 16, 16), torch.rand(2, 16)
-    ids = model.permutations(imgs, noise)
+    ids = model.draw_masks(imgs, noise)
     is_masked, _ = model.reconstruct(imgs, noise)
     hidden = is_masked.view(2, 2, *model.grid)[:, 0]  # of each image's first mask
     hidden = hidden.repeat_interleave(model.patch_size, 1).repeat_interleave(model.patch_size, 2)
@@ -138,7 +138,7 @@ def test_masked_pixels_are_not_seen(model):
 def test_input_of_q_is_the_mean_patch_of_each_cell():
     model, imgs = build(), torch.randn(2, 1, 16, 24)
     model = build(img_size=(16, 24))
-    _, x = model.forward_encoder(imgs, model.permutations(imgs, None))
+    _, x = model.forward_encoder(imgs, model.draw_masks(imgs, None))
     tokens = model.patch_embed(imgs)  # [B, 8, 12, d]
     expected = F.avg_pool2d(tokens.permute(0, 3, 1, 2), 2).flatten(2).transpose(1, 2)
     torch.testing.assert_close(x, expected)
@@ -166,7 +166,7 @@ def test_min_mi_moves_the_encoder_through_the_latents_only(monkeypatch):
     monkeypatch.setattr(models_mimae, "follow_above_zero", lambda bound: bound)
     model = build()
     x, z = torch.randn(8, 6, 64, requires_grad=True), torch.randn(8, 6, 128, requires_grad=True)
-    model.mi_losses(*model.mi_rows(x, z, z[:, 0]))["min_mi"].backward()
+    model.mi.losses(model.mi.rows(x, z, z[:, 0]))["min_mi"].backward()
     assert x.grad is None and z.grad.abs().sum() > 0
 
 
@@ -174,10 +174,10 @@ def test_min_mi_moves_the_encoder_through_the_latents_only(monkeypatch):
 def test_latent_is_the_mean_of_the_visible_cells(level):
     model = build(club_level=level).eval()
     imgs, noise = torch.randn(2, 1, 16, 16), torch.rand(2, 16)
-    z, _ = model.forward_encoder(imgs, model.permutations(imgs, noise))
+    z, _ = model.forward_encoder(imgs, model.draw_masks(imgs, noise))
     is_masked, _ = model.reconstruct(imgs, noise)
     expected = torch.stack([row[~hidden].mean(0) for row, hidden in zip(z, is_masked, strict=True)])
-    torch.testing.assert_close(model(imgs, noise)["latent"], expected)
+    torch.testing.assert_close(model(imgs, noise)["rows"].g, expected)
 
 
 def test_features_and_half_precision():
@@ -214,7 +214,7 @@ def _losses_and_gradients(imgs, noise):
     model.gate.is_open.fill_(1.0)
     losses = model(imgs, noise)
     losses["loss"].backward()
-    values = {k: v.detach() for k, v in losses.items() if v.ndim == 0}
+    values = {k: v.detach() for k, v in losses.items() if k != "rows"}
     return values, {k: p.grad for k, p in model.named_parameters()}
 
 

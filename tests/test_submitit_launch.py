@@ -74,9 +74,10 @@ def test_a_crash_is_requeued(capsys, tmp_path, status, failed, state, earlier, r
     (logs / "7.crashes").write_text("status 137\n" * earlier)
     fails = f"echo rank 0 > {logs}/7.failed; " if failed else ""
     stand_ins = {
-        "srun": f"{fails}exit {status}", "squeue": f"echo {state}",
+        "srun": f"{fails}exit {status}",
+        "squeue": f"echo {state}",
         "scontrol": f'echo "$@" > {tmp_path}/asked; exit 1',
-    }  # fmt: skip
+    }
     for name, line in stand_ins.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / "bin" / name).chmod(0o755)

@@ -47,36 +47,21 @@ END_OF_JPEG = b"\xff\xd9"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
+    # fmt: off
     add("src", metavar="SRC", help="folder of images, SRC/CLASS/IMAGE")
     add("dst", metavar="DST", help="gets DST/CORRUPTION/SEVERITY/CLASS/IMAGE.JPEG")
-    add(
-        "--corruptions",
-        nargs="+",
-        choices=list(CORRUPTIONS),
-        default=list(CORRUPTIONS),
-        metavar="NAME",
-        help="which of: " + ", ".join(CORRUPTIONS),
-    )
+    add("--corruptions", nargs="+", choices=list(CORRUPTIONS), default=list(CORRUPTIONS),
+        metavar="NAME", help="which of: " + ", ".join(CORRUPTIONS))
     add("--severities", nargs="+", type=int, choices=SEVERITIES, default=list(SEVERITIES))
-    add(
-        "--keep_size",
-        action="store_true",
-        help=f"corrupt images at their own size, not resized to {RESIZE} and cut to {CROP}",
-    )
-    add(
-        "--constants",
-        choices=("auto", *PUBLISHED),
-        default="auto",
-        help="whose published constants; auto: those for the size nearest to the image's",
-    )
+    add("--keep_size", action="store_true",
+        help=f"corrupt images at their own size, not resized to {RESIZE} and cut to {CROP}")
+    add("--constants", choices=("auto", *PUBLISHED), default="auto",
+        help="whose published constants; auto: those for the size nearest to the image's")
     add("--in_chans", type=int, choices=(1, 3), default=3, help="corrupt and save as grey or RGB")
     add("--seed", type=number(int, 0), default=0, help="every random number is a function of it")
-    add(
-        "--num_workers",
-        type=number(int, 0),
-        default=len(os.sched_getaffinity(0)),
-        help="processes that work; 0: none but this one",
-    )
+    add("--num_workers", type=number(int, 0), default=len(os.sched_getaffinity(0)),
+        help="processes that work; 0: none but this one")
+    # fmt: on
     return parser.parse_args(argv)
 
 

@@ -33,21 +33,23 @@ log = logging.getLogger(__name__)
 def parse_args(argv: list[str] | None = None):
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
+    # fmt: off
     add("out", metavar="OUT", help="the folder that is written: a new one, or one to go on with")
     add("--source", choices=tuple(SOURCES), default="digits", help="what is pasted")
     add("--images", type=number(int, 1), default=2000, help="training scenes")
     add("--val_images", type=number(int, 1), help="validation scenes (default: a fifth as many)")
     add("--one_class", default="", metavar="NAME",
-        help="all objects are of this class (default: of their sources')")  # fmt: skip
+        help="all objects are of this class (default: of their sources')")
     add("--size", type=number(int, 64, 4096), nargs="+", default=[128], metavar="PX",
-        help="pixels: one number, or height and width; at least 64")  # fmt: skip
+        help="pixels: one number, or height and width; at least 64")
     add("--seed", type=number(int, 0), default=0, help="every scene is a function of it")
     add("--data_path", default="",
-        help=f"the source's folder (fashion_mnist: Debian's; stamps: {DEBIAN_STAMPS})")  # fmt: skip
+        help=f"the source's folder (fashion_mnist: Debian's; stamps: {DEBIAN_STAMPS})")
     add("--download", action="store_true", help="let torchvision download fashion_mnist")
     add("--grounds", default="", help="a folder of photographs to paste on, instead of textures")
     add("--num_workers", type=number(int, 0), default=num_cores(),
-        help="processes; more than there are cores are not started")  # fmt: skip
+        help="processes; more than there are cores are not started")
+    # fmt: on
     args = parser.parse_args(argv)
     if len(args.size) > 2:
         parser.error(f"--size {args.size} takes one number, or a height and a width")
@@ -77,9 +79,13 @@ def main(args) -> None:
         ) from None
     log.info(
         "%s: %d training and %d validation scenes of %d x %d, %d classes, %d objects, %d crowds",
-        args.out, *counts.values(), height, width, len(world.classes),
+        args.out,
+        *counts.values(),
+        height,
+        width,
+        len(world.classes),
         *(sum(about["iscrowd"] == is_crowd for about in annotations) for is_crowd in (0, 1)),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

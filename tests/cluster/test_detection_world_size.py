@@ -96,8 +96,9 @@ def evaluated(rank: int, folder: str) -> dict:
     ]  # fmt: skip
     truth = {
         "images": [{"id": 10 + i, "height": SIZE, "width": SIZE} for i in range(5)],
-        "categories": [{"id": 4, "name": "a"}, {"id": 7, "name": "b"}], "annotations": annotations,
-    }  # fmt: skip
+        "categories": [{"id": 4, "name": "a"}, {"id": 7, "name": "b"}],
+        "annotations": annotations,
+    }
 
     def detect(images):
         found = []

@@ -10,13 +10,15 @@ import pytest
 import torch
 from ranks import free_port, in_ranks
 
-from engine_pretrain import LOSSES, step_noise, train_step
+from engine_pretrain import step_noise, train_step
 from models_mimae import MaskedAutoencoderViT
 from util.cluster import distributed
 from util.training.optim import adamw, decay_groups, set_lr
 from util.training.precision import Precision
 
 STEPS, GLOBAL_BATCH = 20, 8
+
+LOSSES = ("loss", "rec", "max_mi", "min_mi", "apx", "info_nce_accuracy")
 
 
 def train(rank: int, options: dict, path: str, num_micro: int, exact: bool) -> None:
@@ -35,7 +37,7 @@ def train(rank: int, options: dict, path: str, num_micro: int, exact: bool) -> N
         draw = torch.Generator().manual_seed(step)
         shape = (num_micro, GLOBAL_BATCH, 1, 8, 8)
         imgs = torch.rand(shape, generator=draw, dtype=torch.float64)
-        noise = bare.noise_shape(num_micro * GLOBAL_BATCH)
+        noise = bare.masks.noise_shape(num_micro * GLOBAL_BATCH)
         noise = step_noise(noise, num_micro, 1, step, device)
         own = imgs[:, rank::world]
         losses, _ = train_step(model, own, noise, optimizer, precision, 1.0, exact)
@@ -84,8 +86,9 @@ def test_world_size_changes_nothing(single, tmp_path, world, options, num_micro,
     path = tmp_path / "result.pth"
     start(world, options, path, num_micro, exact)
     result = torch.load(path, weights_only=True)
-    torch.testing.assert_close(result["history"][:, :5], expected["history"][:, :5],
-                               rtol=1e-10, atol=1e-10)  # fmt: skip
+    torch.testing.assert_close(
+        result["history"][:, :5], expected["history"][:, :5], rtol=1e-10, atol=1e-10
+    )
     loss, rec, max_mi, min_mi, apx = expected["history"][:, :5].unbind(1)
     mi_loss = loss - rec - apx
     assert mi_loss[0].abs() < 1e-12  # Assumption 3's gate was closed, and opened

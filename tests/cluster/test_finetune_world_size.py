@@ -51,11 +51,12 @@ def train(rank: int, path: str, options: dict, num_micro: int) -> None:
 @pytest.mark.parametrize(
     ("options", "num_micro"),
     [
-        ({"mode": "batch"}, 1), ({"mode": "pair"}, 2),
+        ({"mode": "batch"}, 1),
+        ({"mode": "pair"}, 2),
         ({"mode": "elem", "cutmix_minmax": (0.2, 0.8)}, 1),
     ],
     ids=["batch", "pair", "elem"],
-)  # fmt: skip
+)
 def test_world_size_changes_nothing(tmp_path, options, num_micro):
     """Mixup, cutmix, erased pixels, drop path; clipped steps of AdamW in float64."""
     results = []

@@ -178,8 +178,9 @@ def test_a_published_list_names_files_or_class_and_file(tmp_path):
         (tmp_path / name).write_bytes(text.encode())
         dataset = load("image_folder", data_path=tmp_path, subset_file=str(tmp_path / name))
         assert [dataset.name(i).rsplit("/")[-1] for i in range(2)] == [
-            "n01440764_10026.JPEG", "n01443537_10027.JPEG",
-        ]  # fmt: skip
+            "n01440764_10026.JPEG",
+            "n01443537_10027.JPEG",
+        ]
         assert dataset.targets.tolist() == [0, 1] and len(dataset.classes) == 2
 
     bad = tmp_path / "bad.txt"

@@ -69,9 +69,8 @@ def load(path, num_heads=HEADS, size=SIZE, global_pool=False) -> torch.nn.Module
     pretrained = Pretrained(str(path), num_heads)
     name = model_name(pretrained)
     model = build_encoder(
-        name, 0, size, 3, global_pool,
-        architecture=architecture(pretrained, name),
-    )  # fmt: skip
+        name, 0, size, 3, global_pool, architecture=architecture(pretrained, name)
+    )
     load_pretrained(pretrained, model)
     return model.eval()
 
@@ -444,8 +443,9 @@ def test_mmpretrain(save, imgs, method):
 def mmpretrain_beit(shared, final="ln1") -> tuple[dict, str]:
     """Weights of its BEiT, and where the tables of position biases stand."""
     where = "rel_pos_bias" if shared else "layers.{}.attn"
-    scales, qv = (tuple(name.replace("blocks", "layers") for name in names)
-                  for names in (SCALES, QV))  # fmt: skip
+    scales, qv = (
+        tuple(name.replace("blocks", "layers") for name in names) for names in (SCALES, QV)
+    )
     extra = TOKEN | dict.fromkeys((*scales, *qv), (WIDTH,)) | {"mask_token": (1, 1, WIDTH)}
     extra |= {f"{where}.relative_position_bias_table": TABLE}
     extra |= {f"{where}.relative_position_index": (1 + TOKENS, 1 + TOKENS)}
@@ -457,8 +457,9 @@ def mmpretrain_beit_reference(weights, where, imgs, norm):
     def bias(i):
         return relative_bias(weights[f"backbone.{where.format(i)}.relative_position_bias_table"])
 
-    scales, qv = (tuple(name.replace("blocks", "layers") for name in names)
-                  for names in (SCALES, QV))  # fmt: skip
+    scales, qv = (
+        tuple(name.replace("blocks", "layers") for name in names) for names in (SCALES, QV)
+    )
     return reference(weights, MMPRETRAIN | {"norm": norm}, imgs, prefix="backbone.",
                      positions=None, scales=scales, bias=bias, qv=qv)  # fmt: skip
 
@@ -531,10 +532,11 @@ TRANSFORMERS = {
     "Dinov2Model": ("transformers' DINOv2", IMAGENET, dict(image_size=SIZE)),
     "Dinov2WithRegistersModel": ("transformers' DINOv2", IMAGENET, dict(num_register_tokens=4)),
     "BeitForMaskedImageModeling": (
-        "transformers' BEiT", HALF,
+        "transformers' BEiT",
+        HALF,
         dict(use_shared_relative_position_bias=True, use_mask_token=True, vocab_size=11),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)

@@ -120,8 +120,9 @@ def test_published_file_with_a_yacs_config(tmp_path, monkeypatch):
     pretrained = Pretrained(str(tmp_path / "ckpt_epoch_1.pth"))
     model = mini()
     load_pretrained(pretrained, model)
-    assert torch.equal(model.layers[1].downsample.reduction.weight,
-                       source.layers[1].downsample.reduction.weight)  # fmt: skip
+    assert torch.equal(
+        model.layers[1].downsample.reduction.weight, source.layers[1].downsample.reduction.weight
+    )
     assert pickle.dumps(pretrained.config)
 
 

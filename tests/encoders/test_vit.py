@@ -58,9 +58,10 @@ def test_another_input_size_interpolates_the_positions(saved, with_config):
 def test_a_bare_state_dict_and_an_encoder_alone_load(tmp_path):
     model = mimae_vit_tiny_patch2(img_size=8, in_chans=1)
     encoder = {
-        k: v for k, v in model.state_dict().items()
+        k: v
+        for k, v in model.state_dict().items()
         if not k.startswith(("decoder", "mask_token", "approximation"))
-    }  # fmt: skip
+    }
     torch.save(encoder, tmp_path / "encoder.pth")
     vit = build_vit("vit_tiny_patch2", 10, 8, 1)
     Pretrained(str(tmp_path / "encoder.pth")).load_into(vit)

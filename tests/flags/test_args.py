@@ -184,3 +184,54 @@ def test_values_and_files_that_lead_nowhere(fails, tmp_path):
     fails(f"@{tmp_path}/binary.args", names=("@file",))
     (tmp_path / "ring.args").write_text(f"@{tmp_path}/ring.args")
     fails(f"@{tmp_path}/ring.args", names=("@file",))
+
+
+# ------------------------------------------------------------------------------ images of a step
+
+
+def shared(monkeypatch, processes, *flags):
+    """(batch_size, accum_iter, where they are from) of a run on so many processes."""
+    for name, value in (("RANK", 0), ("WORLD_SIZE", processes)):
+        monkeypatch.setenv(name, str(value))
+    args = main_pretrain.parse_args([*map(str, flags)])
+    return args.batch_size, args.accum_iter, args.settings.sources.get("batch_size")
+
+
+@pytest.mark.parametrize(
+    ("processes", "flags", "batch_size", "accum_iter"),
+    [
+        (1, (), 1024, 1),
+        (8, (), 128, 1),
+        (8, ("--max_batch_size", 32), 32, 4),
+        (8, ("--max_batch_size", 48), 43, 3),  # 1032 images, the nearest
+        (12, (), 85, 1),  # 1020
+        (8, ("--batch_size", 64), 64, 2),
+        (8, ("--accum_iter", 4), 32, 4),
+        (8, ("--batch_size", 32, "--accum_iter", 4), 32, 4),
+    ],
+)
+def test_the_images_of_a_step_are_shared(monkeypatch, processes, flags, batch_size, accum_iter):
+    found = shared(monkeypatch, processes, "--images_per_step", 1024, *flags)
+    assert found[:2] == (batch_size, accum_iter)
+    given = "command line" if "--batch_size" in flags else "--images_per_step"
+    assert found[2] == given
+
+
+@pytest.mark.parametrize(
+    ("processes", "images", "flags"),
+    [
+        (8, 1024, ("--batch_size", 100)),
+        (8, 1024, ("--batch_size", 64, "--accum_iter", 4)),
+        (8, 1024, ("--batch_size", 64, "--max_batch_size", 32)),
+        (16, 40, ()),
+        (16, 4, ()),
+    ],
+)
+def test_what_contradicts_the_images_of_a_step_is_refused(
+    monkeypatch, capsys, processes, images, flags
+):
+    with pytest.raises(SystemExit) as end:
+        shared(monkeypatch, processes, "--images_per_step", images, *flags)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert f"--images_per_step {images}" in err and f"{processes} process" in err

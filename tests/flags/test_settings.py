@@ -146,8 +146,9 @@ def test_the_encoder_sees_what_it_was_trained_on(run_main_here, image_tree, tmp_
     assert (args.model, args.in_chans, args.input_size) == ("vit_tiny_patch4", 1, [16, 32])
     assert (args.mean, args.std) == ([0.48], [0.23])
     state = torch.load(checkpoint, weights_only=True)
-    build = main_pretrain.parse_args(["--model", "mimae_vit_tiny_patch4", "--in_chans", "1",
-                                      "--input_size", "16", "32"])  # fmt: skip
+    build = main_pretrain.parse_args(
+        ["--model", "mimae_vit_tiny_patch4", "--in_chans", "1", "--input_size", "16", "32"]
+    )
     model = main_pretrain.build_model(build)
     model.load_state_dict(state["model"])
     imgs = torch.randn(3, 1, 16, 32)

@@ -88,9 +88,10 @@ def test_anchors_and_levels_are_torchvisions_where_strides_are_powers_of_two():
     images = ImageList(torch.zeros(2, 3, 128, 192), [(128, 192)] * 2)
     known = AnchorGenerator(tuple((8 * s,) for s in strides), ((0.5, 1.0, 2.0),) * 4)
     for ours, theirs in zip(
-        CanvasAnchors(strides)(images, list(maps.values())), known(images, list(maps.values())),
+        CanvasAnchors(strides)(images, list(maps.values())),
+        known(images, list(maps.values())),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert torch.equal(ours, theirs)
     corners = 90 * torch.rand(2, 200, 2)
     boxes = torch.cat([corners, corners + 500 * torch.rand(2, 200, 2) ** 3 + 1], dim=2).unbind()

@@ -46,9 +46,10 @@ def test_a_gain_a_loss_and_what_cannot_be_told(graph):
     assert (gain.word, loss.word, none.word) == (claims.HOLDS, claims.FAILS, claims.OPEN)
     assert gain.found.difference == pytest.approx(10, abs=1) and gain.points == pytest.approx(0.3)
     assert none.found.low < 0 < none.found.high
-    assert "not run (seed-2/finetune/table3-d" in found[
-        "(f) the approximation network has to be trained"
-    ].cells()[-1]  # fmt: skip
+    assert (
+        "not run (seed-2/finetune/table3-d"
+        in found["(f) the approximation network has to be trained"].cells()[-1]
+    )
 
 
 def test_one_seed_tells_nothing(graph):

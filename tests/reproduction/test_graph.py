@@ -45,7 +45,7 @@ PAPER = {
 PLACES = dict.fromkeys(
     ("imagenet", "one_percent_list", "imagenet_a", "imagenet_c", "coco", "ade20k"), "DATA"
 )
-EVERY_SCALE = [*SMALL_SCALES.values(), ImageNet(PLACES), ImageNet(PLACES, processes=16)]
+EVERY_SCALE = [*SMALL_SCALES.values(), ImageNet(PLACES)]
 
 
 @functools.cache
@@ -155,17 +155,6 @@ def test_an_empty_cell_says_why():
         words = (beit.public.file, beit.public.layout, beit.public.url)
         assert all(word in few.cell(beit, "FT", 0) for word in words)
     assert not few.jobs
-
-
-def test_another_number_of_processes_keeps_the_step():
-    for processes in (8, 16, 64):
-        graph = Graph(ImageNet(PLACES, processes), "OUT")
-        for name in (graph.pretrain("mimae_vit_base_200ep", 0),
-                     graph.pretrain("mae_vit_base_800ep", 0)):  # fmt: skip
-            args = importlib.import_module("main_pretrain").parse_args(list(graph.jobs[name].words))
-            assert args.batch_size * processes * args.num_masks == 4096
-    with pytest.raises(ValueError, match="408 images in a step, which 64 processes"):
-        Graph(ImageNet(PLACES, 64), "OUT").pretrain("figure2/complete_0.9", 0)
 
 
 def test_more_flags_come_last():

@@ -175,8 +175,9 @@ def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
     broken = tmp_path / "demo/seed-0/pretrain/table3-a_mae"
     broken.mkdir(parents=True)
     (broken / "checkpoint-last.pth").write_text("broken")
-    status, said, err = here("table3c", "table3a", "--rows", "a", "independent", "--out", tmp_path,
-                             *SHORT)  # fmt: skip
+    status, said, err = here(
+        "table3c", "table3a", "--rows", "a", "independent", "--out", tmp_path, *SHORT
+    )
     assert status == 1 and "3 runs failed: seed-0/pretrain/table3-a_mae" in err
     assert "seed-0/finetune/table3-a_mae is left out: what it needs has failed" in said + err
     assert "| (a) L_rec: MAE |  |  | 82.2 |  |  |" in said
@@ -188,8 +189,9 @@ def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
 
 def test_slurm_gets_the_graph_as_dependencies(tmp_path):
     """Without SLURM: what would be submitted."""
-    status, said, err = here(*ASKED, "--out", tmp_path, *SHORT, "--slurm", "--nodes 1 --ngpus 1",
-                             "--dry_run")  # fmt: skip
+    status, said, err = here(
+        *ASKED, "--out", tmp_path, *SHORT, "--slurm", "--nodes 1 --ngpus 1", "--dry_run"
+    )
     assert status == 0, err
     first, second, *_ = said.splitlines()
     assert first.startswith("python submitit_launch.py main_pretrain --nodes 1 --ngpus 1")

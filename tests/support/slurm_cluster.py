@@ -38,9 +38,10 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-ci-", dir="/tmp"))
         self.folder.chmod(0o755)  # munged insists
         self.settings = {
-            "SLURM_CI_DIR": str(self.folder), "SLURM_CI_NODES": str(num_nodes),
+            "SLURM_CI_DIR": str(self.folder),
+            "SLURM_CI_NODES": str(num_nodes),
             "SLURM_CI_PORT": str(_free_ports(num_nodes + 1)),
-        }  # fmt: skip
+        }
         self.environ = {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def __enter__(self) -> "Cluster":

@@ -293,8 +293,9 @@ def test_an_object_that_is_hidden_is_left_out(monkeypatch):
     for index in range(30):
         _, things = compose(world, "training", index)
         counts.append(sum(not thing.is_crowd for thing in things))
-        assert all(thing.visible.sum() >= 0.15 * (thing.pixels[..., 3] >= 128).sum()
-                   for thing in things)  # fmt: skip
+        assert all(
+            thing.visible.sum() >= 0.15 * (thing.pixels[..., 3] >= 128).sum() for thing in things
+        )
     assert 0 < np.mean(counts) < 4  # of 4.1 that are drawn
 
 

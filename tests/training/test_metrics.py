@@ -30,14 +30,14 @@ def test_means_of_an_epoch_go_on_after_a_checkpoint():
     values = [1.0, 2.0, 6.0, 7.0]
     progress = Progress()
     meters = Meters(progress, CPU)
-    for value in values[:2]:
-        meters.add({"loss": torch.tensor(value)})
+    for step, value in enumerate(values[:2]):
+        meters.add(step, {"loss": torch.tensor(value)})
     meters.store()
     restored = Progress()
     restored.load_state_dict(progress.state_dict())
     meters = Meters(restored, CPU)
-    for value in values[2:]:
-        meters.add({"loss": torch.tensor(value)})
+    for step, value in enumerate(values[2:], 2):
+        meters.add(step, {"loss": torch.tensor(value)})
     assert meters.check() == {"loss": 6.5}
     assert meters.means() == {"loss": 4.0}
     meters.reset()
@@ -45,11 +45,9 @@ def test_means_of_an_epoch_go_on_after_a_checkpoint():
 
 
 def test_the_first_bad_step_is_named():
-    progress = Progress()
-    meters = Meters(progress, CPU)
+    meters = Meters(Progress(), CPU)
     for step, value in enumerate([1.0, math.inf, math.nan]):
-        progress.total_steps = step
-        meters.add({"loss": torch.tensor(value), "rec": torch.tensor(0.5)})
+        meters.add(step, {"loss": torch.tensor(value), "rec": torch.tensor(0.5)})
     with pytest.raises(NonFiniteLoss, match=r"step 1: loss inf, rec 0\.5") as caught:
         meters.check()
     assert caught.value.total_step == 1 and caught.value.status == 3

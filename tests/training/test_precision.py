@@ -39,8 +39,9 @@ def test_precision_on_a_cpu(amp, name, dtype):
     assert layer.weight.grad is None
 
 
-@pytest.mark.parametrize(("width", "gains", "name"), [(384, True, "bf16"), (384, False, "none"),
-                                                      (128, True, "none")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "gains", "name"), [(384, True, "bf16"), (384, False, "none"), (128, True, "none")]
+)
 def test_auto_takes_bf16_for_wide_models_on_cpus_that_gain_by_it(monkeypatch, width, gains, name):
     monkeypatch.setattr(precision_module, "_cpu_gains_by_bf16", lambda: gains)
     assert Precision("auto", CPU, width).name == name
@@ -100,7 +101,7 @@ def test_without_scaling_a_bad_gradient_is_reported():
 def test_what_its_own_loss_moves_is_neither_clipped_nor_counted():
     """A huge gradient of φ leaves the encoder's step as it is; one that is not finite is told."""
     model = nn.ModuleDict({"blocks": nn.Linear(2, 2), "approximation": nn.Linear(2, 2)})
-    model.separate = ("approximation.",)
+    model.outside_gradient_norm = ("approximation.",)
     optimizer = adamw(decay_groups(model, 0.1))
     assert sorted((g["clip"], g["weight_decay"]) for g in optimizer.param_groups) == [
         (False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)

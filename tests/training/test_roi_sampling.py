@@ -25,8 +25,9 @@ def sampled(images: list[torch.Tensor], first: int = 0, step: int = 0, stage: in
 
 
 def test_any_number_of_ranks_and_micro_batches_draws_the_same(as_rank):
-    images = [torch.randint(-1, 3, (60,), generator=torch.Generator().manual_seed(i))
-              for i in range(8)]  # fmt: skip
+    images = [
+        torch.randint(-1, 3, (60,), generator=torch.Generator().manual_seed(i)) for i in range(8)
+    ]
     torch.manual_seed(1)
     whole = sampled(images)
     torch.manual_seed(2)  # nothing follows from the global generator

@@ -27,8 +27,9 @@ class BatchAugmentation:
         mix: None leaves the targets as they are; else they become [B, classes].
     """
 
-    def __init__(self, normalize: nn.Module, erase: RandomErasing, mix: "PositionalMixup | None",
-                 seed: int):  # fmt: skip
+    def __init__(
+        self, normalize: nn.Module, erase: RandomErasing, mix: "PositionalMixup | None", seed: int
+    ):
         self.normalize, self.erase, self.mix, self.seed = normalize, erase, mix, seed
 
     def __call__(

@@ -211,8 +211,10 @@ class Batches:
                 self.bad_images.add(index)
                 log.warning(
                     "unreadable image %d %s: %s",
-                    len(self.bad_images), done, self.dataset.problem(index),
-                )  # fmt: skip
+                    len(self.bad_images),
+                    done,
+                    self.dataset.problem(index),
+                )
         if len(self.bad_images) > self.max_bad_images:
             raise RunError(
                 f"{len(self.bad_images)} images cannot be read, more than --max_bad_images "

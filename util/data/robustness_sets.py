@@ -9,23 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as VF
 
 from util.checks import image_size
 from util.cluster import agreement
 from util.data import imagenet
 from util.data.corruption.corruptions import MIN_SIDE, RECORD, Corruption
-from util.data.datasets import (
-    DATASETS,
-    ArrayImages,
-    Images,
-    Subset,
-    load_images,
-    load_test_folder,
-)
+from util.data.datasets import DATASETS, ArrayImages, Images, Subset, load_images, load_test_folder
 from util.data.same_data import check_same
-from util.data.transforms import ResizeCenterCrop
+from util.data.transforms import ResizeCenterCrop, resize
 from util.errors import UsageError
 
 PUBLISHED_SIZE = 224  # pixels, of ImageNet-C's images
@@ -83,7 +74,7 @@ class CorruptedImages(Images):
 class AsStored:
     """Images of the published size as they are, resized where the model wants another."""
 
-    def __init__(self, place: str, size: tuple[int, int], interpolation: InterpolationMode):
+    def __init__(self, place: str, size: tuple[int, int], interpolation: str):
         self.place, self.size, self.interpolation = place, size, interpolation
 
     def __str__(self) -> str:
@@ -91,7 +82,7 @@ class AsStored:
         if self.size == (PUBLISHED_SIZE, PUBLISHED_SIZE):
             return stored
         size = " x ".join(map(str, self.size))
-        return f"{stored}, resized ({self.interpolation.value}) to {size}"
+        return f"{stored}, resized ({self.interpolation}) to {size}"
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[1:]
@@ -103,7 +94,7 @@ class AsStored:
             )
         if self.size == (height, width):
             return image
-        return VF.resize(image, list(self.size), interpolation=self.interpolation, antialias=True)
+        return resize(image, self.size, self.interpolation)
 
 
 def open_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]:
@@ -178,11 +169,10 @@ def _record(folder: str) -> dict | None:
 
 def _view(args: argparse.Namespace, name: str, place: str) -> View:
     size = image_size(args.input_size, 1)
-    interpolation = InterpolationMode(args.interpolation)
     if name in args.stored:
-        return AsStored(place, size, interpolation)
+        return AsStored(place, size, args.interpolation)
     crop_share = args.crop_share or DATASETS[args.dataset].crop_share
-    return ResizeCenterCrop(size, crop_share, interpolation)
+    return ResizeCenterCrop(size, crop_share, args.interpolation)
 
 
 def _clean_sets(

@@ -1,26 +1,26 @@
 """Augmentation. Every transform takes an image [C, H, W] and gives [C, h, w].
 
-uint8 stays uint8 until `Normalize` makes floats of a whole batch, on the device.
+uint8 stays uint8 until `Normalize` makes floats of a whole batch, on the device. torchvision and
+timm are imported where they are called: it takes seconds, and a mistyped flag is told at once.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from timm.data.auto_augment import (
-    auto_augment_transform,
-    posterize,
-    rand_augment_transform,
-)
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as VF
 
 from util.data.images import to_float, to_tensor
 from util.errors import UsageError
 
-BICUBIC = InterpolationMode.BICUBIC
+
+def resize(image: Tensor, size: Sequence[int], interpolation: str = "bicubic") -> Tensor:
+    """[C, H, W] -> [C, h, w], with antialiasing; `bilinear` or `bicubic`."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    mode = InterpolationMode(interpolation)
+    return functional.resize(image, list(size), interpolation=mode, antialias=True)
 
 
 class Normalize(nn.Module):
@@ -42,12 +42,12 @@ class Normalize(nn.Module):
 class ResizeCenterCrop:
     """The evaluation transform: cover size / `crop_share`, then cut out the centre."""
 
-    def __init__(self, size: tuple[int, int], crop_share: float, interpolation=BICUBIC):
+    def __init__(self, size: tuple[int, int], crop_share: float, interpolation: str = "bicubic"):
         self.size, self.crop_share, self.interpolation = size, crop_share, interpolation
 
     def __str__(self) -> str:
         box, size = (" x ".join(map(str, sides)) for sides in (self._box(), self.size))
-        return f"resized ({self.interpolation.value}) to cover {box} pixels, centre {size} cut out"
+        return f"resized ({self.interpolation}) to cover {box} pixels, centre {size} cut out"
 
     def _box(self) -> list[int]:
         return [int(side / self.crop_share) for side in self.size]
@@ -58,8 +58,9 @@ class ResizeCenterCrop:
         scale = max(box[0] / height, box[1] / width)
         resized = [max(int(height * scale), box[0]), max(int(width * scale), box[1])]
         if resized != [height, width]:
-            image = VF.resize(image, resized, interpolation=self.interpolation, antialias=True)
-        return VF.center_crop(image, self.size)
+            image = resize(image, resized, self.interpolation)
+        top, left = (round((a - b) / 2) for a, b in zip(image.shape[1:], self.size, strict=True))
+        return image[:, top : top + self.size[0], left : left + self.size[1]]
 
 
 class CropAndFlip:
@@ -76,8 +77,14 @@ class CropAndFlip:
     def __init__(self, size, min_area: float, flip: bool, tf_style: bool = False, augment=None):
         self.size, self.flip, self.augment = tuple(size), flip, augment
         self.whole = min_area >= 1
-        crop = _TFRandomResizedCrop if tf_style else v2.RandomResizedCrop
-        self.crop = crop(size, scale=(min(min_area, 1.0), 1.0), interpolation=BICUBIC)
+        from torchvision.transforms import InterpolationMode
+
+        from util.data.random_crop import RandomResizedCrop, TFRandomResizedCrop
+
+        crop = TFRandomResizedCrop if tf_style else RandomResizedCrop
+        self.crop = crop(
+            size, scale=(min(min_area, 1.0), 1.0), interpolation=InterpolationMode.BICUBIC
+        )
 
     @property
     def is_random(self) -> bool:
@@ -87,23 +94,10 @@ class CropAndFlip:
         if not self.whole:
             image = self.crop(image)
         elif image.shape[1:] != self.size:
-            image = VF.resize(image, self.size, interpolation=BICUBIC, antialias=True)
+            image = resize(image, self.size)
         if self.flip and torch.rand(()) < 0.5:
-            image = VF.horizontal_flip(image)
+            image = image.flip(-1)
         return self.augment(image) if self.augment else image
-
-
-class _TFRandomResizedCrop(v2.RandomResizedCrop):
-    def make_params(self, flat_inputs):
-        height, width = flat_inputs[0].shape[1:]
-        area = height * width * torch.empty(()).uniform_(*self.scale).item()
-        log_ratio = [math.log(ratio) for ratio in self.ratio]
-        aspect = math.exp(torch.empty(()).uniform_(*log_ratio).item())
-        crop_width = min(max(round(math.sqrt(area * aspect)), 1), width)
-        crop_height = min(max(round(math.sqrt(area / aspect)), 1), height)
-        top = int(torch.randint(height - crop_height + 1, ()))
-        left = int(torch.randint(width - crop_width + 1, ()))
-        return dict(top=top, left=left, height=crop_height, width=crop_width)
 
 
 class AutoAugment:
@@ -115,6 +109,8 @@ class AutoAugment:
     """
 
     def __init__(self, policy: str, size: tuple[int, int], mean: Sequence[float]):
+        from timm.data.auto_augment import auto_augment_transform, posterize, rand_augment_transform
+
         if len(mean) not in (1, 3):
             raise UsageError(f"--aa {policy} needs 1 or 3 channels, not {len(mean)}: use --aa none")
         fill = tuple(round(255 * m) for m in (mean if len(mean) == 3 else list(mean) * 3))
@@ -132,10 +128,14 @@ class AutoAugment:
                 op.aug_fn = _posterize
 
     def __call__(self, image: Tensor) -> Tensor:
-        image = VF.to_pil_image(image)
+        from torchvision.transforms.v2.functional import to_pil_image
+
+        image = to_pil_image(image)
         return to_tensor(self.augment(image.convert("RGB")).convert(image.mode))
 
 
 def _posterize(image: Image.Image, bits: int, **options) -> Image.Image:
     """timm's; its 0 bits, drawn once in some hundred images, are black and no error of Pillow's."""
+    from timm.data.auto_augment import posterize
+
     return posterize(image, bits, **options) if bits else Image.new(image.mode, image.size)

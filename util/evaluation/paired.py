@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 MARGIN = 1.0  # points; a difference that is certainly smaller is called none
 
@@ -85,11 +84,13 @@ def compare_statistic(
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided p of McNemar's exact test, of images [n] that only one of the two has right."""
+    from scipy.stats import binomtest
+
     only_first = int((np.asarray(first, bool) & ~np.asarray(second, bool)).sum())
     only_second = int((~np.asarray(first, bool) & np.asarray(second, bool)).sum())
     if only_first + only_second == 0:
         return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+    return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
 def seed_spread(rows: list[np.ndarray]) -> tuple[float, int]:
@@ -110,10 +111,12 @@ def half_of_mean(values: np.ndarray, pooled: list[np.ndarray] | None = None) -> 
     Args:
         pooled: rows that have the same spread, `values` among them (default: `values` alone).
     """
+    from scipy.stats import t
+
     spread, freedom = seed_spread(pooled or [values])
     if not freedom:
         return math.inf
-    return float(stats.t.ppf(0.975, freedom) * spread / math.sqrt(len(values)))
+    return float(t.ppf(0.975, freedom) * spread / math.sqrt(len(values)))
 
 
 @dataclass

@@ -16,20 +16,20 @@ def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> No
     """Of the mains whose images have one label each, or none; `training`: those of a part of the
     training set, too."""
     add = parser.add_argument_group("data").add_argument
-    add(
-        "--dataset",
-        choices=sorted(DATASETS),
-        metavar="NAME",
+    # fmt: off
+    add("--dataset", choices=sorted(DATASETS), metavar="NAME",
         help=f"one of {', '.join(DATASETS)}; digits where no --data_path is given, else "
-        "image_folder. It brings the defaults of the flags whose help says 'by data set'",
-    )
+        "image_folder. It brings the defaults of the flags whose help says 'by data set'")
     add("--data_path", default="", help="the data's folder; image_folder: with train/ and val/")
     add("--download", action="store_true", help="let torchvision download what is missing")
+    # fmt: on
     if training:
+        # fmt: off
         add("--train_fraction", type=number(float, 1e-9, 1.0), default=1.0,
-            help="train on this share of each class, drawn once and for all")  # fmt: skip
+            help="train on this share of each class, drawn once and for all")
         add("--subset_file", default="",
-            help="train on the images listed in this file, a name a line")  # fmt: skip
+            help="train on the images listed in this file, a name a line")
+        # fmt: on
     add_image_flags(add)
 
 
@@ -39,39 +39,31 @@ def add_image_flags(add: Callable) -> None:
     Args:
         add: of an argument group.
     """
-    add(
-        "--input_size",
-        type=number(int, 1),
-        nargs="+",
-        metavar="PX",
-        help="pixels: one number, or height and width",
-    )
+    # fmt: off
+    add("--input_size", type=number(int, 1), nargs="+", metavar="PX",
+        help="pixels: one number, or height and width")
     add("--in_chans", type=number(int, 1), help="image channels")
     add("--mean", type=float, nargs="+", help="per channel, of values in 0..1")
     add("--std", type=number(float, 1e-6), nargs="+", help="per channel")
-    add(
-        "--max_bad_images",
-        type=number(int, 0),
-        default=100,
-        help="unreadable images are logged and replaced; more of them than this end the run",
-    )
+    add("--max_bad_images", type=number(int, 0), default=100,
+        help="unreadable images are logged and replaced; more of them than this end the run")
     add("--num_workers", type=number(int, 0), default=10,
-        help="processes that load images; more than there are cores are not started")  # fmt: skip
+        help="processes that load images; more than there are cores are not started")
     add("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
-        help="pinned memory, for faster copies to the GPU")  # fmt: skip
+        help="pinned memory, for faster copies to the GPU")
+    # fmt: on
 
 
 def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> None:
     """Of the mains whose training is counted in epochs."""
     add = parser.add_argument_group("optimisation").add_argument
+    # fmt: off
     add("--epochs", type=number(int, 1), default=100, help="passes over the data")
     add("--warmup_epochs", type=number(float, 0), default=5, help="epochs of linear warm-up")
-    add(
-        "--blr",
-        type=number(float, 0),
-        help=f"base learning rate: lr = blr * {batch_rule} / blr_samples",
-    )
+    add("--blr", type=number(float, 0),
+        help=f"base learning rate: lr = blr * {batch_rule} / blr_samples")
     add("--blr_samples", type=number(int, 1), default=256, help="samples that --blr is meant for")
+    # fmt: on
     add_step_flags(add, "epochs", "absolute learning rate, instead of --blr")
 
 
@@ -81,6 +73,7 @@ def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
     Args:
         add: of an argument group. unit: in which the schedule is counted.
     """
+    # fmt: off
     add("--images_per_step", type=number(int, 1), metavar="N",
         help="images of an optimiser step, on all processes; --batch_size and --accum_iter follow. "
         "Processes that cannot share N evenly take the nearest number that they can")
@@ -92,70 +85,58 @@ def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
     add("--lr", type=number(float, 0), help=lr_help)
     add("--warmup_lr", type=number(float, 0), default=0.0, help="the warm-up starts here")
     add("--min_lr", type=number(float, 0), default=0.0, help="the cosine or the power ends here")
-    add(
-        "--lr_schedule",
-        choices=("cosine", "cosine_whole", "poly", "multistep"),
-        default="cosine",
+    add("--lr_schedule", choices=("cosine", "cosine_whole", "poly", "multistep"), default="cosine",
         help="a cosine from the warm-up's end; one that counts the warm-up too, as SimMIM's; "
-        "a power of the share that is left, --lr_power; or steps down at --lr_milestones",
-    )
+        "a power of the share that is left, --lr_power; or steps down at --lr_milestones")
     add("--lr_power", type=number(float, 0), default=1.0, help="of poly; 1 is a straight line")
     add("--lr_milestones", type=number(float, 0), nargs="+", default=[],
-        help=f"{unit} at which multistep multiplies the rate by --lr_gamma")  # fmt: skip
+        help=f"{unit} at which multistep multiplies the rate by --lr_gamma")
     add("--lr_gamma", type=number(float, 0), default=0.1, help="see --lr_milestones")
-    add(
-        "--weight_decay",
-        type=number(float, 0),
-        default=0.05,
-        help="none on 1-D parameters; in fine-tuning, nor on position embeddings and tokens",
-    )
+    add("--weight_decay", type=number(float, 0), default=0.05,
+        help="none on 1-D parameters; in fine-tuning, nor on position embeddings and tokens")
     add("--clip_grad", type=number(float, 1e-9), help="clip the gradient to this norm")
     add("--max_steps", type=number(int, 1), help="end after this many optimiser steps in all")
+    # fmt: on
 
 
 def add_ema_flag(add: Callable) -> None:
     """Of the mains that can test and save a `WeightMean`; `add`: of an argument group."""
-    add("--ema_decay", type=number(float, 0, 1), default=0.0,
+    add(
+        "--ema_decay",
+        type=number(float, 0, 1),
+        default=0.0,
         help="test and save the running mean of the weights, which forgets at this rate at most "
-        "(at first faster); 0: none")  # fmt: skip
+        "(at first faster); 0: none",
+    )
 
 
 def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group = parser.add_argument_group("run")
     add = group.add_argument
+    # fmt: off
     add("--output_dir", default=output_dir, help="checkpoints, log.txt, results.json, TensorBoard")
     add("--seed", type=int, default=0, help="every random number is a function of it")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add(
-        "--amp",
-        choices=("auto", "bf16", "fp16", "none"),
-        default="auto",
+    add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto",
         help="mixed precision; auto: bf16 where the GPU computes in it, else fp16 with loss "
-        "scaling; on a CPU bf16 where it is faster and the model is at least 384 wide, else fp32",
-    )
+        "scaling; on a CPU bf16 where it is faster and the model is at least 384 wide, else fp32")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--log_every", type=number(int, 1), default=20, help="steps between lines of the log")
-    add(
-        "--grad_compression",
-        choices=("none", "fp16", "bf16"),
-        default="none",
-        help="send gradients between processes in 16 bits: half the bytes, rounded sums",
-    )
+    add("--grad_compression", choices=("none", "fp16", "bf16"), default="none",
+        help="send gradients between processes in 16 bits: half the bytes, rounded sums")
     add("--dist_timeout", type=number(float, 0.01), default=10.0,
-        help="minutes to wait for the other ranks")  # fmt: skip
+        help="minutes to wait for the other ranks")
+    # fmt: on
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Of the mains whose training is counted in epochs."""
     add = parser.add_argument_group("checkpoints").add_argument
+    # fmt: off
     add("--save_every_epochs", type=number(int, 1), default=1, help="epochs between checkpoints")
-    add(
-        "--keep_epochs",
-        type=number(int, 1),
-        nargs="*",
-        default=[],
-        help="epochs after which checkpoint-<epoch>.pth is kept for good",
-    )
+    add("--keep_epochs", type=number(int, 1), nargs="*", default=[],
+        help="epochs after which checkpoint-<epoch>.pth is kept for good")
+    # fmt: on
     add_saving_flags(add)
 
 
@@ -165,27 +146,24 @@ def add_saving_flags(add: Callable) -> None:
     Args:
         add: of an argument group.
     """
-    add(
-        "--resume",
-        default="",
-        help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any",
-    )
+    # fmt: off
+    add("--resume", default="",
+        help="a checkpoint of this main, or auto: the newest whole one in --output_dir, if any")
     add("--save_every_steps", type=number(int, 1), help="steps between checkpoints, too")
     add("--keep_checkpoints", type=number(int, 1), default=2, help="how many of the last to keep")
-    add(
-        "--on_nonfinite",
-        choices=("stop", "rollback"),
-        default="stop",
+    add("--on_nonfinite", choices=("stop", "rollback"), default="stop",
         help="a NaN or infinite loss: stop, or go back to the last checkpoint and pass over "
-        "that step's batch",
-    )
-    add("--max_rollbacks", type=number(int, 1), default=5, help="after so many, stop")  # fmt: skip
+        "that step's batch")
+    add("--max_rollbacks", type=number(int, 1), default=5, help="after so many, stop")
+    # fmt: on
 
 
 def parse_args(
-    parser: ArgumentParser, job: str, argv: Sequence[str] | None = None,
+    parser: ArgumentParser,
+    job: str,
+    argv: Sequence[str] | None = None,
     folders: Sequence[str] = ("data_path",),
-) -> argparse.Namespace:  # fmt: skip
+) -> argparse.Namespace:
     """Parse flags; those not given take the model's defaults, the data set's, then the parser's.
 
     Args:

@@ -19,14 +19,12 @@ _FLIPPED = {"digits": False, "fashion_mnist": True, "cifar10": True, "cifar100":
 # Small images: a hard crop would destroy their classes, Adam's rate is for --blr's 256 masked
 # samples, and the MI losses wait until pixels, which are not normalised, are predicted well.
 _SMALL = {
-    "pretrain": dict(
-        min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45
-    ),
+    "pretrain": dict(min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45),
     "linprobe": dict(min_crop=1.0, flip=False, batch_size=64, optimizer="sgd", blr=1.0),
     "finetune": dict(min_crop=0.6),
     # LARS's steps are relative: few of them need a larger rate than the protocol's.
     "evaluate": dict(min_crop=0.8, attentive_blr=[0.1, 1.0, 10.0]),
-}  # fmt: skip
+}
 _DIGITS = {"pretrain": dict(epochs=60, warmup_epochs=5, batch_size=32, blr=2e-3)}
 
 # SimMIM's constructors have these values, too.

@@ -20,26 +20,29 @@ def add_dense_data_flags(parser: argparse.ArgumentParser, data_path_help: str):
 
 def add_iteration_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimisation").add_argument
+    # fmt: off
     add("--iterations", type=number(int, 1), help="optimiser steps of the schedule")
     add("--warmup_iterations", type=number(int, 0), help="of linear warm-up")
     add("--eval_every", type=number(int, 1), help="iterations between evaluations")
+    # fmt: on
     add_step_flags(add, "iterations", "learning rate")
 
 
 def add_backbone_flags(parser: argparse.ArgumentParser, models: tuple[str, ...]):
     """Returns: the group's `add_argument`, for what else a main's model has."""
     add = parser.add_argument_group("model").add_argument
+    # fmt: off
     add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in encoders/layouts.py; none: train from scratch")  # fmt: skip
+        "in encoders/layouts.py; none: train from scratch")
     add("--model", choices=models, metavar="NAME",
-        help=f"one of {', '.join(models)} (default: the checkpoint's, else vit_base_patch16)",
-    )  # fmt: skip
+        help=f"one of {', '.join(models)} (default: the checkpoint's, else vit_base_patch16)")
     add("--num_heads", type=number(int, 1),
         help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
-        "does not tell")  # fmt: skip
+        "does not tell")
     add("--drop_path", type=number(float, 0, 0.99), default=0.1, help="of the last block")
     add("--layer_decay", type=number(float, 0, 1), help="of the learning rate")
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    # fmt: on
     return add
 
 

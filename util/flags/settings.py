@@ -86,8 +86,9 @@ def take_from_checkpoint(args: argparse.Namespace, config: Mapping[str, object])
         elif _whole(name, getattr(args, name), args) != _whole(name, value, args):
             contradicted.append(f"--{name} {shown(getattr(args, name))}, not {shown(value)}")
     if contradicted:
-        log.warning("otherwise than the checkpoint was trained, as asked: %s",
-                    "; ".join(contradicted))  # fmt: skip
+        log.warning(
+            "otherwise than the checkpoint was trained, as asked: %s", "; ".join(contradicted)
+        )
     fit_channels(args)
 
 

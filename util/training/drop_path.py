@@ -5,7 +5,6 @@ W ranks, G = W·B images in a global micro-batch; rank r has positions r, r + W,
 """
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from util.cluster import distributed
@@ -39,6 +38,8 @@ class DropPaths:
     """
 
     def __init__(self, model: nn.Module, seed: int):
+        from timm.layers import DropPath
+
         self.seed, self.modules = seed, []
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
@@ -59,9 +60,10 @@ class DropPaths:
         rank, world = distributed.rank(), distributed.world_size()
         widths = [module.width for module in self.modules]
         noise = torch.rand(
-            sum(widths), batch_size * world,
+            sum(widths),
+            batch_size * world,
             generator=generator(self.seed, STREAM_DROP_PATH, step, micro),
-        )[:, rank::world]  # fmt: skip
+        )[:, rank::world]
         rates = [module.drop_prob for module in self.modules for _ in range(module.width)]
         keep = 1 - torch.tensor(rates)[:, None]
         scale = to_device((noise < keep) / keep, device)  # [widths, B]

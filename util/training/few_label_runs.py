@@ -37,18 +37,20 @@ Finetune = Callable[[argparse.Namespace], None]
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("few labels").add_argument
+    # fmt: off
     add("--draw", type=number(int, 0), default=0,
-        help="which draw of --train_fraction, always the same for a number")  # fmt: skip
+        help="which draw of --train_fraction, always the same for a number")
     add("--draws", type=number(int, 1),
         help="this many runs, of draws 0, 1, … and of seeds from --seed on, in folders of their "
         "own; results.json has their mean and standard deviation. With --subset_file the images "
-        "stay, the seeds differ")  # fmt: skip
+        "stay, the seeds differ")
     add("--hold_out", type=number(float, 1e-6, 0.9), metavar="SHARE",
         help="hold out this share of each class of the labelled images, and test on it instead of "
-        f"the test set; with --choose_blr: to choose by (default: {HELD_OUT:g})")  # fmt: skip
+        f"the test set; with --choose_blr: to choose by (default: {HELD_OUT:g})")
     add("--choose_blr", type=number(float, 0), nargs="+", metavar="BLR",
         help="for each draw, take the best of these on the held-out part; then train on all "
-        "of it")  # fmt: skip
+        "of it")
+    # fmt: on
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -84,9 +86,12 @@ def run_all(args: argparse.Namespace, finetune: Finetune) -> None:
         beside = {"test_unreadable": left_out} if left_out else {}
         with Run(args) as run:
             run.finish(
-                test_acc1=float(np.mean(scores)), **spread, **beside, test_acc1_of_draws=scores,
+                test_acc1=float(np.mean(scores)),
+                **spread,
+                **beside,
+                test_acc1_of_draws=scores,
                 blr_of_draws=[result["flags"]["blr"] for result in results],
-            )  # fmt: skip
+            )
 
 
 def _run_draw(args: argparse.Namespace, draw: int, finetune: Finetune) -> dict:

@@ -119,9 +119,10 @@ class Run:
             progress.epoch, progress.step * args.accum_iter, frozenset(micro_batches)
         )
         self.line = ProgressLine(
-            f"{'round' if self.counts_iterations else 'epoch'} {progress.epoch}", self.num_steps,
+            f"{'round' if self.counts_iterations else 'epoch'} {progress.epoch}",
+            self.num_steps,
             args.log_every,
-        )  # fmt: skip
+        )
         steps = range(progress.total_steps, self.end_step)
         return [step for step in steps if step not in progress.skipped]
 

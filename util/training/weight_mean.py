@@ -1,6 +1,5 @@
 """The running mean of a model's weights (EMA), which is tested and saved in their place."""
 
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from util.training.checkpoint import TRAINED, Stateful
@@ -18,6 +17,8 @@ class WeightMean:
     """
 
     def __init__(self, model: nn.Module, decay: float):
+        from timm.utils import ModelEmaV3  # here: it takes seconds
+
         self.trained = model
         self.mean = ModelEmaV3(model, decay, use_warmup=True) if decay else None
 

@@ -49,8 +49,9 @@ def test_images_and_maps_are_paired_by_their_names(folder):
     images = load(folder)
     assert len(images) == 2 and images.classes == CLASSES
     assert [name.rsplit("training/", 1)[1] for name in map(images.name, range(2))] == [
-        "a.jpg", "deep/b.jpg",
-    ]  # fmt: skip
+        "a.jpg",
+        "deep/b.jpg",
+    ]
     image, labels = images.read(1)
     assert image.shape == (3, 4, 6) and labels.dtype == torch.int16
     expected = torch.arange(24).view(4, 6) % 4 - 1
@@ -206,10 +207,11 @@ def test_one_bad_pair_is_no_reason_to_refuse_a_folder_wherever_it_is(folder):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("wall\nwall\n", ("a class a line", "each once")), ("", ("a class a line",)),
+        ("wall\nwall\n", ("a class a line", "each once")),
+        ("", ("a class a line",)),
         ("wall\n\nsky\n", ("none empty",)),
     ],
-)  # fmt: skip
+)
 def test_class_files_that_cannot_be_meant(folder, text, words):
     (folder / "other.txt").write_text(text)
     refused(folder, "other.txt", *words, classes=str(folder / "other.txt"))

@@ -40,8 +40,9 @@ def test_of_equals_the_first(tmp_path):
     annotations = [dict(image_id=7, category_id=c, area=a) for c, a in ((3, 5), (2, 9), (3, 4))]
     content = dict(
         images=[dict(id=7, file_name="7.jpg"), dict(id=8, file_name="8.jpg")],
-        annotations=annotations, categories=[dict(name=name) for name in "abc"],
-    )  # fmt: skip
+        annotations=annotations,
+        categories=[dict(name=name) for name in "abc"],
+    )
     (tmp_path / "instances_training.json").write_text(json.dumps(content))
     assert largest_objects(str(tmp_path), "training") == (["7.jpg"], [1], ["a", "b", "c"])
 

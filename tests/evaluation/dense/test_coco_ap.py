@@ -50,8 +50,9 @@ def noisy_predictions(truth: dict, seed=1) -> list[dict]:
             detection = {
                 "boxes": boxes + torch.from_numpy(rng.normal(0, 2, (1, 4))),
                 "labels": torch.tensor([[2, 5, 9].index(about["category_id"]) + 1]),
-                "scores": torch.from_numpy(rng.random(1)), "masks": torch.from_numpy(mask[None]),
-            }  # fmt: skip
+                "scores": torch.from_numpy(rng.random(1)),
+                "masks": torch.from_numpy(mask[None]),
+            }
             if rng.random() < 0.1:
                 detection["labels"] = torch.tensor([rng.integers(1, 4)])
             entries += coco_ap.as_coco(detection, about["image_id"], [2, 5, 9])

@@ -29,9 +29,10 @@ def test_masks_boxes_and_names_are_drawn_of_what_is_sure_enough():
 
 def test_small_images_are_drawn_larger():
     found = {
-        "boxes": torch.tensor([[2.0, 3, 9, 8]]), "labels": torch.tensor([1]),
+        "boxes": torch.tensor([[2.0, 3, 9, 8]]),
+        "labels": torch.tensor([1]),
         "masks": torch.zeros(1, 16, 12, dtype=torch.bool),
-    }  # fmt: skip
+    }
     picture = draw_detections(torch.rand(1, 16, 12), found, ["a"])
     assert picture.size == (12 * 24, 16 * 24)
     assert picture.getpixel((9 * 24, 5 * 24)) == COLOURS[0]

@@ -43,12 +43,7 @@ class GreyEncoder:
 
 
 def test_a_patch_has_the_class_of_most_of_its_labelled_pixels():
-    labels = torch.tensor([
-        [0, 0, 1, 1],
-        [0, 2, -1, -1],
-        [-1, -1, 2, 2],
-        [-1, -1, 2, 1],
-    ])  # fmt: skip
+    labels = torch.tensor([[0, 0, 1, 1], [0, 2, -1, -1], [-1, -1, 2, 2], [-1, -1, 2, 1]])
     assert patch_classes(labels, (2, 2), 3).tolist() == [0, 1, -1, 2]
     # A grid that cuts the map in no whole pixels: each pixel still is of one patch.
     odd = torch.arange(5).repeat_interleave(1)[:, None].expand(5, 7)

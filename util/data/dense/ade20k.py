@@ -270,8 +270,9 @@ def _paired(folder: str, map_folder: str) -> tuple[list[str], list[str]]:
     if not images:
         raise UsageError(f"--data_path: {folder} holds no image: name a folder with images")
     for here, there, what, place in (
-        (images, maps, "no label map", map_folder), (maps, images, "no image", folder),
-    ):  # fmt: skip
+        (images, maps, "no label map", map_folder),
+        (maps, images, "no image", folder),
+    ):
         alone = sorted(here.keys() - there.keys())
         if alone:
             raise UsageError(

@@ -19,10 +19,7 @@ def encode_rle(mask: np.ndarray) -> dict:
     # A nought before, whose run may be empty, and at the end what differs from both values.
     flat = np.concatenate([[0], mask.T.ravel(), [2]])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
-    return {
-        "size": [int(side) for side in mask.shape],
-        "counts": np.diff(ends, prepend=0).tolist(),
-    }
+    return {"size": [int(side) for side in mask.shape], "counts": np.diff(ends, prepend=0).tolist()}
 
 
 def decode_rle(rle: dict) -> np.ndarray:

@@ -38,7 +38,8 @@ def scores(counts: Tensor) -> tuple[dict[str, float], list[float]]:
     iou = 100 * found / (truth + predicted - found)
     accuracy = 100 * found / truth
     means = {
-        "mIoU": float(iou.nanmean()), "mAcc": float(accuracy.nanmean()),
+        "mIoU": float(iou.nanmean()),
+        "mAcc": float(accuracy.nanmean()),
         "aAcc": float(100 * found.sum() / counts.sum()),
-    }  # fmt: skip
+    }
     return means, iou.tolist()

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 from util.data.dense.ade20k import Labels
 from util.data.images import to_float
 from util.evaluation.dense.folder import for_each_image
-from util.evaluation.pictures import (
-    BACKGROUND,
-    HEADER,
-    INK,
-    MARGIN,
-    picture_sheet,
-    to_image,
-)  # fmt: skip
+from util.evaluation.pictures import BACKGROUND, HEADER, INK, MARGIN, picture_sheet, to_image
 
 
 def overlay(image: Tensor, classes: Tensor, labels: Labels, opacity: float = 0.6) -> Image.Image:

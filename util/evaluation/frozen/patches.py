@@ -75,8 +75,7 @@ def patch_classes(labels: Tensor, grid: tuple[int, int], num_classes: int) -> Te
     patch = rows[:, None] * grid[1] + columns  # [H, W]
     known = labels >= 0
     votes = torch.bincount(
-        patch[known] * num_classes + labels[known].long(),
-        minlength=grid[0] * grid[1] * num_classes,
+        patch[known] * num_classes + labels[known].long(), minlength=grid[0] * grid[1] * num_classes
     ).view(-1, num_classes)
     return torch.where(votes.sum(1) > 0, votes.argmax(1), -1)
 

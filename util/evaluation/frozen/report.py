@@ -43,8 +43,9 @@ def markdown(
     lines += [row("", names), rule(names)]
     first = results[names[0]]
     for evaluation in _union(found.probes for found in results.values()):
-        for test in next(f.probes[evaluation].right for f in results.values()
-                         if evaluation in f.probes):  # fmt: skip
+        for test in next(
+            f.probes[evaluation].right for f in results.values() if evaluation in f.probes
+        ):
             label = evaluation if test == "val" else f"{evaluation}, {test}"
             cells = [_accuracy(found, evaluation, test) for found in results.values()]
             lines.append(row(label, cells))
