@@ -29,11 +29,11 @@ from util.data.datasets import load_images
 from util.data.loader import Batches, evaluation_view, open_batches
 from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip, Normalize
-from util.data.unreadable import beside
+from util.data.unreadable import LEFT_OUT, beside
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation import predictions
-from util.evaluation.frozen.knn import LEFT_OUT, extract_features, readable, weighted_knn
+from util.evaluation.frozen.knn import extract_features, readable, weighted_knn
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
 from util.flags.settings import take_from_checkpoint

@@ -20,8 +20,8 @@ from reproduction import paper
 from reproduction.graph import CELLS, Graph
 from reproduction.paper import Row
 from reproduction.state import DONE, state_of
+from util.data.unreadable import LEFT_OUT
 from util.evaluation.paired import MARGIN, Comparison, compare_seeds, half_of_mean
-from util.evaluation.predictions import LEFT_OUT
 from util.training.output import PREDICTIONS
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told at this scale"

@@ -16,6 +16,7 @@ from util.errors import EXIT_DATA, RunError
 
 log = logging.getLogger(__name__)
 
+LEFT_OUT = -1  # in place of a label, or a predicted class, of an image that could not be read
 NUM_THREADS, CHUNK = 16, 256  # most of the time is a network disk's
 
 

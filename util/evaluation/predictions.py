@@ -10,13 +10,11 @@ import numpy as np
 
 from util.cluster import agreement
 from util.data.datasets import Images
-from util.data.unreadable import made_of
+from util.data.unreadable import LEFT_OUT, made_of
 from util.training.output import PREDICTED_OF, PREDICTIONS
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
-
-LEFT_OUT = -1  # in place of the predicted class of an image that could not be read
 
 
 def keep(folder: str, classes: np.ndarray, images: Images, left_out: Sequence[int]) -> None:

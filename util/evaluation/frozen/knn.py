@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from util.cluster import distributed
 from util.cluster.node_memory import node_tensor, share_rows
 from util.data.loader import Batches
+from util.data.unreadable import LEFT_OUT
 from util.training.precision import Precision
-
-LEFT_OUT = -1  # the target of an image that could not be read
 
 
 @torch.no_grad()
