@@ -218,6 +218,59 @@ def test_one_map_of_another_size_is_counted(run_main_here, tmp_path):
     assert outcome.status == 4 and "--max_bad_images" in outcome.err
 
 
+def test_what_cannot_be_read_is_in_no_score(run_main_here, segmented, tmp_path):
+    """An image and a map: mIoU is that of the other pair, whatever the seed; repaired, of all."""
+    data = tmp_path / "data"
+    shutil.copytree(segmented.data, data)
+    known = (MAIN, "--eval", "--resume", segmented.folder / "checkpoint-last.pth", "--data_path")
+    bad = data / "images" / "validation" / "0.png", data / "annotations" / "validation" / "2.png"
+    for path in bad:
+        path.write_bytes(b"no image")
+    found = []
+    for seed in (0, 1, 2):
+        outcome = run_main_here(*known, data, "--seed", seed)
+        assert outcome.status == 0, outcome.err
+        assert str(bad[0]) in outcome.out and str(bad[1]) in outcome.out
+        assert outcome.results()["unreadable"] == 2
+        found.append([outcome.results()[name] for name in ("mIoU", "mAcc", "aAcc", "IoU dark")])
+    for path in bad:
+        path.unlink()
+    for path in (bad[0].with_name("2.png"), bad[1].with_name("0.png")):
+        path.unlink()
+    alone = run_main_here(*known, data).results()
+    expected = [alone[name] for name in ("mIoU", "mAcc", "aAcc", "IoU dark")]
+    assert found == [expected] * 3 and "unreadable" not in alone
+    assert expected[0] != segmented.results()["test_mIoU"]
+
+
+def test_maps_without_a_labelled_pixel_end_the_run(refuses, segmented, tmp_path):
+    data = halves(tmp_path, (32, 32), count=(4, 2))
+    flags = (MAIN, "--data_path", data, *MODEL, *SHORT)
+    for split in ("validation", "training"):
+        for path in (data / "annotations" / split).iterdir():
+            Image.new("L", (32, 32), 255).save(path)
+        refuses(*flags, names=(f"no pixel of the {4 if split == 'training' else 2} {split} maps",
+                               "value 255 (nothing)", "--first_class"))  # fmt: skip
+        if split == "validation":
+            saved = segmented.folder / "checkpoint-last.pth"
+            refuses(MAIN, "--eval", "--resume", saved, "--data_path", data,
+                    names=("no pixel of the validation maps is of a class",))  # fmt: skip
+            for path in (data / "annotations" / split).iterdir():
+                Image.new("L", (32, 32), 1).save(path)
+
+
+def test_classes_of_no_map_are_told_before_training(run_main_here, tmp_path):
+    data = halves(tmp_path, (32, 32), count=(4, 2))
+    (data / "classes.txt").write_bytes(b"\xef\xbb\xbfdark\r\nbright\r\nball\r\n")
+    for path in (data / "annotations").rglob("*.png"):
+        values = np.array(Image.open(path))
+        Image.fromarray(values - 1).save(path)  # as of --first_class 0
+    outcome = run_main_here(MAIN, "--data_path", data, *MODEL, *SHORT, "--iterations", 1)
+    assert outcome.status == 0, outcome.err
+    line = "value 2 (bright), value 3 (ball) are in no training map; is --first_class 0?"
+    assert outcome.out.index(line) < outcome.out.index("epoch 0")
+
+
 def test_a_checkpoint_of_other_classes_is_refused(refuses, run_main_here, segmented, tmp_path):
     saved = segmented.folder / "checkpoint-last.pth"
     (tmp_path / "other.txt").write_text("dark\nlight\n")
