@@ -10,6 +10,8 @@ from util.cluster import distributed
 from util.cluster.distributed import without_exchange
 from util.data.dense.ade20k import NOTHING
 from util.data.loader import Batches
+from util.data.unreadable import beside
+from util.errors import UsageError
 from util.evaluation.dense.iou import ConfusionMatrix, scores
 from util.evaluation.dense.windows import enlarged
 from util.training.optim import set_lr
@@ -106,14 +108,26 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """mIoU, mAcc and aAcc over a whole set, each image once; and `IoU NAME` of each class.
 
-    All in percent. All ranks take rank 0's buffers, which are those that a checkpoint keeps.
+    All in percent. A pair that cannot be read is left out, and counted as `unreadable`. All ranks
+    take rank 0's buffers, which are those that a checkpoint keeps.
+
+    Raises:
+        UsageError: no pixel of the set is labelled. RunError: a published set with an
+            unreadable pair.
     """
     distributed.share_buffers(model)
     model.eval()
     classes = batches.dataset.images.classes
     matrix = ConfusionMatrix(len(classes), device)
-    for imgs, maps in batches.epoch():
+    for _, imgs, maps in batches.each_once():
         predicted = predict(imgs.to(device, non_blocking=True))
         matrix.add(predicted, maps.to(device, non_blocking=True))
-    means, ious = scores(matrix.over_ranks())
+    left_out, counts = batches.left_out(), matrix.over_ranks()
+    if not counts.any():
+        raise UsageError(
+            "--data_path: no pixel of the validation maps is of a class: check --first_class, "
+            "--classes and the maps"
+        )
+    means, ious = scores(counts)
+    means |= beside(len(left_out))
     return means, {f"IoU {name}": iou for name, iou in zip(classes, ious, strict=True)}

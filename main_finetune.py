@@ -32,6 +32,7 @@ from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
+from util.evaluation import predictions
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
 from util.training import few_label_runs as draws
@@ -201,20 +202,20 @@ def main(args: argparse.Namespace) -> None:
             drop_paths.draw(*draw, len(inputs), run.device)
             return augmentation(inputs, targets, *draw)
 
+        def test() -> dict[str, float]:
+            found = evaluate(mean.model, val_batches, normalize, precision, args.output_dir)
+            return run.keep_best(found)
+
         while not run.is_finished():
             try:
                 means = train_one_epoch(
                     wrapped, prepare, optimizer, precision, run, smoothing, mean.update
                 )
-                scores = {}
-                if run.is_due(args.test_every):
-                    found = evaluate(mean.model, val_batches, normalize, precision, args.output_dir)
-                    scores = run.keep_best(found)
-                run.log_epoch(means, scores)
+                run.log_epoch(means, test() if run.is_due(args.test_every) else {})
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
-        run.finish()
+        run.finish(**(test() if predictions.are_outdated(run, val_images) else {}))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Shapes: B images, N masks per image, K visible of L patches, C channels, D encod
 import torch
 from torch import Tensor, nn
 
+from encoders.position_bias import has_position_biases
 from encoders.swin import is_swin
 
 Outputs = dict[str, Tensor]
@@ -100,7 +101,8 @@ class FrozenEncoder(nn.Module):
         """
         vit = self.encoder
         plain = getattr(vit, "pos_embed", None) is not None and hasattr(vit, "_pos_embed")
-        if not plain or self._num_prefix() != 1 or hasattr(vit, "rel_pos_bias"):
+        is_biased = hasattr(vit, "rel_pos_bias") or has_position_biases(vit)
+        if not plain or self._num_prefix() != 1 or is_biased:
             return None
         num_masks = ids_visible.shape[1]
         x = vit._pos_embed(vit.patch_embed(self.normalize(imgs)))  # [B, 1 + L, D]

@@ -7,6 +7,7 @@ from functools import partial
 from torch import nn
 
 from encoders import beit, swin, vit
+from encoders.position_bias import fit_weights, has_position_biases
 from util.errors import UsageError
 from util.flags.settings import take_from_checkpoint
 
@@ -82,8 +83,35 @@ def model_name(pretrained: vit.Pretrained) -> str:
 
 
 def architecture(pretrained: vit.Pretrained | None, name: str) -> dict | None:
-    """The checkpoint's model in plain values, for `build_encoder`; None where `SIZES` has it."""
-    return None if pretrained is None or name in SIZES else pretrained.architecture()
+    """What `build_encoder` has to know of a checkpoint's model that `SIZES` does not have."""
+    if pretrained is None:
+        return None
+    is_told = bool(pretrained.config.get("architecture")) and name == model_name(pretrained)
+    return pretrained.architecture() if is_told or name not in SIZES else None
+
+
+def segmenter_architecture(
+    pretrained: vit.Pretrained | None, name: str, rel_pos_bias: bool, layer_scale: float
+) -> dict | None:
+    """What `build_encoder` has to know of the encoder of a segmenter that is to be trained.
+
+    A ViT gets, as in MAE's segmentation of ADE20K, what BEiT has from the start: in each block a
+    table of relative position biases, zero at first, and a layer scale. The checkpoint's own stay,
+    as a BEiT's do; a Swin is what it is.
+
+    Args:
+        layer_scale: its value at the start; 0: none.
+    """
+    found = architecture(pretrained, name)
+    if (found["family"] if found else name.partition("_")[0]) != "vit":
+        return found
+    own = found or _PLAIN["vit"] | vit.SIZES[name]
+    changed = dict(own)
+    if rel_pos_bias:
+        changed["rel_pos_bias"] = True
+    if layer_scale and own["init_values"] is None:
+        changed["init_values"] = layer_scale
+    return found if changed == own else changed
 
 
 def build_for(pretrained: vit.Pretrained | None, args: argparse.Namespace) -> nn.Module:
@@ -103,16 +131,26 @@ def build_for(pretrained: vit.Pretrained | None, args: argparse.Namespace) -> nn
 
 def build_backbone(
     pretrained: vit.Pretrained | None, args: argparse.Namespace, any_size: bool = False,
-    load: bool = True,
+    load: bool = True, known: dict | None = None,
 ) -> nn.Module:  # fmt: skip
     """The encoder of a detector or segmenter, which read its inner blocks: no head, no final norm.
 
     Args:
-        any_size: as `build_encoder` has it. load: load the checkpoint's weights.
+        any_size: as `build_encoder` has it. load: the checkpoint's weights. known: a segmenter's
+            architecture, as `segmenter_architecture` gives it.
+
+    Raises:
+        UsageError: a segmenter's encoder, with position biases, for another kind of head.
     """
+    found = known or architecture(pretrained, args.model)
+    if known is None and (found or {}).get("rel_pos_bias"):
+        raise UsageError(
+            f"--finetune {pretrained.path} has a segmenter's position biases, for which windows "
+            "have no place: name the checkpoint that it began with"
+        )
     model = build_encoder(
         args.model, 0, args.input_size, args.in_chans, False, args.drop_path,
-        args.grad_checkpointing, architecture(pretrained, args.model), any_size,
+        args.grad_checkpointing, found, any_size,
     )  # fmt: skip
     model.norm = nn.Identity()
     if pretrained and load:
@@ -167,14 +205,14 @@ def build_encoder(
         num_classes: 0: without a head.
         global_pool: for a ViT only; a Swin has no class token.
         architecture: of a model that `SIZES` does not have, as `architecture` gives it.
-        any_size: take images of other sizes, too.
-
-    Raises:
-        UsageError: any_size with a BEiT, whose position biases are of one size.
+        any_size: images of other sizes, too; position biases of a ViT or BEiT have one.
     """
     family = architecture["family"] if architecture else name.partition("_")[0]
-    if any_size and family == "beit":
-        raise UsageError("--test_mode whole: this encoder's position biases are of one size: slide")
+    if any_size and (family == "beit" or (architecture or {}).get("rel_pos_bias")):
+        raise UsageError(
+            "--test_mode whole: the encoder's position biases are of one size: use slide, or train "
+            "a ViT with --no-rel_pos_bias"
+        )
     options = (num_classes, img_size, in_chans, global_pool, drop_path, grad_checkpointing)
     if family == "swin":
         model = swin.build_swin(
@@ -202,8 +240,9 @@ def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
         pretrained.weights = swin.fit_weights(pretrained.weights, pretrained.config, model)
         pretrained.load_into(model)
         return
-    if model.family == "beit":
-        pretrained.weights = beit.fit_weights(pretrained.weights, pretrained.config, model)
+    if model.family == "beit" or has_position_biases(model):
+        grid = model.patch_embed.grid_size
+        pretrained.weights = fit_weights(pretrained.weights, pretrained.config, grid)
     pretrained.load_into(model)
     head = pretrained.weights.get("head.weight")
     if model.num_classes and (head is None or head.shape != model.head.weight.shape):

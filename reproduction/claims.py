@@ -20,6 +20,7 @@ from reproduction import paper
 from reproduction.graph import CELLS, Graph
 from reproduction.paper import Row
 from reproduction.state import DONE, state_of
+from util.data.unreadable import LEFT_OUT
 from util.evaluation.paired import MARGIN, Comparison, compare_seeds, half_of_mean
 from util.training.output import PREDICTIONS
 
@@ -216,6 +217,12 @@ def _correct(
     if not files:
         return f"{found.job.name} has no {PREDICTIONS}"
     predictions = [np.load(file) for file in files]  # [images, 2]
+    left_out = sum(int((table[:, 0] == LEFT_OUT).sum()) for table in predictions)
+    if left_out:
+        return (
+            f"{found.job.name}: {left_out} test images could not be read: repair them, remove its "
+            "results.json, and go on"
+        )
     return np.mean([100.0 * (table[:, 0] == table[:, 1]) for table in predictions], 0)
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -25,14 +26,14 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 
 class Images:
-    """A set of labelled images: what every data set is to the rest of the code.
+    """Labelled images: `read(i)` [C, H, W], `name(i)`, `targets` (−1: none), `classes` (names).
 
-    `read(i)` gives image i, [C, H, W], and `name(i)` its name; `targets` [n] are the class
-    numbers (−1: none), and `classes` their names.
+    published: the test set that they are, whole as its authors published it; else empty.
     """
 
     targets: np.ndarray  # int64
     classes: list[str]
+    published = ""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -42,6 +43,10 @@ class Images:
 
     def name(self, index: int) -> str:
         raise NotImplementedError
+
+    def files(self, index: int) -> tuple[str, ...]:
+        """The paths of what an image is made of; of an array in memory there are none."""
+        return ()
 
 
 class ArrayImages(Images):
@@ -75,6 +80,9 @@ class FileImages(Images):
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
+    def files(self, index: int) -> tuple[str, ...]:
+        return (self.name(index),)
+
 
 class Subset(Images):
     """The images at `ids` of another set."""
@@ -88,6 +96,23 @@ class Subset(Images):
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.ids[index]))
+
+    def files(self, index: int) -> tuple[str, ...]:
+        return self.images.files(int(self.ids[index]))
+
+
+# ImageNet's test sets by their number of images and of class folders, which are synsets.
+PUBLISHED = {
+    (50000, 1000): "ImageNet's validation set", (10000, 1000): "ImageNet-V2",
+    (7500, 200): "ImageNet-A", (30000, 200): "ImageNet-R", (50889, 1000): "ImageNet-Sketch",
+}  # fmt: skip
+SYNSET = re.compile(r"n\d{8}")
+
+
+def published_set(of_images: Sequence[str]) -> str:
+    """The published test set whose images have these class folders; empty: none that is known."""
+    found = PUBLISHED.get((len(of_images), len(names := set(of_images))), "")
+    return found if all(SYNSET.fullmatch(name) for name in names) else ""
 
 
 # ------------------------------------------------------------------------------------- the sources
@@ -203,8 +228,9 @@ def _image_folder(split: str, data_path: str, in_chans: int, download: bool) -> 
             f"--data_path {folder} has class folders that {train} lacks ({unknown[0]}): both "
             "need the same names"
         )
-    targets = [number[name] for name in of_images]
-    return FileImages(folder, paths, targets, classes, in_chans)
+    images = FileImages(folder, paths, [number[name] for name in of_images], classes, in_chans)
+    images.published = published_set(of_images) if part == "val" else ""
+    return images
 
 
 def _scenes(split: str, data_path: str, in_chans: int, download: bool) -> Images:
@@ -234,7 +260,9 @@ def load_test_folder(
             f"{flag} {folder} has {len(unknown)} class folders that the training set lacks "
             f"({', '.join(unknown[:3])}): both need the same names"
         )
-    return FileImages(folder, paths, [number[name] for name in names], classes, in_chans)
+    images = FileImages(folder, paths, [number[name] for name in names], classes, in_chans)
+    images.published = published_set(names)
+    return images
 
 
 def _class_folders(folder: str) -> list[str]:
@@ -333,7 +361,7 @@ def listed_positions(images: Images, path: str, flag: str) -> list[int]:
         UsageError: a list that cannot be read or is not of this set; the line names the flag.
     """
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8-sig") as file:
             wanted = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{flag} {path} cannot be read ({error})") from None

@@ -63,7 +63,7 @@ def read_class_list(path: str) -> list[str]:
         UsageError: a file that cannot be read, or names one twice.
     """
     try:
-        names = Path(path).read_text().split()
+        names = Path(path).read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--class_list {path} cannot be read ({error})") from None
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -127,7 +127,9 @@ def load_published(
             f"{flag} {folder} has {len(paths)} images, and {published.num_images} are published: "
             "complete it, or use --partial"
         )
-    return FileImages(folder, paths, [number[n] for n in of_images], list(classes), in_chans)
+    images = FileImages(folder, paths, [number[n] for n in of_images], list(classes), in_chans)
+    images.published = "" if partial else f"{flag} {folder}"
+    return images
 
 
 def read_real_labels(
@@ -145,7 +147,9 @@ def read_real_labels(
     """
     try:
         file = _timm_file("imagenet_real_labels.json") if path == "timm" else Path(path)
-        known = [frozenset(map(int, entry)) for entry in json.loads(file.read_text())]
+        known = [
+            frozenset(map(int, entry)) for entry in json.loads(file.read_text(encoding="utf-8-sig"))
+        ]
         if classes is not None and list(classes) != list(synsets()):
             place = [classes.index(name) for name in synsets()]
             known = [frozenset(place[label] for label in entry) for entry in known]

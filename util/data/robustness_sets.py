@@ -52,6 +52,7 @@ class CorruptedImages(Images):
     def __init__(self, images: Images, view: View, corruption: Corruption):
         self.images, self.view, self.corruption = images, view, corruption
         self.targets, self.classes = images.targets, images.classes
+        self.published = images.published
         source = images.images if isinstance(images, Subset) else images
         self.is_kept = isinstance(source, ArrayImages)
         self.kept: dict[int, torch.Tensor] = {}
@@ -66,6 +67,9 @@ class CorruptedImages(Images):
 
     def name(self, index: int) -> str:
         return self.images.name(index)
+
+    def files(self, index: int) -> tuple[str, ...]:
+        return self.images.files(index)
 
 
 class AsStored:
@@ -160,7 +164,7 @@ def is_published(args: argparse.Namespace) -> bool:
 def _record(folder: str) -> dict | None:
     """What tools.corrupt wrote down about a folder that it made; None for the published one."""
     try:
-        with open(os.path.join(folder, RECORD)) as file:
+        with open(os.path.join(folder, RECORD), encoding="utf-8-sig") as file:
             return json.load(file)
     except FileNotFoundError:
         return None

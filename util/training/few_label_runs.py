@@ -82,10 +82,13 @@ def run_all(args: argparse.Namespace, finetune: Finetune) -> None:
         results = [_run_draw(args, draw, finetune) for draw in range(args.draws)]
         scores = [result["test_acc1"] for result in results]
         spread = {"test_acc1_std": float(np.std(scores, ddof=1))} if len(scores) > 1 else {}
+        left_out = max(result.get("test_unreadable", 0) for result in results)
+        beside = {"test_unreadable": left_out} if left_out else {}
         with Run(args) as run:
             run.finish(
                 test_acc1=float(np.mean(scores)),
                 **spread,
+                **beside,
                 test_acc1_of_draws=scores,
                 blr_of_draws=[result["flags"]["blr"] for result in results],
             )

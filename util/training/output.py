@@ -15,9 +15,10 @@ log = logging.getLogger(__name__)
 
 RESULTS = "results.json"
 PREDICTIONS = "test_predictions.npy"  # int32 [images, 2]: the predicted class and the true one
+PREDICTED_OF = "test_predictions.json"  # what those were made of
 WRITTEN = (
     "checkpoint-*.pth", "log.txt", RESULTS, "nonfinite.json", "events.*", "reconstructions.png",
-    "predictions.json", PREDICTIONS,
+    "predictions.json", PREDICTIONS, PREDICTED_OF,
 )  # fmt: skip
 
 

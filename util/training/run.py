@@ -90,7 +90,8 @@ class Run:
         resumed = self.checkpointer.resume(args.resume)
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
-        self.journal = Journal(args.output_dir, self.progress, self.is_finished())
+        self.was_finished = self.is_finished()  # before this run began
+        self.journal = Journal(args.output_dir, self.progress, self.was_finished)
         self.journal.text("flags", args.settings.table(args))
         self.meters = Meters(self.progress, self.device)
         # The newest checkpoint in the folder is what a rollback goes back to: it has to be this

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,7 +47,7 @@ def evaluate(
     Args:
         encoder: has `model.kinds`, `model.depth`, the stores `train` and `tests`, `views`, and what
             `attentive.evaluate` asks for.
-        real: ReaL's labels of the first test set. lists: ids of published lists, by name.
+        real: ReaL's labels of the first test set's images. lists: ids of published lists.
     """
     kinds, found = encoder.model.kinds, Frozen()
     if not args.only and not args.attentive:
@@ -57,7 +58,9 @@ def evaluate(
         for name, store in encoder.tests.items()
     }
     if real is not None:
-        tests["ReaL"] = TestSet(tests["val"].features, real)
+        right_ones = [real[index] for index in encoder.tests["val"].ids()]
+        tests["ReaL"] = TestSet(tests["val"].features, right_ones)
+    lists = {name: _rows_of(encoder.train, ids) for name, ids in lists.items()}
     if "knn" in args.only:
         found.probes |= probes.knn(train, targets, tests, device)
     if "logistic" in args.only:
@@ -71,6 +74,34 @@ def evaluate(
     if "label_free" in args.only:
         found.label_free = monitors.label_free(tests["val"].features[kinds[0]], encoder.views)
     return found
+
+
+def leave_out_of_all(encoders: Sequence) -> dict[str, int]:
+    """Leave what one encoder could not read of a set out of it for all, as they are compared.
+
+    Args:
+        encoders: with the stores `train`, `tokens` (or None) of the same images, and `tests`.
+
+    Returns:
+        By set, how many images are left out of it, where there are some.
+    """
+    stores = {"train": [s for e in encoders for s in (e.train, e.tokens) if s is not None]}
+    stores |= {name: [e.tests[name] for e in encoders] for name in encoders[0].tests}
+    counts = {}
+    for part, of_part in stores.items():
+        union = sorted({index for store in of_part for index in store.left_out})
+        for store in of_part:
+            store.left_out = union
+        if union:
+            counts[part] = len(union)
+    return counts
+
+
+def _rows_of(store: FeatureStore, ids: Tensor) -> Tensor:
+    """Of images of a set, by their positions in it, the rows of its features; but of unreadable
+    ones."""
+    kept, listed = store.ids(), ids.numpy()
+    return torch.from_numpy(np.searchsorted(kept, listed[np.isin(listed, kept)]))
 
 
 def by_kind(store: FeatureStore, kinds: tuple[str, ...]) -> dict[str, Tensor]:
@@ -112,7 +143,7 @@ def blocks(encoder, test: TestSet, device: torch.device) -> dict[str, list[float
         for kind in encoder.model.kinds:
             name = f"block {number} {kind}"
             features = encoder.train.read(name, in_detail=True)
-            targets = encoder.train.targets()[: len(features)]
+            targets = encoder.train.targets(in_detail=True)
             query = TestSet({kind: encoder.tests["val"].read(name, in_detail=True)}, test.truth)
             probe = probes.regression({kind: features}, targets, {"val": query}, device)
             found[kind].append(probe[f"logistic, {kind}"].accuracy("val"))

@@ -4,11 +4,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from util.data.corruption.corruptions import CORRUPTIONS, NOTE, SEVERITIES
 from util.data.imagenet import CORRUPTED
 from util.data.robustness_sets import TestSet, is_published
+from util.data.unreadable import beside
 from util.evaluation import paired
 from util.evaluation.charts import line_chart
 from util.evaluation.robustness.errors import (
@@ -18,6 +20,7 @@ from util.evaluation.robustness.errors import (
     accuracy_by_severity,
     corruption_errors,
     difference_of_errors,
+    in_both,
     mean_corruption_error,
 )
 from util.evaluation.tables import row, rule, shown_difference, shown_number
@@ -74,7 +77,7 @@ class Report:
         """By corruption, the error that is 100 %; empty where there is none."""
         if self.baseline:
             return {c: self.results[self.baseline].mean_error(c) for c in CORRUPTIONS}
-        counts = {len(right) for right in self.first.corrupted.values()}
+        counts = {int((~np.isnan(right)).sum()) for right in self.first.corrupted.values()}
         return ALEXNET if self.is_published and counts == {CORRUPTED.num_images} else {}
 
     @property
@@ -85,7 +88,16 @@ class Report:
 
     def markdown(self) -> str:
         parts = [self._accuracies(), self._errors(), self._differences(), self._by_severity()]
-        return "\n\n".join(["\n".join(part) for part in (*parts, self.protocol) if part])
+        parts += [self._unreadable(), self.protocol]
+        return "\n\n".join(["\n".join(part) for part in parts if part])
+
+    def _unreadable(self) -> list[str]:
+        lines = []
+        for name, found in self.results.items():
+            listed = ", ".join(f"{count} of {part}" for part, count in found.unreadable.items())
+            if listed:
+                lines.append(f"{name}: images that could not be read, and are left out: {listed}.")
+        return lines
 
     def _accuracies(self) -> list[str]:
         lines = ["Top-1 accuracy, %.", "", row("", self.names), rule(self.names)]
@@ -169,7 +181,7 @@ class Report:
         """
         one, first, found = self.results[name], self.first, {}
         for label, right in one.clean.items():
-            pair = (right, first.clean[label])
+            pair = in_both(right, first.clean[label])
             found[label] = paired.compare(*(100.0 * r for r in pair)), paired.mcnemar(*pair)
         drop = difference_of_errors(first, one)
         if drop:
@@ -195,6 +207,7 @@ class Report:
                 "mean_error": self._mean_errors()[name],
                 "mCE" if not self.baseline else f"mean {self.unit_name}": self.mean_ce[name],
                 "accuracy_by_severity": accuracy_by_severity(found, self._clean()),
+                "unreadable": found.unreadable,
             }
             if name != self.names[0]:
                 classifiers[name][f"against {self.names[0]}"] = {
@@ -215,7 +228,7 @@ class Report:
             numbers |= {f"{name}, mean corruption error": error} if error is not None else {}
             label = "mCE" if not self.baseline else f"mean {self.unit_name}"
             numbers |= {f"{name}, {label}": ce} if ce is not None else {}
-        return numbers
+        return numbers | beside(max(sum(f.unreadable.values()) for f in self.results.values()))
 
     def picture(self) -> Image.Image | None:
         """Accuracy against severity, mean over the corruptions; None without corruptions."""
