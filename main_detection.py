@@ -51,6 +51,8 @@ def get_args_parser() -> argparse.ArgumentParser:
             help="annotations in COCO's format, elsewhere than its layout has them")
         add(f"--{split}_images", default="", metavar="FOLDER", help="their images")
         # fmt: on
+    add("--empty_images", action=argparse.BooleanOptionalAction, default=False, help="train on "
+        "images without objects, too, which the published recipe passes over")  # fmt: skip
     dense_args.add_iteration_flags(parser)
     arguments.add_run_flags(parser, "output_dir/detection")
     dense_args.add_dense_checkpoint_flags(parser)
