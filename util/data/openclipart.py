@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from util.data.file_index import find_images
 from util.data.images import convert
@@ -177,6 +175,9 @@ def series(drawings: Drawings) -> np.ndarray:
     Two are alike if their grey images nearly are, up to contrast, brightness and a flip, or if
     their names in one folder are the same but for numbers.
     """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     grey = drawings.images @ np.array([0.299, 0.587, 0.114], np.float32)  # [n, 32, 32]
     count, half = len(grey), SIZE // 2
     grey = grey.reshape(count, half, 2, half, 2).mean((2, 4)).reshape(count, -1)

@@ -14,13 +14,15 @@ from util.data.images import to_float, to_tensor
 from util.errors import UsageError
 
 
-def resize(image: Tensor, size: Sequence[int], interpolation: str = "bicubic") -> Tensor:
-    """Resize an image [C, H, W] to `size` (h, w), `bilinear` or `bicubic`, with antialiasing."""
+def resize(
+    image: Tensor, size: Sequence[int], interpolation: str = "bicubic", antialias: bool = True
+) -> Tensor:
+    """Resize an image [C, H, W] to `size` (height, width); `bilinear` or `bicubic`."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
     mode = InterpolationMode(interpolation)
-    return functional.resize(image, list(size), interpolation=mode, antialias=True)
+    return functional.resize(image, list(size), interpolation=mode, antialias=antialias)
 
 
 class Normalize(nn.Module):

@@ -7,7 +7,7 @@ import functools
 import math
 
 import numpy as np
-from scipy import fft, ndimage, signal
+from scipy import fft, ndimage
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -33,9 +33,11 @@ def disc_kernel(radius: float, alias_blur: float) -> np.ndarray:
 
 def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Convolve with a symmetric kernel [K, K], K odd; beyond the border the image is mirrored."""
+    from scipy.signal import fftconvolve  # here: it takes a second to import
+
     reach = len(kernel) // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
-    return signal.fftconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1))
+    return fftconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1))
 
 
 def gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
