@@ -224,7 +224,7 @@ def parse_args(
         parser.error(f"--lr_schedule multistep needs --lr_milestones: name the {unit}")
     try:
         fit_channels(args)
-        share_step(args)
+        set_batch_size(args)
     except UsageError as error:
         parser.error(str(error))
     return args
@@ -233,7 +233,7 @@ def parse_args(
 UNEVEN = 0.02  # by so much a step may differ from --images_per_step where it cannot be shared
 
 
-def share_step(args: argparse.Namespace) -> None:
+def set_batch_size(args: argparse.Namespace) -> None:
     """Set --batch_size and --accum_iter from --images_per_step, where it is given, for the
     processes that were launched.
 

@@ -22,7 +22,7 @@ from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.training.checkpoint import Checkpointer, Progress, Stateful, require_saved
 from util.training.journal import Journal, write_results
 from util.training.metrics import Meters
-from util.training.nonfinite import NonFiniteLoss, write_down
+from util.training.nonfinite import NonFiniteLoss, record_nonfinite_step
 from util.training.optim import scheduled_lr, steps_per_epoch
 from util.training.output import RESULTS, OutputFolder
 from util.training.precision import Precision
@@ -276,7 +276,7 @@ class Run:
     def recover(self, error: NonFiniteLoss) -> None:
         """Write down the batch that did it; then end the run, or go back and pass over it."""
         args, step = self.args, error.total_step
-        write_down(error, args.output_dir, self.batches, self.progress, args.accum_iter)
+        record_nonfinite_step(error, args.output_dir, self.batches, self.progress, args.accum_iter)
         skipped = sorted({*self.progress.skipped, step})
         if args.on_nonfinite == "stop":
             raise NonFiniteLoss(step, error.terms) from None
