@@ -68,6 +68,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--betas", type=number(float, 0, 0.999999), nargs=2, default=[0.9, 0.95], help="of AdamW")
     add("--min_crop", type=number(float, 0.01, 1), default=0.2,
         help="smallest area of a random resized crop; 1: none")
+    add("--interpolation", choices=("bicubic", "bilinear"), default="bicubic", help="of the crop")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="flip half the images")
     # fmt: on
 
@@ -183,7 +184,9 @@ def main(args: argparse.Namespace) -> None:
         model = build_model(args)
         model.to(run.device)
         args.input_size = [side * model.patch_size for side in model.grid]
-        crop = CropAndFlip(args.input_size, args.min_crop, args.flip)
+        crop = CropAndFlip(
+            args.input_size, args.min_crop, args.flip, interpolation=args.interpolation
+        )
         data = TransformedImages(load_images(args, "pretrain"), crop, args.seed)
         batches = open_batches(args, data, True, run.device)
         normalize = Normalize(args.mean, args.std).to(run.device)

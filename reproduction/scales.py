@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import submitit_launch
 from models_mimae import resolve_num_masks
+from util.flags.parser import Share
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -73,7 +74,8 @@ class SmallScale:
         epochs = max(1, round(_passes(args) * self.share / num_masks))
         words = self._overlay("simmim" if model.startswith("swin") else "pretrain")
         words += ["--model", f"{method}_{self.models[model]}", "--epochs", str(epochs)]
-        words += ["--warmup_epochs", f"{epochs * args.warmup_epochs / args.epochs:g}"]
+        if not isinstance(args.warmup_epochs, Share):  # which is the same at all scales
+            words += ["--warmup_epochs", f"{epochs * args.warmup_epochs / args.epochs:g}"]
         words += ["--images_per_step", str(max(1, self.samples // num_masks)), "--keep_epochs"]
         if args.lr_milestones:
             milestones = [f"{epochs * epoch / args.epochs:g}" for epoch in args.lr_milestones]

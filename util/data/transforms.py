@@ -4,7 +4,7 @@ uint8 stays uint8 until `Normalize` makes floats of a whole batch, on the device
 timm are imported where they are called: it takes seconds, and a mistyped flag is told at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -74,19 +74,22 @@ class CropAndFlip:
         tf_style: one draw as in TensorFlow's pipelines (linear probing), instead of torchvision's
             up to ten draws.
         augment: what follows, RandAugment for instance.
+        interpolation: `bicubic`, as MAE has it, or `bilinear`, as SimMIM.
     """
 
-    def __init__(self, size, min_area: float, flip: bool, tf_style: bool = False, augment=None):
-        self.size, self.flip, self.augment = tuple(size), flip, augment
-        self.whole = min_area >= 1
+    def __init__(
+        self, size: Sequence[int], min_area: float, flip: bool, tf_style: bool = False,
+        augment: Callable | None = None, interpolation: str = "bicubic",
+    ):  # fmt: skip
         from torchvision.transforms import InterpolationMode
 
         from util.data.random_crop import RandomResizedCrop, TFRandomResizedCrop
 
+        self.size, self.flip, self.augment = tuple(size), flip, augment
+        self.whole, self.interpolation = min_area >= 1, interpolation
         crop = TFRandomResizedCrop if tf_style else RandomResizedCrop
-        self.crop = crop(
-            size, scale=(min(min_area, 1.0), 1.0), interpolation=InterpolationMode.BICUBIC
-        )
+        mode, scale = InterpolationMode(interpolation), (min(min_area, 1.0), 1.0)
+        self.crop = crop(size, scale=scale, interpolation=mode)
 
     @property
     def is_random(self) -> bool:
@@ -97,7 +100,7 @@ class CropAndFlip:
         if not self.whole:
             image = self.crop(image)
         elif image.shape[1:] != self.size:
-            image = resize(image, self.size)
+            image = resize(image, self.size, self.interpolation)
         if self.flip and torch.rand(()) < 0.5:
             image = image.flip(-1)
         return self.augment(image) if self.augment else image

@@ -8,7 +8,7 @@ from util.cluster.distributed import launcher_environment
 from util.data.datasets import DATASETS
 from util.errors import UsageError
 from util.flags import defaults
-from util.flags.parser import ArgumentParser, number, refuse_second_rate
+from util.flags.parser import ArgumentParser, Share, epochs_or_share, number, refuse_second_rate
 from util.flags.settings import Settings, fit_channels
 
 
@@ -86,7 +86,8 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> 
     add = parser.add_argument_group("optimisation").add_argument
     # fmt: off
     add("--epochs", type=number(int, 1), default=100, help="passes over the data")
-    add("--warmup_epochs", type=number(float, 0), default=5, help="epochs of linear warm-up")
+    add("--warmup_epochs", type=epochs_or_share, default=5, metavar="EPOCHS",
+        help="epochs of linear warm-up, or a share of the run as 5%%")
     add("--blr", type=number(float, 0),
         help=f"base learning rate: lr = blr * {batch_rule} / blr_samples")
     add("--blr_samples", type=number(int, 1), default=256, help="samples that --blr is meant for")
@@ -217,6 +218,8 @@ def parse_args(
         sources |= dict.fromkeys(known, source)
     args = parser.parse_args(argv, argparse.Namespace(dataset=args.dataset))
     args.settings = Settings(parser.groups(), sources | parser.sources(argv))
+    if isinstance(getattr(args, "warmup_epochs", None), Share):
+        args.warmup_epochs = args.warmup_epochs * args.epochs
     if getattr(args, "lr", None) is not None:
         args.blr = None  # a default
     if getattr(args, "lr_schedule", None) == "multistep" and not args.lr_milestones:

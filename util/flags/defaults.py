@@ -61,7 +61,7 @@ VITS = (
 _BY_MODEL = {
     "pretrain": {f"mae_{encoder}": MAE for encoder in VITS}
     | {
-        f"{method}_{encoder}": flags | recipe
+        f"{method}_{encoder}": flags | dict(interpolation="bilinear") | recipe
         for method, flags in (("simmim", SIMMIM), ("misimmim", MISIMMIM))
         for encoder, recipe in _SIMMIM_ENCODERS.items()
     }
