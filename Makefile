@@ -44,7 +44,8 @@ $(LOWEST)/.test: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		-r requirements.txt pytest pytest-xdist
+		-r requirements.txt
+	$(LOWEST)/bin/pip install --quiet pytest pytest-xdist
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""One round of training a detector, from one evaluation to the next; evaluation."""
+"""Train a detector for one round, from one evaluation to the next, and evaluate it."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -59,8 +59,8 @@ def train_step(
     """One optimiser step over `num_micro` micro-batches.
 
     Returns:
-        On this rank the step's mean `loss`, its parts, called as torchvision calls them, and the
-        `grad_norm`.
+        This rank's means over the step: `loss`, its parts under torchvision's names without
+        `loss_`, and the `grad_norm`.
     """
     sums: dict[str, Tensor] = {}
     for micro, (images, targets) in enumerate(micro_batches):

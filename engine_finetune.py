@@ -1,9 +1,7 @@
-"""One epoch of supervised training, for fine-tuning and linear probing; and evaluation."""
+"""Train for one epoch with labels, for fine-tuning and linear probing, and evaluate."""
 
-import os
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +9,9 @@ from torch import Tensor, nn
 from util.cluster import distributed
 from util.cluster.distributed import without_exchange
 from util.data.loader import Batches
+from util.data.unreadable import beside
+from util.evaluation import predictions
 from util.training.optim import set_lr
-from util.training.output import PREDICTIONS
 from util.training.precision import Precision
 from util.training.run import Run
 
@@ -96,33 +95,39 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Top-1 and top-5 accuracy (percent) and loss over a whole set, for any number of ranks.
 
-    Each image counts once, whatever the world size. All ranks take rank 0's buffers, which are
-    those that a checkpoint keeps: BatchNorm's statistics differ since the last step.
+    Each image counts once, whatever the world size; what cannot be read is left out, and counted
+    as `unreadable`. All ranks take rank 0's buffers, which are those that a checkpoint keeps:
+    BatchNorm's statistics differ since the last step.
 
     Args:
-        output_dir: gets PREDICTIONS, each image's predicted class and its own, int32 [images, 2].
+        output_dir: gets each image's predicted class, as `util.evaluation.predictions` keeps them.
+
+    Raises:
+        RunError: an unreadable image of a published set.
     """
     device = precision.device
     distributed.share_buffers(model)
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct, in top 5, loss, images
     classes = torch.zeros(len(batches.dataset), 2, device=device)  # float32 adds up on any backend
-    for micro, (inputs, targets) in enumerate(batches.epoch()):
+    for ids, inputs, targets in batches.each_once():
         inputs = normalize(inputs.to(device, non_blocking=True))
         targets = targets.to(device, non_blocking=True)
         with precision.autocast():
             logits = model(inputs)
         logits = logits.float()
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        classes[batches.own_ids(0, micro)] = torch.stack([ranked[:, 0], targets], 1).float()
+        classes[ids] = torch.stack([ranked[:, 0], targets], 1).float()
         hits = ranked == targets[:, None]
         loss = F.cross_entropy(logits, targets, reduction="sum")
         sums += torch.stack(
             [hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(targets), device=device)]
         ).double()
+    left_out = batches.left_out()
     if output_dir:
         classes = distributed.reduce_sum(classes).int().cpu().numpy()
         if distributed.is_main():
-            np.save(os.path.join(output_dir, PREDICTIONS), classes)
+            predictions.keep(output_dir, classes, batches.dataset.images, left_out)
     correct, in_top5, loss, images = distributed.reduce_sum(sums).tolist()
-    return {"acc1": 100 * correct / images, "acc5": 100 * in_top5 / images, "loss": loss / images}
+    found = {"acc1": 100 * correct / images, "acc5": 100 * in_top5 / images, "loss": loss / images}
+    return found | beside(len(left_out))

@@ -1,4 +1,4 @@
-"""One round of training a segmenter, from one evaluation to the next; evaluation; predictions."""
+"""Train a segmenter for one round, from one evaluation to the next, and evaluate it."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,6 +10,8 @@ from util.cluster import distributed
 from util.cluster.distributed import without_exchange
 from util.data.dense.ade20k import NOTHING
 from util.data.loader import Batches
+from util.data.unreadable import beside
+from util.errors import UsageError
 from util.evaluation.dense.iou import ConfusionMatrix, scores
 from util.evaluation.dense.windows import enlarged
 from util.training.optim import set_lr
@@ -83,9 +85,9 @@ def train_step(
 
 
 def pixel_loss(logits: Tensor, maps: Tensor) -> Tensor:
-    """Cross-entropy [B, K, H, W], [B, H, W] -> its mean over all pixels.
+    """Cross-entropy of logits [B, K, H, W] and label maps [B, H, W], its mean over all pixels.
 
-    Those without a label count as 0, as in the published recipes: so each image has one weight,
+    Pixels without a label count as 0, as in the published recipes: so each image has one weight,
     and the mean over ranks is that of the global batch.
     """
     total = F.cross_entropy(logits, maps, ignore_index=NOTHING, reduction="sum")
@@ -94,6 +96,7 @@ def pixel_loss(logits: Tensor, maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pixel_accuracy(logits: Tensor, maps: Tensor) -> Tensor:
+    """Percentage of labelled pixels (maps [B, H, W]) whose largest logit [B, K, H, W] is right."""
     is_labelled = maps != NOTHING
     hits = (logits.argmax(1) == maps) & is_labelled
     return 100 * hits.sum() / is_labelled.sum().clamp(min=1)
@@ -105,14 +108,26 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """mIoU, mAcc and aAcc over a whole set, each image once; and `IoU NAME` of each class.
 
-    All in percent. All ranks take rank 0's buffers, which are those that a checkpoint keeps.
+    All in percent. A pair that cannot be read is left out, and counted as `unreadable`. All ranks
+    take rank 0's buffers, which are those that a checkpoint keeps.
+
+    Raises:
+        UsageError: no pixel of the set is labelled. RunError: a published set with an
+            unreadable pair.
     """
     distributed.share_buffers(model)
     model.eval()
     classes = batches.dataset.images.classes
     matrix = ConfusionMatrix(len(classes), device)
-    for imgs, maps in batches.epoch():
+    for _, imgs, maps in batches.each_once():
         predicted = predict(imgs.to(device, non_blocking=True))
         matrix.add(predicted, maps.to(device, non_blocking=True))
-    means, ious = scores(matrix.over_ranks())
+    left_out, counts = batches.left_out(), matrix.over_ranks()
+    if not counts.any():
+        raise UsageError(
+            "--data_path: no pixel of the validation maps is of a class: check --first_class, "
+            "--classes and the maps"
+        )
+    means, ious = scores(counts)
+    means |= beside(len(left_out))
     return means, {f"IoU {name}": iou for name, iou in zip(classes, ious, strict=True)}

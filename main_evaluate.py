@@ -1,10 +1,10 @@
-"""What is in frozen encoders: features computed once, and every evaluation of them, side by side.
+"""Evaluate frozen encoders side by side: their features are computed once, for all evaluations.
 
     python main_evaluate.py MAE/checkpoint-last.pth MI-MAE/checkpoint-last.pth untrained pixels
 
 `untrained` is the first checkpoint's model with random weights, `pixels` the images themselves.
-Writes evaluation.md, evaluation.json and curves to --output_dir. Whatever is chosen is chosen on a
-tenth of the training set.
+Writes evaluation.md, evaluation.json and curves to --output_dir. What has to be chosen, as k or a
+regularisation, is chosen on a tenth of the training set.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from util.data.datasets import Images, Subset, load_images, load_test_folder
 from util.data.imagenet import read_real_labels
 from util.data.loader import evaluation_view
 from util.data.transforms import Normalize
+from util.data.unreadable import beside
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.frozen import attentive, patches, report
@@ -139,7 +140,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def named(flag: str, values: list[str]) -> dict[str, str]:
-    """NAME=VALUE words of a flag."""
+    """The NAME=PATH words of a flag, by name; raises UsageError for anything else."""
     found = {}
     for value in values:
         name, equals, path = value.partition("=")
@@ -207,6 +208,7 @@ def main(args: argparse.Namespace) -> None:
         ]
         if args.attentive:
             keep_tokens(run, [e for e in encoders if e.model.encoder is not None])
+        left_out = frozen.leave_out_of_all(encoders)
         if not distributed.is_main():
             return
         results = {}
@@ -217,7 +219,7 @@ def main(args: argparse.Namespace) -> None:
                 pair = mapped[encoder.flags.in_chans]
                 found.dense = patches.evaluate(encoder, *pair, args, run.device)
             results[encoder.name] = found
-        write(run, args, encoders, results)
+        write(run, args, encoders, results, left_out)
 
 
 class Encoder:
@@ -247,7 +249,7 @@ class Encoder:
             name: self._store(run, name, images, len(images) * (with_blocks and name == "val"))
             for name, images in tests.items()
         }
-        self.views = self._masked_views(run, tests["val"])
+        self.views = self._masked_views(run, self.tests["val"])
         self.tokens: FeatureStore | None = None
 
     def _folder(self, part: str) -> str:
@@ -311,15 +313,16 @@ class Encoder:
             encode=lambda imgs, _: {attentive.TOKENS: self.encode_tokens(imgs)},
         )
 
-    def _masked_views(self, run: Run, images: Images) -> torch.Tensor | None:
+    def _masked_views(self, run: Run, store: FeatureStore) -> torch.Tensor | None:
         """Of the first images of a set, the features of four masks: [n, 4, D]."""
         is_wanted = "label_free" in self.flags.only and distributed.is_main()
         if self.model.encoder is None or not is_wanted:
             return None
         found, generator = [], torch.Generator().manual_seed(0)
-        for start in range(0, min(len(images), frozen.VIEWED), 64):
-            ids = range(start, min(start + 64, len(images), frozen.VIEWED))
-            imgs = torch.stack([self.view(images.read(i)) for i in ids]).to(run.device)
+        viewed = store.ids()[: frozen.VIEWED]
+        for start in range(0, len(viewed), 64):
+            seen = [self.view(store.images.read(int(i))) for i in viewed[start : start + 64]]
+            imgs = torch.stack(seen).to(run.device)
             num_patches = getattr(self.model.encoder.patch_embed, "num_patches", 1)
             noise = torch.rand(len(imgs), num_patches, generator=generator).to(imgs.device)
             num_visible = max(1, num_patches // NUM_MASKS)
@@ -340,19 +343,28 @@ def keep_tokens(run: Run, encoders: list[Encoder]) -> None:
             encoder.keep_tokens(run)
 
 
-def write(run: Run, args: argparse.Namespace, encoders: list[Encoder], results: dict) -> None:
+def write(
+    run: Run,
+    args: argparse.Namespace,
+    encoders: list[Encoder],
+    results: dict,
+    left_out: dict[str, int],
+) -> None:
     """The tables, the JSON and the pictures."""
     checksums = {encoder.name: encoder.train.digest() for encoder in encoders}
-    text = report.markdown(results, args, checksums, len(encoders[0].train.images))
+    dense = {len(one.left_out) for found in results.values() for one in found.dense.values()}
+    left_out |= {"the dense validation": max(dense)} if any(dense) else {}
+    num_train = len(encoders[0].train.ids())
+    text = report.markdown(results, args, checksums, num_train, left_out)
     print(text)
     with open(os.path.join(args.output_dir, "evaluation.md"), "w") as file:
         file.write(text + "\n")
     with open(os.path.join(args.output_dir, "evaluation.json"), "w") as file:
-        json.dump(report.as_json(results, args, checksums), file, indent=1)
+        json.dump(report.as_json(results, args, checksums, left_out), file, indent=1)
     for name, picture in report.pictures(results).items():
         picture.save(os.path.join(args.output_dir, name))
         log.info("picture: %s", os.path.join(args.output_dir, name))
-    run.finish(**report.headline(results))
+    run.finish(**report.headline(results), **beside(sum(left_out.values())))
 
 
 if __name__ == "__main__":

@@ -29,9 +29,11 @@ from util.data.datasets import load_images
 from util.data.loader import Batches, evaluation_view, open_batches
 from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip, Normalize
+from util.data.unreadable import LEFT_OUT, beside
 from util.entry import run_main
 from util.errors import UsageError
-from util.evaluation.frozen.knn import extract_features, weighted_knn
+from util.evaluation import predictions
+from util.evaluation.frozen.knn import extract_features, readable, weighted_knn
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
 from util.flags.settings import take_from_checkpoint
@@ -55,14 +57,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(batch_size=512, epochs=90, warmup_epochs=10, weight_decay=0.0, blr=0.1)
 
     add = parser.add_argument_group("linear probe").add_argument
+    arguments.add_encoder_flags(add, MODELS, "a random encoder", "the data set's")
     # fmt: off
-    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in encoders/layouts.py; none: a random encoder")
-    add("--model", choices=MODELS, metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)")
-    add("--num_heads", type=number(int, 1),
-        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
-        "does not tell")
     add("--global_pool", action="store_true", help="probe the mean of the patch tokens")
     add("--cls_token", action="store_false", dest="global_pool",
         help="probe the class token (the default)")
@@ -120,16 +116,19 @@ def build_frozen(args: argparse.Namespace) -> tuple[nn.Module, int]:
 
 
 class FeatureSet(Dataset):
-    """Features computed once, as the loader reads them: (epoch, index) -> (feature, target, −1)."""
+    """Features computed once, as the loader reads them: (epoch, index) -> (feature, target, index
+    of an image that could not be read, or −1)."""
 
     def __init__(self, source: TransformedImages, features: Tensor, targets: Tensor):
-        self.images, self.features, self.targets = source.images, features, targets
+        self.images, self.problem = source.images, source.problem
+        self.features, self.targets = features, targets
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
-        return self.features[item[1]], int(self.targets[item[1]]), -1
+        index, target = item[1], int(self.targets[item[1]])
+        return self.features[index], target, index if target == LEFT_OUT else -1
 
 
 def main(args: argparse.Namespace) -> None:
@@ -154,12 +153,8 @@ def main(args: argparse.Namespace) -> None:
         if args.eval:  # before features are computed with it
             load_weights(probe, read_checkpoint(args.resume).get("model", {}), args.resume)
         trained: nn.Module = probe
-        if not train_transform.is_random:  # the features never change: compute them once
-            log.info("no augmentation: features of %d images, once", len(train) + len(val))
-            train, val = (
-                FeatureSet(data, *features_of(args, encoder, normalize, precision, data, run))
-                for data in (train, val)
-            )
+        if not train_transform.is_random:  # the features never change
+            train, val = features_once(args, run, encoder, normalize, precision, train, val)
             trained, normalize = probe.head, nn.Identity()
         batches = loader(args, train, run, training=True)
         val_batches = loader(args, val, run, training=False)
@@ -182,15 +177,18 @@ def main(args: argparse.Namespace) -> None:
         def prepare(inputs: Tensor, targets: Tensor, *_) -> tuple[Tensor, Tensor]:
             return normalize(inputs), targets
 
+        def test() -> dict[str, float]:
+            found = evaluate(trained, val_batches, normalize, precision, args.output_dir)
+            return run.keep_best(found)
+
         while not run.is_finished():
             try:
                 means = train_one_epoch(model, prepare, optimizer, precision, run)
-                scores = evaluate(trained, val_batches, normalize, precision, args.output_dir)
-                run.log_epoch(means, run.keep_best(scores))
+                run.log_epoch(means, test())
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
-        run.finish()
+        run.finish(**(test() if predictions.are_outdated(run, val_images) else {}))
 
 
 def check_same_encoder(before: list[Tensor], encoder: nn.Module, resume: str) -> None:
@@ -207,15 +205,34 @@ def loader(args: argparse.Namespace, data: Dataset, run: Run, training: bool) ->
     return open_batches(args, data, training, run.device, **options)
 
 
-def features_of(args, encoder, normalize, precision, data: TransformedImages, run: Run):
-    return extract_features(encoder, loader(args, data, run, False), normalize, precision)
+def features_of(
+    args, run: Run, encoder, normalize, precision, data: TransformedImages, to_train: bool = False
+) -> tuple[Tensor, Tensor]:
+    batches = loader(args, data, run, False)
+    return extract_features(encoder, batches, normalize, precision, to_train)
+
+
+def features_once(
+    args, run: Run, encoder, normalize, precision, train: TransformedImages, val: TransformedImages
+) -> tuple[FeatureSet, FeatureSet]:
+    """What a probe without augmentation is trained and tested on."""
+    log.info("no augmentation: features of %d images, once", len(train) + len(val))
+    found = [
+        features_of(args, run, encoder, normalize, precision, data, to_train=data is train)
+        for data in (train, val)
+    ]
+    return FeatureSet(train, *found[0]), FeatureSet(val, *found[1])
 
 
 def knn(args, run: Run, encoder, normalize, precision, train: TransformedImages, val) -> None:
-    features = [features_of(args, encoder, normalize, precision, d, run) for d in (train, val)]
+    features = [features_of(args, run, encoder, normalize, precision, d) for d in (train, val)]
+    read = [readable(*pair) for pair in features]
     options = dict(k=args.knn_k, temperature=args.knn_temperature, device=run.device)
-    accuracy = weighted_knn(*features, **options)
-    run.finish(knn_acc1=accuracy)
+    accuracy = weighted_knn(*read, **options)
+    in_bank, in_test = (len(f[0]) - len(r[0]) for f, r in zip(features, read, strict=True))
+    run.finish(
+        knn_acc1=accuracy, **beside(in_test), **({"unreadable_train": in_bank} if in_bank else {})
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +32,6 @@ from util.data.robustness_sets import TestSet, is_published, open_sets
 from util.data.transforms import Normalize
 from util.entry import run_main
 from util.errors import UsageError
-from util.evaluation.frozen import probes
 from util.evaluation.frozen.features import (
     FeatureStore,
     check_batch_size,
@@ -227,7 +227,7 @@ def main(args: argparse.Namespace) -> None:
 def predict(
     run: Run, precision: Precision, classifier: Classifier, test_set: TestSet
 ) -> FeatureStore:
-    """A classifier's predictions, made where they are not on the disk."""
+    """A classifier's predictions on a test set, computed where they are not on the disk."""
     flags, model = classifier.flags, classifier.model.to(run.device)
     competing = None
     if test_set.competing is not None:
@@ -270,26 +270,33 @@ def keep(
     predictions: FeatureStore,
     real: list[frozenset[int]] | None,
 ) -> None:
-    """Which of a set's images a classifier got right.
+    """Add to a classifier's results which of a test set's images it got right.
 
     Args:
-        real: ReaL's labels of ImageNet's images.
+        real: ReaL's labels of ImageNet's images; None: they were not asked for.
     """
-    predicted, found = predictions.read("predicted").long(), classifier.found
-    right = probes.TestSet({}, predictions.targets()).right(predicted)
-    log.info("%s, %s: %.2f %% right", classifier.name, test_set.name, 100 * right.mean())
+    predicted, found = predictions.read("predicted").long().numpy(), classifier.found
+    ids, right = predictions.ids(), np.full(len(test_set.images), np.nan)
+    right[ids] = predicted == predictions.targets().numpy()
+    log.info("%s, %s: %.2f %% right", classifier.name, test_set.name, 100 * np.nanmean(right))
+    if predictions.left_out:
+        found.unreadable[test_set.name] = len(predictions.left_out)
     if test_set.corruption:
         found.corrupted[test_set.corruption, test_set.severity] = right
         return
     found.clean[test_set.name] = right
     if real is not None and test_set.name == "ImageNet":
-        found.clean["ImageNet-ReaL"] = probes.TestSet({}, real).right(predicted)
+        right = np.full(len(real), np.nan)  # of images without any label, too
+        for index, label in zip(ids, predicted, strict=True):
+            if real[index]:
+                right[index] = label in real[index]
+        found.clean["ImageNet-ReaL"] = right
 
 
 def write(
     run: Run, args: argparse.Namespace, classifiers: list[Classifier], protocol: list[str]
 ) -> None:
-    """The tables, the JSON and the picture."""
+    """Print the tables, and write them, the JSON and the picture to the output folder."""
     report = robustness_report.Report(
         {one.name: one.found for one in classifiers},
         args.names[args.checkpoints.index(args.baseline)] if args.baseline else None,

@@ -11,12 +11,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from encoders.load import SIZES, block_shapes, build_backbone, describe, layer_lookup, open_dense
+from encoders.load import (
+    SIZES,
+    architecture,
+    block_shapes,
+    build_backbone,
+    describe,
+    layer_lookup,
+    open_dense,
+    segmenter_architecture,
+)
 from encoders.vit import Pretrained
 from engine_segmentation import Predict, evaluate, train_one_round
-from heads.upernet import UperNet
 from util.checks import image_size
 from util.cluster import distributed
+from util.data.dense import label_values
 from util.data.dense.ade20k import Labels, load_mapped_images, read_labels
 from util.data.dense.transforms import (
     Pad,
@@ -66,6 +75,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     # fmt: off
     add("--decoder_channels", type=number(int, 1),
         help="of UperNet (default: a ViT's width; the last stage's of a Swin, at most 512)")
+    add("--rel_pos_bias", action=argparse.BooleanOptionalAction, default=True,
+        help="add relative position biases to each block of a ViT, zero at first, as published; a "
+        "BEiT keeps its own")
+    add("--layer_scale", type=number(float, 0), default=1.0,
+        help="at first, of a ViT's blocks that have none, as published; 0: none")
     add("--auxiliary_weight", type=number(float, 0), default=0.4, help="of the FCN head's loss")
     # fmt: on
     _add_view_flags(parser)
@@ -123,18 +137,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_model(
     args: argparse.Namespace, pretrained: Pretrained | None, num_classes: int
-) -> UperNet:
+) -> nn.Module:
     """The segmenter that the flags describe, with the checkpoint's encoder, or all of it."""
+    from heads.upernet import UperNet
+
     is_trained = bool(args.eval or args.predict)
-    if is_trained and args.decoder_channels is None:
-        args.decoder_channels = pretrained.config.get("decoder_channels")
-    encoder = build_backbone(
-        pretrained, args, any_size=args.test_mode == "whole", load=not is_trained
-    )
+    if is_trained:
+        known = architecture(pretrained, args.model)
+        if args.decoder_channels is None:
+            args.decoder_channels = pretrained.config.get("decoder_channels")
+    else:
+        known = segmenter_architecture(pretrained, args.model, args.rel_pos_bias, args.layer_scale)
+    encoder = build_backbone(pretrained, args, args.test_mode == "whole", not is_trained, known)
+    tell_what_it_is(args, known)
     model = UperNet(encoder, num_classes, args.decoder_channels)
     if is_trained:
         load_weights(model, pretrained.raw, args.resume)
     return model
+
+
+def tell_what_it_is(args: argparse.Namespace, known: dict | None) -> None:
+    """Let the flags say what the encoder has, whose checkpoint may have brought it.
+
+    Args:
+        known: its architecture; None: as its name says.
+
+    Raises:
+        UsageError: flags that ask for something else.
+    """
+    found = known or {}
+    has_bias = bool(found.get("rel_pos_bias") or found.get("use_rel_pos_bias"))
+    scale = found.get("init_values") or 0.0
+    for name, value in (("rel_pos_bias", has_bias), ("layer_scale", scale)):
+        if args.settings.is_given(name) and bool(getattr(args, name)) != bool(value):
+            has = "has its own" if value else "has none"
+            raise UsageError(f"--{name} is not for this {args.model}, which {has}: leave it away")
+        setattr(args, name, value)
 
 
 def class_labels(args: argparse.Namespace, pretrained: Pretrained | None) -> Labels:
@@ -165,7 +203,7 @@ def class_labels(args: argparse.Namespace, pretrained: Pretrained | None) -> Lab
     return labels
 
 
-def config_of(args: argparse.Namespace, model: UperNet, labels: Labels) -> dict:
+def config_of(args: argparse.Namespace, model: nn.Module, labels: Labels) -> dict:
     """Plain values from which --eval and --predict build the same model."""
     return describe(
         args,
@@ -181,7 +219,7 @@ def config_of(args: argparse.Namespace, model: UperNet, labels: Labels) -> dict:
 def build_predict(
     args: argparse.Namespace, model: nn.Module, normalize: nn.Module, precision: Precision
 ) -> Predict:
-    """How the flags have whole images evaluated."""
+    """The function that predicts the classes of whole images, as the flags of evaluation say."""
     window = args.input_size
     stride = args.stride or [max(1, 2 * side // 3) for side in window]
     stride = [stride[0], stride[-1]]
@@ -222,6 +260,8 @@ def open_pairs(
 ) -> Batches:
     """A split's loader; evaluation takes images of any size, one by one."""
     images = load_mapped_images(args.data_path, split, labels, args.in_chans)
+    if not args.eval:
+        label_values.tell(images, split)
     if split == "training":
         view = training_view(args)
         options = dict(training=True, length=args.eval_every * args.accum_iter)

@@ -1,11 +1,12 @@
-"""What a frozen encoder gives of an image: its outputs, block by block, and of parts of an image.
+"""Features of images from a frozen encoder: its final output, its blocks', and of masked images.
 
-Shapes as in `models_mimae`.
+Shapes: B images, N masks per image, K visible of L patches, C channels, D encoder width.
 """
 
 import torch
 from torch import Tensor, nn
 
+from encoders.position_bias import has_position_biases
 from encoders.swin import is_swin
 
 Outputs = dict[str, Tensor]
@@ -27,14 +28,14 @@ class FrozenEncoder(nn.Module):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The features of an image that there are; a Swin has no class token."""
+        """The names of an image's features that this encoder has; a Swin has no class token."""
         if self.encoder is None:
             return (PIXELS,)
         return (CLASS_TOKEN, PATCH_MEAN) if self._num_prefix() else (PATCH_MEAN,)
 
     @property
     def depth(self) -> int:
-        """Blocks of a ViT, stages of a Swin; 0 for pixels."""
+        """How many blocks (of a Swin: stages) have outputs; 0 for pixels."""
         if self.encoder is None:
             return 0
         if is_swin(self.encoder):
@@ -46,8 +47,8 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, imgs: Tensor, with_blocks: bool = True) -> Outputs:
-        """images [B, C, H, W] -> each of `kinds` of the final, normed output, [B, D], and of the
-        output of block i, before any norm, as `block i NAME`."""
+        """images [B, C, H, W] -> features [B, D] by name: each of `kinds` of the final, normed
+        output and, with_blocks, of the output of block i, before any norm, as `block i NAME`."""
         imgs = self.normalize(imgs)
         if self.encoder is None:
             return {PIXELS: imgs.flatten(1)}
@@ -100,7 +101,8 @@ class FrozenEncoder(nn.Module):
         """
         vit = self.encoder
         plain = getattr(vit, "pos_embed", None) is not None and hasattr(vit, "_pos_embed")
-        if not plain or self._num_prefix() != 1 or hasattr(vit, "rel_pos_bias"):
+        is_biased = hasattr(vit, "rel_pos_bias") or has_position_biases(vit)
+        if not plain or self._num_prefix() != 1 or is_biased:
             return None
         num_masks = ids_visible.shape[1]
         x = vit._pos_embed(vit.patch_embed(self.normalize(imgs)))  # [B, 1 + L, D]

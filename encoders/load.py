@@ -1,4 +1,4 @@
-"""The encoder for downstream use by its name, ViT or Swin: build it, load it, know its layers."""
+"""Build an encoder for downstream use by its name: ViT, Swin or BEiT; load anybody's weights."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from functools import partial
 from torch import nn
 
 from encoders import beit, swin, vit
+from encoders.position_bias import fit_weights, has_position_biases
 from util.errors import UsageError
 from util.flags.settings import take_from_checkpoint
 
@@ -26,10 +27,10 @@ _WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 
 def open_checkpoint(
     path: str, args: argparse.Namespace, with_size: bool = True
 ) -> vit.Pretrained | None:
-    """The checkpoint at `path`, if any; flags that the user left open become its encoder's.
+    """Open the checkpoint at `path`, if any; flags that the user left open become its encoder's.
 
     Args:
-        with_size: the images' size, too.
+        with_size: --input_size, too.
 
     Raises:
         UsageError: a file that cannot be used, or flags that do not fit it.
@@ -45,11 +46,11 @@ def open_checkpoint(
 
 
 def open_dense(args: argparse.Namespace, mark: str, main: str) -> vit.Pretrained | None:
-    """What segmentation or detection begins with: an encoder, whose images may have had another
-    size; or, with --eval or --predict, the trained model.
+    """Open what segmentation or detection begins with: an encoder, whose images may have had other
+    sizes; or, with --eval or --predict, the trained model.
 
     Args:
-        mark: what the configuration has in all checkpoints of `main` that others lack.
+        mark: a key that the configuration has in all checkpoints of `main`, and in no others.
 
     Raises:
         UsageError: a trained model that is none of `main`'s, and what `open_checkpoint` raises.
@@ -83,13 +84,40 @@ def model_name(pretrained: vit.Pretrained) -> str:
 
 def architecture(pretrained: vit.Pretrained | None, name: str) -> dict | None:
     """What `build_encoder` has to know of a checkpoint's model that `SIZES` does not have."""
-    return None if pretrained is None or name in SIZES else pretrained.architecture()
+    if pretrained is None:
+        return None
+    is_told = bool(pretrained.config.get("architecture")) and name == model_name(pretrained)
+    return pretrained.architecture() if is_told or name not in SIZES else None
+
+
+def segmenter_architecture(
+    pretrained: vit.Pretrained | None, name: str, rel_pos_bias: bool, layer_scale: float
+) -> dict | None:
+    """What `build_encoder` has to know of the encoder of a segmenter that is to be trained.
+
+    A ViT gets, as in MAE's segmentation of ADE20K, what BEiT has from the start: in each block a
+    table of relative position biases, zero at first, and a layer scale. The checkpoint's own stay,
+    as a BEiT's do; a Swin is what it is.
+
+    Args:
+        layer_scale: its value at the start; 0: none.
+    """
+    found = architecture(pretrained, name)
+    if (found["family"] if found else name.partition("_")[0]) != "vit":
+        return found
+    own = found or _PLAIN["vit"] | vit.SIZES[name]
+    changed = dict(own)
+    if rel_pos_bias:
+        changed["rel_pos_bias"] = True
+    if layer_scale and own["init_values"] is None:
+        changed["init_values"] = layer_scale
+    return found if changed == own else changed
 
 
 def build_for(pretrained: vit.Pretrained | None, args: argparse.Namespace) -> nn.Module:
-    """A frozen evaluation's encoder: without a head, its tokens normed as in pre-training.
+    """The encoder of a frozen evaluation: without a head, its tokens normed as in pre-training.
 
-    One that was fine-tuned on the mean of its patch tokens has that mean normed instead.
+    An encoder that was fine-tuned on the mean of its patch tokens has that mean normed instead.
     """
     on_mean = pretrained is not None and "fc_norm.weight" in pretrained.weights
     model = build_encoder(
@@ -103,16 +131,26 @@ def build_for(pretrained: vit.Pretrained | None, args: argparse.Namespace) -> nn
 
 def build_backbone(
     pretrained: vit.Pretrained | None, args: argparse.Namespace, any_size: bool = False,
-    load: bool = True,
+    load: bool = True, known: dict | None = None,
 ) -> nn.Module:  # fmt: skip
-    """An encoder for maps of its inner blocks: without a head, and without the norm before it.
+    """The encoder of a detector or segmenter, which read its inner blocks: no head, no final norm.
 
     Args:
-        any_size: as `build_encoder` has it. load: the checkpoint's weights.
+        any_size: as `build_encoder` has it. load: the checkpoint's weights. known: a segmenter's
+            architecture, as `segmenter_architecture` gives it.
+
+    Raises:
+        UsageError: a segmenter's encoder, with position biases, for another kind of head.
     """
+    found = known or architecture(pretrained, args.model)
+    if known is None and (found or {}).get("rel_pos_bias"):
+        raise UsageError(
+            f"--finetune {pretrained.path} has a segmenter's position biases, for which windows "
+            "have no place: name the checkpoint that it began with"
+        )
     model = build_encoder(
         args.model, 0, args.input_size, args.in_chans, False, args.drop_path,
-        args.grad_checkpointing, architecture(pretrained, args.model), any_size,
+        args.grad_checkpointing, found, any_size,
     )  # fmt: skip
     model.norm = nn.Identity()
     if pretrained and load:
@@ -164,13 +202,17 @@ def build_encoder(
     """A classifier [B, C, H, W] -> [B, num_classes], as `build_vit` and `build_swin` describe it.
 
     Args:
+        num_classes: 0: without a head.
         global_pool: for a ViT only; a Swin has no class token.
         architecture: of a model that `SIZES` does not have, as `architecture` gives it.
-        any_size: images of other sizes, too; a BEiT's position biases have one.
+        any_size: images of other sizes, too; position biases of a ViT or BEiT have one.
     """
     family = architecture["family"] if architecture else name.partition("_")[0]
-    if any_size and family == "beit":
-        raise UsageError("--test_mode whole: this encoder's position biases are of one size: slide")
+    if any_size and (family == "beit" or (architecture or {}).get("rel_pos_bias")):
+        raise UsageError(
+            "--test_mode whole: the encoder's position biases are of one size: use slide, or train "
+            "a ViT with --no-rel_pos_bias"
+        )
     options = (num_classes, img_size, in_chans, global_pool, drop_path, grad_checkpointing)
     if family == "swin":
         model = swin.build_swin(
@@ -186,8 +228,10 @@ def build_encoder(
 
 
 def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
-    """Load a checkpoint into a classifier; a head of a ViT that is new, or dropped for its shape,
-    starts near zero, as in MAE.
+    """Load a checkpoint into a classifier.
+
+    A ViT's head that is new, or that the checkpoint has in another shape, starts near zero, as in
+    MAE.
 
     Raises:
         UsageError: a checkpoint of another architecture; the line says which keys and shapes.
@@ -196,8 +240,9 @@ def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
         pretrained.weights = swin.fit_weights(pretrained.weights, pretrained.config, model)
         pretrained.load_into(model)
         return
-    if model.family == "beit":
-        pretrained.weights = beit.fit_weights(pretrained.weights, pretrained.config, model)
+    if model.family == "beit" or has_position_biases(model):
+        grid = model.patch_embed.grid_size
+        pretrained.weights = fit_weights(pretrained.weights, pretrained.config, grid)
     pretrained.load_into(model)
     head = pretrained.weights.get("head.weight")
     if model.num_classes and (head is None or head.shape != model.head.weight.shape):
@@ -205,11 +250,12 @@ def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
 
 
 def layer_lookup(model: nn.Module, prefix: str = "") -> Callable[[str], int]:
-    """The layer of a parameter for layer decay, by its name.
+    """A function that gives a parameter's layer, for layer decay, by its name.
 
     Args:
-        model: the encoder. prefix: of its parameters' names in a larger model, such as
-            `encoder.`; what else that model has is of the last layer, as a head is.
+        model: the encoder.
+        prefix: of its parameters' names in a larger model, such as `encoder.`; what else that
+            model has is of the last layer, as a head is.
     """
     if swin.is_swin(model):
         depths = [len(stage.blocks) for stage in model.layers]

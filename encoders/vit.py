@@ -1,4 +1,4 @@
-"""The encoder for downstream use: a timm ViT that a pre-trained checkpoint fits into."""
+"""The ViT for downstream use, as timm builds it, and weights of any layout to load into it."""
 
 import contextlib
 import logging
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from encoders.layouts import IMAGENET, open_encoder
 from encoders.pos_embed import interpolate_pos_embed, square_grid
+from encoders.position_bias import TABLE, add_position_biases
 from util.checks import image_size
 from util.errors import UsageError
 from util.weights.fit import differences
@@ -31,6 +32,8 @@ SIZES = {
     "vit_huge_patch14": dict(patch_size=14, embed_dim=1280, depth=32, num_heads=16),
 }
 
+# What a ViT has that segmentation has added to it, by the ends of the names.
+ADDED = (TABLE, ".ls1.gamma", ".ls2.gamma")
 # What a pre-training checkpoint has and an encoder has not.
 PRETRAINING_ONLY = (
     "decoder_", "mask_token", "approximation.", "mi_head.", "lm_head.", "cls_pt_layers.",
@@ -54,12 +57,14 @@ def build_vit(
         global_pool: classify the mean of the patch tokens, normed after pooling; else the class
             token of the normed tokens. As in MAE.
         drop_path: the last block's rate of dropped residuals, rising linearly over the blocks.
-        architecture: of a model that `SIZES` does not have, as `encoders.layouts` describes it.
+        architecture: of a model that `SIZES` does not have, as `encoders.layouts` describes it;
+            with `rel_pos_bias` each block has a table of relative position biases.
         any_size: take images of other sizes, too, for which position embeddings are resampled.
     """
     from timm.models.vision_transformer import VisionTransformer
 
     size = dict(architecture or SIZES[name])
+    has_biases = size.pop("rel_pos_bias", False)
     norm = partial(nn.LayerNorm, eps=size.pop("eps", NORM.keywords["eps"]))
     options = {k: v for k, v in size.items() if k != "family"}
     model = VisionTransformer(
@@ -69,6 +74,8 @@ def build_vit(
         dynamic_img_size=any_size, **options,
     )  # fmt: skip
     model.set_grad_checkpointing(grad_checkpointing)
+    if has_biases:
+        add_position_biases(model)
     model.family = "vit"
     return model
 
@@ -154,7 +161,13 @@ class Pretrained:
             del weights[key]
         missing, left_over, wrong = differences(own, weights)
         new = ("head.", "fc_norm.")
-        wrong += [f"{k} is missing" for k in missing if not k.startswith(new)]
+        # What a ViT is given for segmentation begins anew where a file has none of it at all.
+        added = tuple(end for end in ADDED if not any(key.endswith(end) for key in weights))
+        wrong += [
+            f"{k} is missing"
+            for k in missing
+            if not k.startswith(new) and not (added and k.endswith(added))
+        ]
         wrong += [f"{k} is unknown" for k in left_over if not k.startswith(("norm.", *new))]
         if wrong:
             raise UsageError(
@@ -165,7 +178,7 @@ class Pretrained:
         model.load_state_dict(weights, strict=False)
         log.info(
             "loaded %s, layout: %s; taken: %d tensors; new: %s; left over: %s",
-            self.path, self.foreign.layout, len(own) - len(missing), _prefixes(missing),
+            self.path, self.foreign.layout, len(own) - len(missing), _named(missing),
             _prefixes(ignored + left_over + self.foreign.left_over),
         )  # fmt: skip
 
@@ -186,6 +199,13 @@ class Pretrained:
         if old != tuple(grid):
             log.info("position embedding: %d x %d -> %d x %d patches", *old, *grid)
         return interpolate_pos_embed(pos_embed, old, tuple(grid))
+
+
+def _named(keys: list[str]) -> str:
+    """Parameters by the modules that they are of, those of blocks by their name in each."""
+    inside = {".".join(["blocks.*", *k.split(".")[2:]]) for k in keys if k.startswith("blocks.")}
+    outside = {k.split(".")[0] for k in keys if not k.startswith("blocks.")}
+    return ", ".join([*sorted(outside), *sorted(inside)]) or "none"
 
 
 def _prefixes(keys: list[str]) -> str:

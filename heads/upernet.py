@@ -53,6 +53,10 @@ class UperNet(nn.Module):
         synchronise_batch_norms(self)
 
     def no_weight_decay(self) -> set[str]:
+        """As published: of a ViT or BEiT all but 1-D parameters decay, positions and tables of
+        position biases, too; of a Swin those do not."""
+        if not isinstance(self.encoder, SwinTransformer):
+            return set()
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def features(self, imgs: Tensor) -> list[Tensor]:

@@ -67,11 +67,40 @@ def test_eval_reproduces_what_training_logged(run_main_here, segmented):
     for name in ("mIoU", "mAcc", "aAcc"):
         assert outcome.results()[name] == pytest.approx(segmented.log()[-1][f"test_{name}"])
     assert outcome.results()["IoU dark"] == pytest.approx(segmented.results()["IoU dark"])
-    whole = run_main_here(MAIN, *known, "--test_mode", "whole")
     views = run_main_here(MAIN, *known, "--test_scales", 0.75, 1, 1.25, "--test_flip")
-    for other in (whole, views):
-        assert other.status == 0, other.err
-        assert other.results()["mIoU"] > 70
+    assert views.status == 0, views.err
+    assert views.results()["mIoU"] > 70
+
+
+def test_the_published_encoder_is_the_default_and_is_kept(run_main_here, refuses, segmented):
+    """Position biases and a layer scale, which learn, are saved, and are not to be taken away."""
+    path = segmented.folder / "checkpoint-last.pth"
+    saved = torch.load(path, weights_only=True)
+    tables = [v for k, v in saved["model"].items() if k.endswith("relative_position_bias_table")]
+    scales = [v for k, v in saved["model"].items() if k.endswith("gamma")]
+    assert len(tables) == 6 and len(scales) == 12 and all(table.any() for table in tables)
+    assert all((scale - 1).abs().max() > 0 for scale in scales)
+    known = (MAIN, "--eval", "--data_path", segmented.data, "--resume", path)
+    refuses(*known, "--no-rel_pos_bias", names=("--rel_pos_bias", "has its own"))
+    refuses(*known, "--test_mode", "whole", names=("--test_mode whole", "slide"))
+    flags = ("--data_path", segmented.data, *SHORT, "--input_size", 32, "--decoder_channels", 8)
+    refuses(MAIN, *flags, "--model", "swin_mini_patch2", "--layer_scale", 0.1,
+            names=("--layer_scale", "swin_mini_patch2", "has none"))  # fmt: skip
+
+
+def test_whole_images_and_no_position_biases_for_who_asks(run_main_here, segmented):
+    plain = ("--no-rel_pos_bias", "--layer_scale", 0, "--test_mode", "whole")
+    outcome = run_main_here(MAIN, "--data_path", segmented.data, *MODEL, *SHORT, *plain)
+    assert outcome.status == 0, outcome.err
+    path = outcome.folder / "checkpoint-last.pth"
+    names = torch.load(path, weights_only=True)["model"].keys()
+    assert not any("relative_position" in name or "gamma" in name for name in names)
+    known = ("--eval", "--resume", path, "--data_path", segmented.data)
+    for mode in ("whole", "slide"):
+        again = run_main_here(MAIN, *known, "--test_mode", mode)
+        assert again.status == 0, again.err
+        assert again.results()["flags"]["rel_pos_bias"] is False
+    assert "mIoU" in again.results()
 
 
 def test_predictions_of_a_folder(run_main_here, segmented, tmp_path):
@@ -100,7 +129,7 @@ def test_predictions_of_a_folder(run_main_here, segmented, tmp_path):
     [
         ("--input_size", 32, 48, "--accum_iter", 2, "--amp", "bf16"),
         ("--model", "swin_mini_patch2", "--input_size", 32),
-        ("--grad_checkpointing", "--test_mode", "whole", "--auxiliary_weight", 0),
+        ("--grad_checkpointing", "--layer_scale", 0.5, "--auxiliary_weight", 0),
     ],
     ids=lambda flags: str(flags[0])[2:],
 )
@@ -119,6 +148,7 @@ def test_a_pretrained_checkpoint_brings_its_model_and_channels_but_not_its_size(
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert "position embedding: 4 x 4 -> 8 x 8 patches" in outcome.out
+    assert "blocks.*.attn.relative_position_bias_table, blocks.*.ls1.gamma" in outcome.out
     saved = torch.load(outcome.folder / "checkpoint-last.pth", weights_only=True)
     config = saved["config"]
     assert config["in_chans"] == 1 and config["model"] == "vit_tiny_patch2"
@@ -186,6 +216,59 @@ def test_one_map_of_another_size_is_counted(run_main_here, tmp_path):
     assert outcome.status == 0 and "has 31 x 32 pixels, its image" in outcome.out, outcome.err
     outcome = run_main_here(MAIN, *flags, "--max_bad_images", 0)
     assert outcome.status == 4 and "--max_bad_images" in outcome.err
+
+
+def test_what_cannot_be_read_is_in_no_score(run_main_here, segmented, tmp_path):
+    """An image and a map: mIoU is that of the other pair, whatever the seed; repaired, of all."""
+    data = tmp_path / "data"
+    shutil.copytree(segmented.data, data)
+    known = (MAIN, "--eval", "--resume", segmented.folder / "checkpoint-last.pth", "--data_path")
+    bad = data / "images" / "validation" / "0.png", data / "annotations" / "validation" / "2.png"
+    for path in bad:
+        path.write_bytes(b"no image")
+    found = []
+    for seed in (0, 1, 2):
+        outcome = run_main_here(*known, data, "--seed", seed)
+        assert outcome.status == 0, outcome.err
+        assert str(bad[0]) in outcome.out and str(bad[1]) in outcome.out
+        assert outcome.results()["unreadable"] == 2
+        found.append([outcome.results()[name] for name in ("mIoU", "mAcc", "aAcc", "IoU dark")])
+    for path in bad:
+        path.unlink()
+    for path in (bad[0].with_name("2.png"), bad[1].with_name("0.png")):
+        path.unlink()
+    alone = run_main_here(*known, data).results()
+    expected = [alone[name] for name in ("mIoU", "mAcc", "aAcc", "IoU dark")]
+    assert found == [expected] * 3 and "unreadable" not in alone
+    assert expected[0] != segmented.results()["test_mIoU"]
+
+
+def test_maps_without_a_labelled_pixel_end_the_run(refuses, segmented, tmp_path):
+    data = halves(tmp_path, (32, 32), count=(4, 2))
+    flags = (MAIN, "--data_path", data, *MODEL, *SHORT)
+    for split in ("validation", "training"):
+        for path in (data / "annotations" / split).iterdir():
+            Image.new("L", (32, 32), 255).save(path)
+        refuses(*flags, names=(f"no pixel of the {4 if split == 'training' else 2} {split} maps",
+                               "value 255 (nothing)", "--first_class"))  # fmt: skip
+        if split == "validation":
+            saved = segmented.folder / "checkpoint-last.pth"
+            refuses(MAIN, "--eval", "--resume", saved, "--data_path", data,
+                    names=("no pixel of the validation maps is of a class",))  # fmt: skip
+            for path in (data / "annotations" / split).iterdir():
+                Image.new("L", (32, 32), 1).save(path)
+
+
+def test_classes_of_no_map_are_told_before_training(run_main_here, tmp_path):
+    data = halves(tmp_path, (32, 32), count=(4, 2))
+    (data / "classes.txt").write_bytes(b"\xef\xbb\xbfdark\r\nbright\r\nball\r\n")
+    for path in (data / "annotations").rglob("*.png"):
+        values = np.array(Image.open(path))
+        Image.fromarray(values - 1).save(path)  # as of --first_class 0
+    outcome = run_main_here(MAIN, "--data_path", data, *MODEL, *SHORT, "--iterations", 1)
+    assert outcome.status == 0, outcome.err
+    line = "value 2 (bright), value 3 (ball) are in no training map; is --first_class 0?"
+    assert outcome.out.index(line) < outcome.out.index("epoch 0")
 
 
 def test_a_checkpoint_of_other_classes_is_refused(refuses, run_main_here, segmented, tmp_path):

@@ -4,7 +4,7 @@ import torch
 from ranks import in_ranks
 from torch import nn
 
-from encoders.load import build_encoder
+from encoders.load import build_encoder, segmenter_architecture
 from engine_segmentation import evaluate, train_step
 from heads.upernet import UperNet
 from util.cluster import distributed
@@ -68,7 +68,8 @@ class Pairs(torch.utils.data.Dataset):
 
 def train_and_evaluate(rank: int, path: str, num_micro: int) -> None:
     torch.manual_seed(0)
-    encoder = build_encoder("vit_tiny_patch4", 0, SIZE, 2, global_pool=False, drop_path=0.4)
+    known = segmenter_architecture(None, "vit_tiny_patch4", rel_pos_bias=True, layer_scale=1.0)
+    encoder = build_encoder("vit_tiny_patch4", 0, SIZE, 2, False, 0.4, architecture=known)
     encoder.norm = nn.Identity()
     bare = UperNet(encoder, 3, channels=8).double()
     drop_paths = DropPaths(bare, seed=1)

@@ -172,9 +172,10 @@ def test_a_published_list_names_files_or_class_and_file(tmp_path):
     lists = {
         "names.txt": "n01440764_10026.JPEG\nn01443537_10027.JPEG\n\n",
         "paths.txt": "n01440764/n01440764_10026.JPEG\nn01443537/n01443537_10027.JPEG",
+        "marked.txt": "\ufeffn01440764_10026.JPEG\r\nn01443537_10027.JPEG\r\n",
     }
     for name, text in lists.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text.encode())
         dataset = load("image_folder", data_path=tmp_path, subset_file=str(tmp_path / name))
         assert [dataset.name(i).rsplit("/")[-1] for i in range(2)] == [
             "n01440764_10026.JPEG",

@@ -112,6 +112,8 @@ def test_class_lists(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("b\na\n")
     assert imagenet.read_class_list(str(path)) == ["b", "a"]
+    path.write_bytes(b"\xef\xbb\xbfb\r\na\r\n")  # a byte-order mark, and Windows' line ends
+    assert imagenet.read_class_list(str(path)) == ["b", "a"]
     for text, said in (("a\nb\na\n", "names a twice"), ("", "is empty")):
         path.write_text(text)
         with pytest.raises(UsageError, match=f"--class_list .*{said}"):

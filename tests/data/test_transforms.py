@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as VF
 
+import main_pretrain
 from util.data.images import to_tensor
-from util.data.transforms import AutoAugment, CropAndFlip, Normalize, ResizeCenterCrop
+from util.data.transforms import AutoAugment, CropAndFlip, Normalize, ResizeCenterCrop, resize
 from util.errors import UsageError
 from util.randomness import seed_libraries
 
@@ -155,3 +158,19 @@ def test_auto_augment_that_cannot_be(tmp_path):
     for policy in ("nonsense", "rand-nonsense9"):
         with pytest.raises(UsageError, match=f"--aa {policy}"):
             AutoAugment(policy, (32, 32), (0.5,))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_crop_is_torchvisions_of_the_same_draw(interpolation):
+    """Bicubic as MAE's, bilinear as SimMIM's."""
+    image = torch.randint(256, (3, 40, 56), dtype=torch.uint8)
+    mode = InterpolationMode(interpolation)
+    expected = RandomResizedCrop((16, 24), scale=(0.3, 1.0), interpolation=mode)
+    torch.manual_seed(3)
+    cut = CropAndFlip((16, 24), 0.3, False, interpolation=interpolation)(image)
+    torch.manual_seed(3)
+    torch.testing.assert_close(cut, expected(image))
+    whole = CropAndFlip((16, 24), 1.0, False, interpolation=interpolation)(image)
+    torch.testing.assert_close(whole, resize(image, (16, 24), interpolation))
+    assert main_pretrain.parse_args(["--model", "simmim_swin_base"]).interpolation == "bilinear"
+    assert main_pretrain.parse_args([]).interpolation == "bicubic"

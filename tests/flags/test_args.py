@@ -237,3 +237,13 @@ def test_what_contradicts_the_images_of_a_step_is_refused(
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.count("\n") == 1
     assert f"--images_per_step {images}" in err and f"{processes} process" in err
+
+
+@pytest.mark.parametrize("main", [main_pretrain, main_finetune, main_linprobe])
+def test_a_warm_up_may_be_a_share_of_the_run(main, capsys):
+    args = main.parse_args(["--epochs", "40", "--warmup_epochs", "5%"])
+    assert args.warmup_epochs == pytest.approx(2) and type(args.warmup_epochs) is float
+    for wrong in ("-5%", "101%", "%", "five"):
+        with pytest.raises(SystemExit) as end:
+            main.parse_args([f"--warmup_epochs={wrong}"])
+        assert end.value.code == 2 and "--warmup_epochs" in capsys.readouterr().err

@@ -91,6 +91,16 @@ def test_few_labels_are_means_over_draws(graph):
     assert found.word == claims.HOLDS and found.found.difference == pytest.approx(30, abs=1)
 
 
+def test_predictions_that_lack_images_judge_nothing(graph):
+    plant_column(graph, {"table3-a_mae": 0.5, "table3-b_max": 0.6})
+    path = f"{graph.folder('seed-1/finetune/table3-b_max')}/test_predictions.npy"
+    table = np.load(path)
+    table[[3, 5], 0] = -1
+    np.save(path, table)
+    found = verdicts(graph)["(b) L_max gains over (a) MAE"]
+    assert found.found.num_seeds == 2 and "2 test images could not be read" in found.why
+
+
 def test_robustness_and_frozen_features_come_from_their_json(graph):
     for seed, difference in zip(SEEDS, (-4.0, -5.0, -6.0), strict=True):
         folder = plant(graph, f"seed-{seed}/robustness/mae_and_mimae")

@@ -105,3 +105,13 @@ def test_no_line_says_what_its_include_says(path):
     for line in own:
         flag, *said = line.split()
         assert included.get(flag) != said, f"{line} stands in what it includes already"
+
+
+TABLE3 = sorted([*FOLDER.glob("table3/*.args"), *FOLDER.glob("figure2/*.args")])
+
+
+@pytest.mark.parametrize("path", TABLE3, ids=named)
+def test_ablations_warm_up_in_the_papers_share(path):
+    """10 of 200 epochs, whatever the number of epochs that make equal samples."""
+    args = values(path)
+    assert args.warmup_epochs / args.epochs == pytest.approx(10 / 200)

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from util.cluster import agreement
 from util.data.few_labels import balanced_draw
 from util.data.file_index import find_images
 from util.data.images import convert, read_image, to_tensor
+from util.data.openclipart import load_drawings
 from util.data.same_data import check_same
 from util.data.scenes.labels import largest_objects
 from util.errors import UsageError
@@ -24,10 +26,14 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 
 class Images:
-    """Labelled images: `read(i)` [C, H, W], `name(i)`, `targets` (−1: none), `classes` (names)."""
+    """Labelled images: `read(i)` [C, H, W], `name(i)`, `targets` (−1: none), `classes` (names).
+
+    published: the test set that they are, whole as its authors published it; else empty.
+    """
 
     targets: np.ndarray  # int64
     classes: list[str]
+    published = ""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -37,6 +43,10 @@ class Images:
 
     def name(self, index: int) -> str:
         raise NotImplementedError
+
+    def files(self, index: int) -> tuple[str, ...]:
+        """The paths of what an image is made of; of an array in memory there are none."""
+        return ()
 
 
 class ArrayImages(Images):
@@ -70,6 +80,9 @@ class FileImages(Images):
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
+    def files(self, index: int) -> tuple[str, ...]:
+        return (self.name(index),)
+
 
 class Subset(Images):
     """The images at `ids` of another set."""
@@ -83,6 +96,23 @@ class Subset(Images):
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.ids[index]))
+
+    def files(self, index: int) -> tuple[str, ...]:
+        return self.images.files(int(self.ids[index]))
+
+
+# ImageNet's test sets by their number of images and of class folders, which are synsets.
+PUBLISHED = {
+    (50000, 1000): "ImageNet's validation set", (10000, 1000): "ImageNet-V2",
+    (7500, 200): "ImageNet-A", (30000, 200): "ImageNet-R", (50889, 1000): "ImageNet-Sketch",
+}  # fmt: skip
+SYNSET = re.compile(r"n\d{8}")
+
+
+def published_set(of_images: Sequence[str]) -> str:
+    """The published test set whose images have these class folders; empty: none that is known."""
+    found = PUBLISHED.get((len(of_images), len(names := set(of_images))), "")
+    return found if all(SYNSET.fullmatch(name) for name in names) else ""
 
 
 # ------------------------------------------------------------------------------------- the sources
@@ -121,27 +151,29 @@ def _fashion_mnist(split: str, data_path: str, in_chans: int, download: bool) ->
 
 def _read_idx(folder: str, name: str) -> np.ndarray:
     """An IDX file, gzipped or not, in the folder or where torchvision keeps it."""
-    for place in (folder, os.path.join(folder, "FashionMNIST", "raw")):
-        for path, opener in ((f"{place}/{name}.gz", gzip.open), (f"{place}/{name}", open)):
-            if os.path.isfile(path):
-                try:
-                    with opener(path, "rb") as file:
-                        data = file.read()
-                    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
-                    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
-                except (
-                    OSError,
-                    EOFError,
-                    IndexError,
-                    ValueError,
-                    struct.error,
-                    zlib.error,
-                ) as error:
-                    raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
-    raise UsageError(
-        f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use --download, "
-        "or install Debian's dataset-fashion-mnist"
-    )
+    places = (folder, os.path.join(folder, "FashionMNIST", "raw"))
+    paths = [f"{place}/{name}{suffix}" for place in places for suffix in (".gz", "")]
+    path = next((path for path in paths if os.path.isfile(path)), None)
+    if path is None:
+        raise UsageError(
+            f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use "
+            "--download, or install Debian's dataset-fashion-mnist"
+        )
+    damage = (OSError, EOFError, IndexError, ValueError, struct.error, zlib.error)
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            data = file.read()
+        shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    except damage as error:
+        raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
+
+
+def _openclipart(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+    drawings = load_drawings(split, data_path)
+    images = ArrayImages(f"openclipart-{split}", drawings.images, drawings.targets, in_chans)
+    images.classes = drawings.classes
+    return images
 
 
 def _torchvision(name: str, classes: int) -> Callable[..., Images]:
@@ -196,8 +228,9 @@ def _image_folder(split: str, data_path: str, in_chans: int, download: bool) -> 
             f"--data_path {folder} has class folders that {train} lacks ({unknown[0]}): both "
             "need the same names"
         )
-    targets = [number[name] for name in of_images]
-    return FileImages(folder, paths, targets, classes, in_chans)
+    images = FileImages(folder, paths, [number[name] for name in of_images], classes, in_chans)
+    images.published = published_set(of_images) if part == "val" else ""
+    return images
 
 
 def _scenes(split: str, data_path: str, in_chans: int, download: bool) -> Images:
@@ -227,7 +260,9 @@ def load_test_folder(
             f"{flag} {folder} has {len(unknown)} class folders that the training set lacks "
             f"({', '.join(unknown[:3])}): both need the same names"
         )
-    return FileImages(folder, paths, [number[name] for name in names], classes, in_chans)
+    images = FileImages(folder, paths, [number[name] for name in names], classes, in_chans)
+    images.published = published_set(names)
+    return images
 
 
 def _class_folders(folder: str) -> list[str]:
@@ -282,6 +317,7 @@ DATASETS = {
     "stl10": DatasetInfo(
         _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)
     ),
+    "openclipart": DatasetInfo(_openclipart, 32, 3, (0.814, 0.800, 0.769), (0.300, 0.305, 0.341)),
     "scenes": DatasetInfo(_scenes, 128, 3, IMAGENET_MEAN, IMAGENET_STD),
     "image_folder": DatasetInfo(_image_folder, *_FOLDER),
     "flat": DatasetInfo(_flat, *_FOLDER),
@@ -289,7 +325,12 @@ DATASETS = {
 
 
 def load_images(args, split: str) -> Images:
-    """The data set that the flags name; its training split after --train_fraction and so on.
+    """Open a split of the data set that the flags name.
+
+    The training split is what --subset_file and --train_fraction leave of it.
+
+    Args:
+        split: `pretrain` (training images, with or without labels), `train` or `val`.
 
     Raises:
         UsageError: data that is missing, empty or without the labels that are needed; on all
@@ -320,7 +361,7 @@ def listed_positions(images: Images, path: str, flag: str) -> list[int]:
         UsageError: a list that cannot be read or is not of this set; the line names the flag.
     """
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8-sig") as file:
             wanted = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{flag} {path} cannot be read ({error})") from None

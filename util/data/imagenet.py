@@ -25,8 +25,9 @@ NUM_CLASSES = 1000
 class Published:
     """A test set as its authors published it.
 
-    flag: names its folder. num_images: with how many images. synsets: timm's list of its classes.
-    numbered: its folders are called 0 to 999, the places of the synsets in their order.
+    flag: the flag that names its folder. num_images: how many images it has. synsets: the file of
+    timm's that lists its classes. numbered: its folders are called 0 to 999, which are the places
+    of the synsets in their order.
     """
 
     flag: str
@@ -56,13 +57,13 @@ def synsets(name: str = "imagenet_synsets.txt") -> tuple[str, ...]:
 
 
 def read_class_list(path: str) -> list[str]:
-    """A class's name a line.
+    """Read the class names in a file of --class_list, one a line.
 
     Raises:
         UsageError: a file that cannot be read, or names one twice.
     """
     try:
-        names = Path(path).read_text().split()
+        names = Path(path).read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--class_list {path} cannot be read ({error})") from None
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -73,7 +74,7 @@ def read_class_list(path: str) -> list[str]:
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Raises UsageError where a classifier's are not ImageNet's 1000."""
+    """Raise UsageError where a classifier's classes are not ImageNet's 1000."""
     if len(classes) != NUM_CLASSES:
         raise UsageError(
             f"a classifier of {len(classes)} logits cannot be tested on ImageNet's sets, whose "
@@ -126,7 +127,9 @@ def load_published(
             f"{flag} {folder} has {len(paths)} images, and {published.num_images} are published: "
             "complete it, or use --partial"
         )
-    return FileImages(folder, paths, [number[n] for n in of_images], list(classes), in_chans)
+    images = FileImages(folder, paths, [number[n] for n in of_images], list(classes), in_chans)
+    images.published = "" if partial else f"{flag} {folder}"
+    return images
 
 
 def read_real_labels(
@@ -144,7 +147,9 @@ def read_real_labels(
     """
     try:
         file = _timm_file("imagenet_real_labels.json") if path == "timm" else Path(path)
-        known = [frozenset(map(int, entry)) for entry in json.loads(file.read_text())]
+        known = [
+            frozenset(map(int, entry)) for entry in json.loads(file.read_text(encoding="utf-8-sig"))
+        ]
         if classes is not None and list(classes) != list(synsets()):
             place = [classes.index(name) for name in synsets()]
             known = [frozenset(place[label] for label in entry) for entry in known]

@@ -1,10 +1,11 @@
-"""Micro-batches of an epoch from any position on, the same ones for any number of workers.
+"""A data set in micro-batches, from any position in an epoch on, whatever the number of workers.
 
 A global micro-batch holds W·`batch_size` images, of which rank r takes every W-th from r on.
 """
 
 import argparse
 import atexit
+import itertools
 import logging
 import multiprocessing
 import os
@@ -16,7 +17,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from util.checks import image_size
-from util.cluster import distributed
+from util.cluster import agreement, distributed
+from util.data import unreadable
 from util.data.datasets import DATASETS
 from util.data.images import to_float
 from util.data.transformed import TransformedImages
@@ -28,15 +30,16 @@ log = logging.getLogger(__name__)
 
 
 class Batches:
-    """A data set in micro-batches.
+    """Loads a data set in micro-batches.
 
     Args:
         dataset: gives (image, target, bad index or −1) for (pass over the data, index).
         batch_size: images per rank and micro-batch.
         training: shuffle, and drop the rest that does not fill a global micro-batch; else in
             order, each image once over all ranks, the last batches smaller (ranks may differ).
+        max_bad_images: unreadable images are replaced; more of them end the run.
         alone: the data set is this rank's own, which reads all of it.
-        keep_workers: between epochs; else they are started for each.
+        keep_workers: keep the workers between epochs; else they are started for each.
         length: micro-batches of an epoch, in training; then an epoch goes on in the pass over the
             data in which the one before ended. None: an epoch is a pass.
         collate: makes [images, targets, bad] of a list of items; by default tensors of them.
@@ -53,6 +56,7 @@ class Batches:
         self.dataset, self.batch_size, self.training, self.seed = (
             dataset, batch_size, training, seed,
         )  # fmt: skip
+        self.is_alone, self.own_left_out = alone, []
         self.rank = 0 if alone else distributed.rank()
         self.world_size = 1 if alone else distributed.world_size()
         self.global_size = batch_size * self.world_size
@@ -110,7 +114,48 @@ class Batches:
     def epoch(
         self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset()
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(images, targets) of micro-batch `start` and those that follow, but for `skip`."""
+        """(images, targets) of micro-batch `start` and those that follow, but for `skip`.
+
+        An image that cannot be read is replaced by another one, with that one's target.
+        """
+        for _, imgs, targets, bad in self._epoch(epoch, start, skip):
+            self._count_bad(bad, "replaced")
+            yield imgs, targets
+
+    def each_once(
+        self, replace: bool = False
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(ids, images, targets) of the whole set, as an evaluation needs it.
+
+        An image that cannot be read is left out, and `left_out` tells which those were.
+
+        Args:
+            replace: have another one in its place, under its id, as in training.
+        """
+        self.own_left_out = []
+        for ids, imgs, targets, bad in self._epoch():
+            self._count_bad(bad, "replaced" if replace else "left out")
+            is_read = torch.ones_like(bad, dtype=torch.bool) if replace else bad < 0
+            self.own_left_out += ids[~is_read].tolist()
+            if is_read.all():
+                yield ids, imgs, targets
+            elif is_read.any():
+                yield ids[is_read], imgs[is_read], targets[is_read]
+
+    def left_out(self) -> list[int]:
+        """The ids of what `each_once` has left out, on any rank. For all ranks.
+
+        Raises:
+            RunError: where the set is a published one, of which a part is no score.
+        """
+        own = self.own_left_out
+        parts = [own] if self.is_alone else agreement.gather(own)
+        return unreadable.leave_out(self.dataset.images, sorted(itertools.chain(*parts)))
+
+    def _epoch(
+        self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset()
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(ids, images, targets, bad indices) by micro-batches."""
         numbers = (n for n in range(start, len(self)) if n not in skip)
         slices = [self._own_items(epoch, n) for n in numbers]
         plan = [items for items in slices if items]
@@ -119,8 +164,8 @@ class Batches:
             self.plan.items = plan[done:]
             try:
                 for imgs, targets, bad in self._read():
-                    self._count_bad(bad)
-                    yield imgs, targets
+                    ids = torch.tensor([index for _, index in plan[done]])
+                    yield ids, imgs, targets, bad
                     done, restarts = done + 1, 0
             except UsageError as error:  # a worker's comes wrapped in its traceback
                 self._start_anew()
@@ -160,13 +205,15 @@ class Batches:
         self.workers = []
         self.loader = DataLoader(self.dataset, **self.loader_options)
 
-    def _count_bad(self, bad: torch.Tensor) -> None:
+    def _count_bad(self, bad: torch.Tensor, done: str) -> None:
+        """Args: done: what was done with them."""
         for index in bad[bad >= 0].tolist():
             if index not in self.bad_images:
                 self.bad_images.add(index)
                 log.warning(
-                    "unreadable image %d replaced: %s",
+                    "unreadable image %d %s: %s",
                     len(self.bad_images),
+                    done,
                     self.dataset.problem(index),
                 )
         if len(self.bad_images) > self.max_bad_images:
@@ -180,10 +227,10 @@ class Batches:
 def open_batches(
     args: argparse.Namespace, data: Dataset, training: bool, device: torch.device, **options
 ) -> Batches:
-    """The loader that the flags of the data describe.
+    """The loader of a data set with the batch size, seed and workers that the flags say.
 
     Args:
-        options: of `Batches`, further ones or others than the flags'.
+        options: more arguments of `Batches`, or others than the flags'.
     """
     flags = dict(
         batch_size=args.batch_size, seed=args.seed, num_workers=args.num_workers,
@@ -193,7 +240,7 @@ def open_batches(
 
 
 def evaluation_view(args: argparse.Namespace) -> ResizeCenterCrop:
-    """The evaluation's view of an image, by the flags of the data."""
+    """The transform of test images: resize and centre crop, by --input_size and the data set."""
     return ResizeCenterCrop(image_size(args.input_size, 1), DATASETS[args.dataset].crop_share)
 
 

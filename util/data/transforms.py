@@ -4,7 +4,7 @@ uint8 stays uint8 until `Normalize` makes floats of a whole batch, on the device
 timm are imported where they are called: it takes seconds, and a mistyped flag is told at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -14,17 +14,19 @@ from util.data.images import to_float, to_tensor
 from util.errors import UsageError
 
 
-def resize(image: Tensor, size: Sequence[int], interpolation: str = "bicubic") -> Tensor:
-    """[C, H, W] -> [C, h, w], with antialiasing; `bilinear` or `bicubic`."""
+def resize(
+    image: Tensor, size: Sequence[int], interpolation: str = "bicubic", antialias: bool = True
+) -> Tensor:
+    """Resize an image [C, H, W] to `size` (height, width); `bilinear` or `bicubic`."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
     mode = InterpolationMode(interpolation)
-    return functional.resize(image, list(size), interpolation=mode, antialias=True)
+    return functional.resize(image, list(size), interpolation=mode, antialias=antialias)
 
 
 class Normalize(nn.Module):
-    """[B, C, H, W], uint8 or floats in 0..1 -> float32, minus mean, over std, per channel."""
+    """Subtract mean and divide by std per channel: [B, C, H, W], uint8 or in 0..1 -> float32."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -72,29 +74,33 @@ class CropAndFlip:
         tf_style: one draw as in TensorFlow's pipelines (linear probing), instead of torchvision's
             up to ten draws.
         augment: what follows, RandAugment for instance.
+        interpolation: `bicubic`, as MAE has it, or `bilinear`, as SimMIM.
     """
 
-    def __init__(self, size, min_area: float, flip: bool, tf_style: bool = False, augment=None):
-        self.size, self.flip, self.augment = tuple(size), flip, augment
-        self.whole = min_area >= 1
+    def __init__(
+        self, size: Sequence[int], min_area: float, flip: bool, tf_style: bool = False,
+        augment: Callable | None = None, interpolation: str = "bicubic",
+    ):  # fmt: skip
         from torchvision.transforms import InterpolationMode
 
         from util.data.random_crop import RandomResizedCrop, TFRandomResizedCrop
 
+        self.size, self.flip, self.augment = tuple(size), flip, augment
+        self.whole, self.interpolation = min_area >= 1, interpolation
         crop = TFRandomResizedCrop if tf_style else RandomResizedCrop
-        self.crop = crop(
-            size, scale=(min(min_area, 1.0), 1.0), interpolation=InterpolationMode.BICUBIC
-        )
+        mode, scale = InterpolationMode(interpolation), (min(min_area, 1.0), 1.0)
+        self.crop = crop(size, scale=scale, interpolation=mode)
 
     @property
     def is_random(self) -> bool:
+        """Whether an image is not the same each time."""
         return not self.whole or self.flip or self.augment is not None
 
     def __call__(self, image: Tensor) -> Tensor:
         if not self.whole:
             image = self.crop(image)
         elif image.shape[1:] != self.size:
-            image = resize(image, self.size)
+            image = resize(image, self.size, self.interpolation)
         if self.flip and torch.rand(()) < 0.5:
             image = image.flip(-1)
         return self.augment(image) if self.augment else image

@@ -124,6 +124,17 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
     return parse
 
 
+class Share(float):
+    """A length as a share of the run: 0.05 is `5%` on a command line."""
+
+
+def epochs_or_share(text: str) -> float:
+    """An argparse type: epochs, a number of at least 0, or a `Share` of the run such as `5%`."""
+    if text.endswith("%"):
+        return Share(number(float, 0, 100)(text[:-1]) / 100)
+    return number(float, 0)(text)
+
+
 # ----------------------------------------------------------------- a command line's own words
 
 RATES = ("--lr", "--blr")

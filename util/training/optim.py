@@ -60,9 +60,10 @@ def layer_decay_groups(
     """Layer-wise learning rates: layer i of 0 … n has `lr_scale` = layer_decay^(n − i).
 
     Args:
-        model: parameters that its `no_weight_decay()` names, where it has one, do not decay
-            either; where it has `with_weight_decay()`, those do and no others. Those that begin as
-            its `outside_gradient_norm` says are in groups whose `clip` is False.
+        model: its 1-D parameters do not decay, nor do those that its `no_weight_decay()` names, if
+            it has one; where it has `with_weight_decay()`, those decay and no others. A parameter
+            whose name begins as its `outside_gradient_norm` says is in a group whose `clip` is
+            False.
         layer_of: a parameter's layer, from its name.
     """
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
@@ -88,6 +89,7 @@ def layer_decay_groups(
 
 
 def adamw(groups: list[dict], betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
+    """Fused AdamW; `set_lr` sets its learning rate before each step."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 

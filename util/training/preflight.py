@@ -1,4 +1,4 @@
-"""What a run is about to do, said before its first step."""
+"""The summary of a run that is logged before its first step, with an estimate of its memory."""
 
 import argparse
 import logging
@@ -22,7 +22,7 @@ def log_plan(
     args: argparse.Namespace, model: nn.Module, batches: Batches, precision: Precision,
     masks: int, shapes: list[BlockShape], device: torch.device,
 ) -> None:  # fmt: skip
-    """Log what the flags come to, and where each value is from that is no parser's default.
+    """Log what a run will do, and the source of each flag that has not the parser's default.
 
     Args:
         masks: masked samples per image (1 in supervised training).
@@ -74,9 +74,20 @@ def _length(args: argparse.Namespace, steps: int, passes: float) -> str:
 
 
 def _warmup(args: argparse.Namespace) -> str:
-    if hasattr(args, "iterations"):
-        return f"{args.warmup_iterations} iterations"
-    return f"{args.warmup_epochs:g} epochs"
+    """The length of the warm-up; where it is longer than the run, a warning says what would fit."""
+    unit = "iterations" if hasattr(args, "iterations") else "epochs"
+    length, warmup = getattr(args, unit), getattr(args, f"warmup_{unit}")
+    if warmup >= length:
+        log.warning(
+            "--warmup_%s %g is not shorter than the run of %g: the rate never comes to its height; "
+            "--warmup_%s %g, a tenth, would fit",
+            unit,
+            warmup,
+            length,
+            unit,
+            length // 10 or 0.1 * length,
+        )
+    return f"{warmup:g} {unit}"
 
 
 def _wrapped(name: str, text: str, width: int = 100, indent: int = 18) -> str:

@@ -154,6 +154,38 @@ def test_values_outside_the_classes_say_where(folder):
     refused(folder, "deep/b.png", "in colours", "--palette")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("b.jpg", {}), ("b.png", {"format": "JPEG"}), ("b.webp", {"quality": 90}),
+        ("b.tif", {"compression": "jpeg"}), ("b.png", {"format": "JPEG2000"}),
+    ],
+    ids=lambda value: str(value),
+)  # fmt: skip
+@pytest.mark.parametrize("palette", ["", "palette.txt"])
+def test_maps_in_lossy_files_are_refused(folder, name, options, palette):
+    labels = read_labels(str(folder), "", 1, palette and str(folder / palette))
+    mode = "RGB" if palette or name.endswith("webp") else "L"
+    Image.new(mode, (6, 4), 0).save(folder / name, **options)
+    with pytest.raises(UsageError, match=rf"{name} is a label map as .*changes values.* PNG"):
+        labels.read(str(folder / name))
+
+
+def test_a_lossless_webp_keeps_its_colours(folder):
+    labels = read_labels(str(folder), "", 1, str(folder / "palette.txt"))
+    Image.new("RGB", (6, 4), (0, 130, 0)).save(folder / "b.webp", lossless=True)
+    assert (labels.read(str(folder / "b.webp")) == 1).all()
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_text_files_may_begin_with_a_byte_order_mark(folder, mark):
+    for name in ("classes.txt", "palette.txt"):
+        path = folder / name
+        path.write_bytes(mark + path.read_bytes().replace(b"\n", b"\r\n"))
+    labels = read_labels(str(folder), "", 1, str(folder / "palette.txt"))
+    assert labels.classes == CLASSES and labels.palette[0] == ((120, 0, 0), 0)
+
+
 def test_a_map_of_another_size_is_counted_and_replaced_but_for_the_first(folder):
     Image.new("L", (6, 5)).save(folder / "annotations" / "training" / "deep" / "b.png")
     images = load(folder)
@@ -163,6 +195,13 @@ def test_a_map_of_another_size_is_counted_and_replaced_but_for_the_first(folder)
     assert "deep/b.png has 5 x 6 pixels, its image" in data.problem(1)
     Image.new("L", (6, 5)).save(folder / "annotations" / "training" / "a.png")
     refused(folder, "a.png has 5 x 6 pixels", "4 x 6")
+
+
+def test_one_bad_pair_is_no_reason_to_refuse_a_folder_wherever_it_is(folder):
+    (folder / "images" / "training" / "a.jpg").write_bytes(b"no image")
+    assert len(load(folder)) == 2
+    Image.new("L", (6, 4), 9).save(folder / "annotations" / "training" / "deep" / "b.png")
+    refused(folder, "b.png has the value 9")
 
 
 @pytest.mark.parametrize(

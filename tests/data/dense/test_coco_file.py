@@ -133,6 +133,11 @@ BAD_POLYGONS = [
 ]  # fmt: skip
 
 
+def shown(value) -> str:
+    """A case's name, the same in each process of the tests."""
+    return "nothing" if value is NOTHING else str(value)
+
+
 @pytest.mark.parametrize("bad", BAD_POLYGONS, ids=lambda bad: str(bad)[:20])
 def test_a_bad_polygon_among_good_ones_is_dropped_and_not_its_object(folder, caplog, bad):
     data = content([annotation(1, segmentation=[BOX[0], bad]), annotation(2)])
@@ -193,7 +198,7 @@ def test_a_damaged_mask_leaves_its_object_the_box(folder, caplog, bad):
     assert [about["segmentation"] for about in truth["annotations"]] == [None, BOX]
 
 
-@pytest.mark.parametrize("none", [None, [], {}, "", NOTHING], ids=str)
+@pytest.mark.parametrize("none", [None, [], {}, "", NOTHING], ids=shown)
 def test_boxes_without_masks_are_said_once(folder, caplog, none):
     data = content([annotation(i, segmentation=none) for i in range(3)])
     images, _ = load(folder, data)
@@ -287,7 +292,7 @@ def test_a_file_that_contradicts_itself_is_refused(folder, data, words):
 NO_NUMBERS = [None, "1", "x", True, 1.5, float("nan"), float("inf"), [1], {"a": 1}, NOTHING]
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=shown)
 def test_ids_of_any_other_type_are_one_line(folder, value):
     for part, key in (
         ("images", "id"), ("categories", "id"), ("annotations", "id"), ("annotations", "image_id"),
@@ -301,7 +306,7 @@ def test_ids_of_any_other_type_are_one_line(folder, value):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("value", [None, "wide", True, 0, -3, 1.5, [8], 2**40, NOTHING], ids=str)
+@pytest.mark.parametrize("value", [None, "wide", True, 0, -3, 1.5, [8], 2**40, NOTHING], ids=shown)
 def test_sizes_that_are_none_are_one_line(folder, value):
     data = content([annotation(1)])
     entry = data["images"][1]

@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 import main_evaluate
+from util.errors import RunError
 from util.evaluation.frozen import patches
 from util.evaluation.frozen.patches import patch_classes
 
@@ -61,6 +62,41 @@ def test_planted_patches_are_found_and_counted_by_pixels(tmp_path):
         labelled = sum(int((val.read(i)[1] >= 0).sum()) for i in range(4))
         assert one.counts[:, 1].sum() == one.counts[:, 2].sum() == labelled
         assert one.miou() > 75  # all but what is blurred between patches
+
+
+def test_what_cannot_be_read_counts_nowhere(tmp_path, caplog):
+    """An image and a map of each split; the others' mIoU is that of a folder without those."""
+    found = []
+    for way in ("damaged", "absent"):
+        write_folder(tmp_path / way)
+        for kind, name in (("images", "1.png"), ("annotations", "3.png")):
+            for split in ("training", "validation"):
+                path = tmp_path / way / kind / split / name
+                path.write_bytes(b"no image")
+                if way == "absent":
+                    for other in ("images", "annotations"):
+                        (tmp_path / way / other / split / name).unlink()
+        args = main_evaluate.parse_args(["untrained", "--dense", str(tmp_path / way)])
+        train, val = patches.load(args, 1)
+        found.append(patches.evaluate(GreyEncoder(), train, val, args, CPU))
+        if way == "damaged":
+            args.max_bad_images = 1
+            with pytest.raises(RunError, match=r"--dense: 2 pairs .* --max_bad_images 1"):
+                patches.evaluate(GreyEncoder(), train, val, args, CPU)
+            val.published = "Set-D"
+            args.max_bad_images = 2
+            with pytest.raises(RunError, match="Set-D: 2 of 4 images cannot be read"):
+                patches.evaluate(GreyEncoder(), train, val, args, CPU)
+    assert "left out: " in caplog.text
+    damaged, absent = found
+    one = damaged[patches.KNN_NAME]
+    assert one.left_out == (1, 3) and not one.counts[[1, 3]].any()
+    assert np.array_equal(one.counts[[0, 2]], absent[patches.KNN_NAME].counts)
+    assert "of 10 images" in one.chosen
+    other = patches.Dense("", one.counts + 7, (0,))  # compared on image 2 alone
+    difference = patches.compare(one, other)
+    expected = patches.mean_iou(one.counts[2]) - patches.mean_iou(one.counts[2] + 7)
+    assert difference.difference == pytest.approx(expected)
 
 
 def test_mean_iou_is_scikit_learns():

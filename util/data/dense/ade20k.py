@@ -1,7 +1,7 @@
 """Images with a label map each, in ADE20K's layout; own data lies in the same one.
 
     ROOT/images/SPLIT/NAME.jpg          any format of `util.data.images`, any folders below SPLIT
-    ROOT/annotations/SPLIT/NAME.png     its label map, as large as the image
+    ROOT/annotations/SPLIT/NAME.png     its label map, as large as the image (no JPEG)
     ROOT/classes.txt                    a class a line; ADE20K itself has objectInfo150.txt
 SPLIT is training or validation. A map holds numbers (grey or palette images of 8 or 16 bits, .npy),
 of which the first class has `first_class`: 1 in ADE20K, whose 0 is nothing. Where a palette file
@@ -26,6 +26,8 @@ from util.errors import UsageError, first_line
 
 NOTHING = -1  # what is not labelled, and counts nowhere
 UNLABELLED = 255  # in a file; also what many tools write there
+FIRST = 10  # pairs of which one must be whole
+LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 Colour = tuple[int, int, int]
 
 
@@ -52,49 +54,71 @@ class Labels:
         """A label map: int16 [H, W], classes from 0 on and NOTHING.
 
         Raises:
-            UsageError: a value or colour that is no class; the line says where.
+            UsageError: a value or colour that is no class (the line says where), or a file whose
+                values are not what was drawn.
             OSError, ValueError: the file cannot be read.
         """
-        if path.lower().endswith(".npy"):
-            return self._from_numbers(np.load(path, allow_pickle=False), path)
-        with Image.open(path) as image:
-            if self.palette is not None:
-                return self._from_colours(np.asarray(image.convert("RGB")), path)
-            if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-                raise UsageError(
-                    f"{path} is a label map in colours ({image.mode}): name their classes in a "
-                    "--palette file, or write maps of numbers"
-                )
-            return self._from_numbers(np.asarray(image), path)
+        values = self.read_values(path)
+        classes, is_wrong = self.find(values, self.has_colours(path))
+        if is_wrong.any():
+            row, column = np.argwhere(is_wrong)[0]
+            value = self.shown(values[row, column], self.has_colours(path))
+            raise UsageError(
+                f"{path} has the {value} at row {row}, column {column}"
+                + self._advice(self.has_colours(path))
+            )
+        return torch.from_numpy(classes.astype(np.int16))
 
-    def _from_numbers(self, values: np.ndarray, path: str) -> Tensor:
+    def has_colours(self, path: str) -> bool:
+        """Whether a map's values are colours, by their codes; arrays always hold numbers."""
+        return self.palette is not None and not path.lower().endswith(".npy")
+
+    def read_values(self, path: str) -> np.ndarray:
+        """A map's numbers, or its colours' codes, as they stand in the file: [H, W].
+
+        Raises: as `read` does.
+        """
+        if path.lower().endswith(".npy"):
+            values = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                _refuse_lossy(image, path)
+                if self.palette is not None:
+                    return _code(np.asarray(image.convert("RGB")))
+                if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+                    raise UsageError(
+                        f"{path} is a label map in colours ({image.mode}): name their classes in a "
+                        "--palette file, or write maps of numbers"
+                    )
+                values = np.asarray(image)
         if values.ndim != 2 or values.dtype.kind not in "bui":
             raise ValueError(f"{path}: an array of {values.shape} {values.dtype}, no label map")
-        classes = values.astype(np.int64) - self.first_class
-        num = len(self.classes)
+        return values
+
+    def find(self, values: np.ndarray, are_colours: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The classes, and NOTHING, of a file's numbers or codes; and where one is neither."""
+        if are_colours:
+            places = np.searchsorted(self.codes, values).clip(max=len(self.codes) - 1)
+            return self.of_codes[places], self.codes[places] != values
+        classes, num = values.astype(np.int64) - self.first_class, len(self.classes)
         is_nothing = (classes == -1) | ((values == UNLABELLED) & (classes >= num))
         is_wrong = ~is_nothing & ((classes < 0) | (classes >= num))
-        if is_wrong.any():
-            row, column = np.argwhere(is_wrong)[0]
-            raise UsageError(
-                f"{path} has the value {values[row, column]} at row {row}, column {column}: the "
-                f"{num} classes are {self.first_class} to {self.first_class + num - 1}; correct "
-                "the map, or check --classes and --first_class"
-            )
-        return torch.from_numpy(np.where(is_nothing, NOTHING, classes).astype(np.int16))
+        return np.where(is_nothing, NOTHING, classes), is_wrong
 
-    def _from_colours(self, pixels: np.ndarray, path: str) -> Tensor:
-        codes = _code(pixels)
-        places = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
-        is_wrong = self.codes[places] != codes
-        if is_wrong.any():
-            row, column = np.argwhere(is_wrong)[0]
-            colour = " ".join(map(str, pixels[row, column]))
-            raise UsageError(
-                f"{path} has the colour {colour} at row {row}, column {column}, which is not in "
-                "--palette: add it there, with the class - if it is nothing"
-            )
-        return torch.from_numpy(self.of_codes[places].astype(np.int16))
+    def shown(self, value: int, is_colour: bool) -> str:
+        """`value 3`, or `colour 255 0 0`."""
+        if is_colour:
+            return f"colour {value >> 16} {value >> 8 & 255} {value & 255}"
+        return f"value {value}"
+
+    def _advice(self, are_colours: bool) -> str:
+        if are_colours:
+            return ", which is not in --palette: add it there, with the class - if it is nothing"
+        num, first = len(self.classes), self.first_class
+        return (
+            f": the {num} classes are {first} to {first + num - 1}; correct the map, or check "
+            "--classes and --first_class"
+        )
 
     def write(self, path: str, classes: Tensor) -> None:
         """Write a map [H, W] of classes as `read` reads it, NOTHING too."""
@@ -121,6 +145,19 @@ class Labels:
             hsv = Image.new("HSV", (1, 1), (hue, 200, value))
             found[i] = hsv.convert("RGB").getpixel((0, 0))
         return found
+
+
+def _refuse_lossy(image: Image.Image, path: str) -> None:
+    """Raises UsageError for a file that keeps about the pixels that were drawn, and not those."""
+    is_lossy = image.format in LOSSY or image.info.get("compression") == "jpeg"  # in a TIFF
+    if image.format == "WEBP":
+        with open(path, "rb") as file:
+            is_lossy = b"VP8L" not in file.read(4096)  # the chunk of a lossless one
+    if is_lossy:
+        raise UsageError(
+            f"{path} is a label map as {image.format}, which changes values where classes meet: "
+            "write maps as PNG or .npy, from what they were made of"
+        )
 
 
 def _code(colours: np.ndarray) -> np.ndarray:
@@ -173,7 +210,7 @@ def _read_palette(path: str, classes: list[str]) -> list[tuple[Colour, int]]:
 
 def _lines(path: str, flag: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return [line.strip() for line in file.read().rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{flag} {path} cannot be read ({error})") from None
@@ -190,6 +227,8 @@ class MappedImages(Images):
         self.map_folder = os.path.join(root, "annotations", split)
         self.labels, self.classes, self.in_chans = labels, labels.classes, in_chans
         self.paths, self.map_paths = _paired(self.folder, self.map_folder)
+        if (split, len(self.paths), len(self.classes)) == ("validation", 2000, 150):
+            self.published = "ADE20K's validation set"
         # In place of labels, for the ranks to compare.
         self.targets = np.array([zlib.crc32(os.fsencode(path)) for path in self.paths])
 
@@ -205,6 +244,9 @@ class MappedImages(Images):
 
     def name(self, index: int) -> str:
         return os.path.join(self.folder, self.paths[index])
+
+    def files(self, index: int) -> tuple[str, ...]:
+        return self.name(index), os.path.join(self.map_folder, self.map_paths[index])
 
 
 def _size(image: Tensor) -> str:
@@ -242,7 +284,7 @@ def _paired(folder: str, map_folder: str) -> tuple[list[str], list[str]]:
 
 
 def load_mapped_images(data_path: str, split: str, labels: Labels, in_chans: int) -> MappedImages:
-    """A split of the data, of which a first pair has been read.
+    """A split of the data, of which a pair has been read.
 
     Raises:
         UsageError: data that is missing, empty or of no use; on all ranks, where one of them lacks
@@ -250,12 +292,17 @@ def load_mapped_images(data_path: str, split: str, labels: Labels, in_chans: int
     """
 
     def load() -> MappedImages:
-        images = MappedImages(data_path, split, labels, in_chans)
-        try:
-            images.read(0)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--data_path: {first_line(error)}") from None
-        return images
+        images, problem = MappedImages(data_path, split, labels, in_chans), ""
+        for index in range(min(len(images), FIRST)):
+            try:
+                images.read(index)
+            except UsageError as error:
+                raise UsageError(f"--data_path: {error}") from None
+            except Exception as error:  # a damaged file, or data of another kind
+                problem = problem or first_line(error)
+            else:
+                return images
+        raise UsageError(f"--data_path: {problem}")
 
     images = agreement.all_or_none(load)
     check_same(images.targets, images.classes, f"{split} images")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 from util.data.dense.coco import Annotated, Object
 from util.data.dense.rle import decode_rle, fill_polygons
+from util.data.transforms import resize
 
 # boxes [n, 4] x0 y0 x1 y1, labels [n], masks [n, h, w] uint8, has_mask [n]: else it is the box.
 Target = dict[str, Tensor]
@@ -35,7 +35,7 @@ class View:
     def image(self, image: Tensor) -> Tensor:
         """[C, H, W] -> [C, *size]."""
         if self.resized != self.original:
-            image = VF.resize(image, list(self.resized), antialias=True)
+            image = resize(image, self.resized, "bilinear")
         image = image[:, self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
         return image.flip(2) if self.flipped else image
 

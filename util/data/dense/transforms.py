@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 from util.data.dense.ade20k import NOTHING
 from util.data.images import to_float
+from util.data.transforms import resize
 
 Pair = tuple[Tensor, Tensor]
 
@@ -22,21 +22,30 @@ LONGEST = 4  # an image's longer side is at most so many times the size's shorte
 def fitted_size(height: int, width: int, short: float) -> tuple[int, int]:
     """The size of an image whose shorter side becomes `short`, the longer at most 4 · short."""
     scale = min(short / min(height, width), LONGEST * short / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
-    """[..., h, w] -> [..., *size], bilinear."""
+def resize_image(image: Tensor, size: Sequence[int], antialias: bool = False) -> Tensor:
+    """[..., h, w] -> [..., *size], bilinear.
+
+    Args:
+        antialias: the published pipeline (OpenCV's INTER_LINEAR) does not: a pixel is made of the
+            four that surround its centre, however much smaller an image becomes.
+    """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return VF.resize(image, list(size), antialias=True)
+    return resize(image, size, "bilinear", antialias)
 
 
 def resize_map(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """[h, w] -> size: each pixel takes the value that lies under its centre."""
+    """[h, w] -> size: pixel i takes the value at ⌊i · old / new⌋, as published.
+
+    That is OpenCV's INTER_NEAREST, which does not look under a pixel's centre: a map lies on
+    average half a pixel of the new grid below its image and to the right, but at whole factors.
+    """
     for dim, (old, new) in enumerate(zip(labels.shape, size, strict=True)):
-        centres = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)
-        labels = labels.index_select(dim, centres.long().clamp(max=old - 1))
+        places = (torch.arange(new, dtype=torch.float64) * (old / new)).long()
+        labels = labels.index_select(dim, places.clamp(max=old - 1))
     return labels
 
 
@@ -53,7 +62,7 @@ class RandomResize:
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
         scale = torch.empty(()).uniform_(*self.scales).item()
-        size = fitted_size(*labels.shape, self.short * scale)
+        size = fitted_size(*labels.shape, max(1, int(self.short * scale)))
         return resize_image(image, size), resize_map(labels, size)
 
 
@@ -102,6 +111,8 @@ class PhotometricDistortion:
     """
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
+        from torchvision.transforms.v2.functional import adjust_hue
+
         pixels = to_float(image)
         if _coin():
             pixels = (pixels + _between(-32 / 255, 32 / 255)).clamp(0, 1)
@@ -112,7 +123,7 @@ class PhotometricDistortion:
             if _coin():
                 pixels = saturated(pixels, _between(0.5, 1.5))
             if _coin():
-                pixels = VF.adjust_hue(pixels, _between(-0.1, 0.1))
+                pixels = adjust_hue(pixels, _between(-0.1, 0.1))
         if not contrast_first:
             pixels = _contrast(pixels)
         if image.dtype == torch.uint8:

@@ -1,4 +1,4 @@
-"""Scenes (tools/scenes.py) as images of one class each: that of which most is seen."""
+"""Scenes (tools/scenes.py) as images of one class each: the one that covers most pixels."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def largest_objects(folder: str, split: str) -> tuple[list[str], list[int], list
     """
     path = os.path.join(folder, f"instances_{split}.json")
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8-sig") as file:
             content = json.load(file)
         names = {image["id"]: image["file_name"] for image in content["images"]}
         pixels: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))

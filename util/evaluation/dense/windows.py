@@ -77,7 +77,8 @@ def predict(
     views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     total: Tensor | float = 0.0
     for scale, mirrored in views:
-        view = normalize(resize_image(imgs, fitted_size(*imgs.shape[-2:], short * scale)))
+        size = fitted_size(*imgs.shape[-2:], max(1, int(short * scale)))
+        view = normalize(resize_image(imgs, size))
         logits = segment(view.flip(-1)).flip(-1) if mirrored else segment(view)
         logits = enlarged(logits, base)
         total = total + (logits.softmax(1) if len(views) > 1 else logits)

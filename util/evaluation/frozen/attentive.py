@@ -22,7 +22,7 @@ from util.data.datasets import Images, Subset
 from util.data.loader import Batches, open_batches
 from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip
-from util.errors import UsageError
+from util.errors import EXIT_DATA, RunError, UsageError
 from util.evaluation.frozen.features import FeatureStore, checksum
 from util.evaluation.frozen.probes import Probe, TestSet, held_out_tenth
 from util.logging import ProgressLine
@@ -77,7 +77,7 @@ class EfficientProbe(nn.Module):
 
 
 def check_queries(dim: int, num_queries: int) -> None:
-    """Raises UsageError where the queries do not share out the channels."""
+    """Raise UsageError where the number of queries does not divide the channels."""
     if dim % num_queries:
         raise UsageError(
             f"--attentive_queries {num_queries} does not divide the encoder's width {dim}: "
@@ -86,29 +86,30 @@ def check_queries(dim: int, num_queries: int) -> None:
 
 
 class KeptTokens(Dataset):
-    """Tokens on disk, as the loader reads them: (epoch, index) -> (tokens [L, D], label, −1).
+    """Patch tokens on disk as the loader reads them: (epoch, index) -> (tokens [L, D], label, −1).
 
     Args:
-        ids: of the images, [n].
+        store: has the tokens under the name TOKENS. ids: of the images that are read, [n].
     """
 
     def __init__(self, store: FeatureStore, ids: np.ndarray):
-        self.images, self.tokens, self.targets = store.images, store.rows(TOKENS), store.targets()
-        self.ids = ids
+        self.images, self.tokens, self.ids = store.images, store.rows(TOKENS), ids
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
         index = int(self.ids[item[1]])
-        return self.tokens[index], int(self.targets[index]), -1
+        return self.tokens[index], int(self.images.targets[index]), -1
 
 
 def are_kept(tokens: str, folders: Mapping[str, int]) -> bool:
-    """Whether patch tokens are kept, by --tokens and the disk's free space: all encoders' or none.
+    """Whether the patch tokens of all encoders, or of none, are to be kept on the disk.
+
+    By --tokens; with `auto`, where they take no more than DISK_SHARE of the free space.
 
     Args:
-        folders: of the encoders' tokens, and how many numbers each has, in half precision.
+        folders: of each encoder's tokens, and how many numbers they have, in half precision.
     """
     missing = {folder: count for folder, count in folders.items() if not os.path.isdir(folder)}
     if tokens != "auto" or not missing:
@@ -128,33 +129,34 @@ def are_kept(tokens: str, folders: Mapping[str, int]) -> bool:
 def evaluate(
     encoder, tests: Mapping[str, TestSet], args: argparse.Namespace, device: torch.device
 ) -> Probe:
-    """Train the probe on an encoder's training images, and ask it for all test sets.
+    """Train the probe on an encoder's training images, and test it on all test sets.
 
     Args:
         encoder: has `encode_tokens(images [B, C, H, W]) -> [B, L, D]`, the stores `train`,
             `tests` and `tokens` (None: not kept), `width` (D), `name` and `view`.
     """
-    images, targets = encoder.train.images, encoder.train.targets()
-    size = min(args.attentive_batch, 2 ** int(math.log2(max(len(images) / MIN_STEPS, 2))))
+    images, ids, targets = encoder.train.images, encoder.train.ids(), encoder.train.targets()
+    size = min(args.attentive_batch, 2 ** int(math.log2(max(len(ids) / MIN_STEPS, 2))))
     rates = args.attentive_blr
     trainer = _Trainer(encoder, args, size, device)
     best = rates[0]
     if len(rates) > 1:
         is_held = held_out_tenth(targets)
-        probes = trainer.train(rates, np.flatnonzero(~is_held))
-        held = Subset(images, np.flatnonzero(is_held))
+        probes = trainer.train(rates, ids[~is_held.numpy()])
+        held = Subset(images, ids[is_held.numpy()])
         right = [(p == targets[is_held]).sum().item() for p in trainer.predict(probes, held)]
         best = rates[right.index(max(right))]
-    probes = trainer.train((best,), np.arange(len(images)))
+    probes = trainer.train((best,), ids)
     found = Probe(f"{trainer.words}, base rate {best:g}")
     for name, test in tests.items():
-        shown = encoder.tests.get(name, encoder.tests["val"]).images  # ReaL's are those of val
+        store = encoder.tests.get(name, encoder.tests["val"])  # ReaL's are those of val
+        shown = Subset(store.images, store.ids())
         found.right[name] = test.right(trainer.predict(probes, shown)[0])
     return found
 
 
 class _Trainer:
-    """Probes of one encoder, of which those of several learning rates see the same batches.
+    """Trains probes of one encoder; those of several learning rates see the same batches.
 
     Args:
         size: images a step.
@@ -172,7 +174,7 @@ class _Trainer:
         )
 
     def train(self, rates: Sequence[float], ids: np.ndarray) -> nn.ModuleList:
-        """A probe for each base rate, on some of the training images."""
+        """Train a probe for each base rate, on the training images `ids`."""
         args, encoder, images = self.args, self.encoder, self.encoder.train.images
         if encoder.tokens is None:
             crop = CropAndFlip(encoder.view.size, args.min_crop, args.flip, tf_style=True)
@@ -184,7 +186,8 @@ class _Trainer:
             seed_libraries(args.seed, STREAM_INIT)  # all start from the same weights
             num_classes = len(images.classes)
             probes.append(EfficientProbe(encoder.width, num_classes, args.attentive_queries))
-        about = [self.words, list(rates), args.seed, encoder.train.digest(), len(ids)]
+        made_of = [encoder.train.digest(), encoder.train.made_of()]
+        about = [self.words, list(rates), args.seed, *made_of, len(ids)]
         path = f"{encoder.train.folder}-attentive-{checksum(about)[:8]}.pth"
         rates = [optim.absolute_lr(None, rate, self.size) for rate in rates]
         batches = self._batches(data, self.size, training=True)
@@ -196,12 +199,22 @@ class _Trainer:
 
     @torch.no_grad()
     def predict(self, probes: nn.ModuleList, images: Images) -> Tensor:
-        """The class of each image, by probe: [H, n]."""
+        """The class of each image, by probe: [H, n].
+
+        Raises:
+            RunError: an image that cannot be read, as it could when features were computed.
+        """
         data = TransformedImages(images, self.encoder.view, self.args.seed)
-        parts = []
-        for imgs, _ in self._batches(data, self.args.batch_size, training=False).epoch():
+        batches, parts = self._batches(data, self.args.batch_size, training=False), []
+        for _, imgs, _ in batches.each_once():
             tokens = self.encoder.encode_tokens(imgs.to(self.device))
             parts.append(torch.stack([probe(tokens).argmax(1) for probe in probes]))
+        for index in batches.left_out():
+            raise RunError(
+                f"{data.problem(index)}: it could be read when its features were computed, and "
+                "cannot now: start again",
+                EXIT_DATA,
+            )
         return torch.cat(parts, 1).cpu()
 
     def _encode(self, inputs: Tensor) -> Tensor:
@@ -220,11 +233,11 @@ def train(
     probes: nn.ModuleList, rates: Sequence[float], batches: Batches,
     encode: Callable[[Tensor], Tensor], epochs: int, path: str, label: str = "",
 ) -> None:  # fmt: skip
-    """Probes, each at its learning rate, to the last epoch.
+    """Train probes side by side, each at its own learning rate, to the last epoch.
 
     Args:
-        encode: what the batches hold -> tokens [B, L, D].
-        path: of the state after each epoch, from which this goes on.
+        rates: absolute, one for each probe. encode: what the batches hold -> tokens [B, L, D].
+        path: where the state is saved after each epoch, and from which this goes on.
     """
     optimizers = [optim.LARS(probe.parameters()) for probe in probes]
     start = _resume(path, probes, optimizers)
@@ -251,7 +264,7 @@ def train(
 
 
 def _resume(path: str, probes: nn.ModuleList, optimizers: list[torch.optim.Optimizer]) -> int:
-    """Load the state in `path`, if there is one; epochs done."""
+    """Load the state in `path`, if there is one, and return the number of epochs done."""
     if not os.path.exists(path):
         return 0
     state = read_checkpoint(path)

@@ -1,7 +1,8 @@
-"""All the frozen evaluations of one encoder, from its features on the disk."""
+"""Run all the frozen evaluations of one encoder, from its features on the disk."""
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,10 +24,11 @@ VIEWED = 2048  # images whose masks are compared
 
 @dataclass
 class Frozen:
-    """What was found of one encoder; per-image hits are kept for paired comparisons.
+    """The results of one encoder; hits of each image are kept for paired comparisons.
 
-    probes: by evaluation. few: accuracies on the first test set by draw, by what was asked for.
-    blocks: accuracies on the first test set, by kind. label_free: monitors. dense: on --dense.
+    probes: by evaluation. few: which images of the first test set were right in each draw, by the
+    number or share of labels. blocks: accuracies (percent) on the first test set, block by block,
+    by kind of feature. label_free: monitors. dense: the evaluations on --dense.
     """
 
     probes: dict[str, Probe] = field(default_factory=dict)
@@ -40,12 +42,12 @@ def evaluate(
     encoder, args: argparse.Namespace, real: list[frozenset[int]] | None,
     lists: dict[str, Tensor], device: torch.device,
 ) -> Frozen:  # fmt: skip
-    """Everything that --only asks for.
+    """Run the evaluations of one encoder that --only asks for, and --attentive.
 
     Args:
         encoder: has `model.kinds`, `model.depth`, the stores `train` and `tests`, `views`, and what
             `attentive.evaluate` asks for.
-        real: ReaL's labels of the first test set. lists: ids of published lists.
+        real: ReaL's labels of the first test set's images. lists: ids of published lists.
     """
     kinds, found = encoder.model.kinds, Frozen()
     if not args.only and not args.attentive:
@@ -56,7 +58,9 @@ def evaluate(
         for name, store in encoder.tests.items()
     }
     if real is not None:
-        tests["ReaL"] = TestSet(tests["val"].features, real)
+        right_ones = [real[index] for index in encoder.tests["val"].ids()]
+        tests["ReaL"] = TestSet(tests["val"].features, right_ones)
+    lists = {name: _rows_of(encoder.train, ids) for name, ids in lists.items()}
     if "knn" in args.only:
         found.probes |= probes.knn(train, targets, tests, device)
     if "logistic" in args.only:
@@ -72,6 +76,34 @@ def evaluate(
     return found
 
 
+def leave_out_of_all(encoders: Sequence) -> dict[str, int]:
+    """Leave what one encoder could not read of a set out of it for all, as they are compared.
+
+    Args:
+        encoders: with the stores `train`, `tokens` (or None) of the same images, and `tests`.
+
+    Returns:
+        By set, how many images are left out of it, where there are some.
+    """
+    stores = {"train": [s for e in encoders for s in (e.train, e.tokens) if s is not None]}
+    stores |= {name: [e.tests[name] for e in encoders] for name in encoders[0].tests}
+    counts = {}
+    for part, of_part in stores.items():
+        union = sorted({index for store in of_part for index in store.left_out})
+        for store in of_part:
+            store.left_out = union
+        if union:
+            counts[part] = len(union)
+    return counts
+
+
+def _rows_of(store: FeatureStore, ids: Tensor) -> Tensor:
+    """Of images of a set, by their positions in it, the rows of its features; but of unreadable
+    ones."""
+    kept, listed = store.ids(), ids.numpy()
+    return torch.from_numpy(np.searchsorted(kept, listed[np.isin(listed, kept)]))
+
+
 def by_kind(store: FeatureStore, kinds: tuple[str, ...]) -> dict[str, Tensor]:
     return {kind: store.read(kind) for kind in kinds}
 
@@ -80,7 +112,10 @@ def few_labels(
     train: dict[str, Tensor], targets: Tensor, test: TestSet, args: argparse.Namespace,
     lists: dict[str, Tensor], device: torch.device,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """On all kinds side by side, so that nothing is left to choose."""
+    """Train on each number of labels of --few, --few_shares, --few_list: hits [draws, n] by name.
+
+    All kinds of feature are used side by side, so that nothing is left to choose.
+    """
     features, queries = (_side_by_side(kinds) for kinds in (train, test.features))
     wanted: dict[str, int | float] = {f"{n} per class": n for n in args.few}
     wanted |= {f"{100 * share:g} %": float(share) for share in args.few_shares}
@@ -102,13 +137,13 @@ def _side_by_side(kinds: dict[str, Tensor]) -> Tensor:
 
 
 def blocks(encoder, test: TestSet, device: torch.device) -> dict[str, list[float]]:
-    """Logistic regression on each block's output: test accuracies (percent), by kind."""
+    """Logistic regression on each block's output: accuracies (percent) by kind, block by block."""
     found: dict[str, list[float]] = {kind: [] for kind in encoder.model.kinds}
     for number in range(encoder.model.depth):
         for kind in encoder.model.kinds:
             name = f"block {number} {kind}"
             features = encoder.train.read(name, in_detail=True)
-            targets = encoder.train.targets()[: len(features)]
+            targets = encoder.train.targets(in_detail=True)
             query = TestSet({kind: encoder.tests["val"].read(name, in_detail=True)}, test.truth)
             probe = probes.regression({kind: features}, targets, {"val": query}, device)
             found[kind].append(probe[f"logistic, {kind}"].accuracy("val"))

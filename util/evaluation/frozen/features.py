@@ -3,6 +3,10 @@
 A shard holds the features of `SHARD` consecutive images and is computed batch by batch in their
 order, whichever process does it; so the number of processes and workers changes nothing, and what
 an interrupted run left is gone on with.
+
+A shard knows the files that it was made of, and which of them could not be read: these are left
+out of everything that is read here. Where a file has changed since, or there was such a one, the
+shard is computed anew.
 """
 
 import hashlib
@@ -10,7 +14,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,6 +24,7 @@ from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset
 from util.data.loader import Batches
 from util.data.transformed import TransformedImages
+from util.data.unreadable import LEFT_OUT, leave_out, made_of
 from util.errors import RunError, UsageError
 from util.logging import ProgressLine
 
@@ -28,12 +33,14 @@ log = logging.getLogger(__name__)
 SHARD = 1024  # images
 ABOUT = "about.json"
 DETAILED = "detailed"  # the labels once more, in shards that were encoded in detail
+MADE_OF = "made_of"  # a digest of a shard's files
 Outputs = dict[str, Tensor]  # by name, [B, ...] each
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 
 def check_batch_size(batch_size: int) -> None:
+    """Raise UsageError where the batch size does not divide a shard."""
     if SHARD % batch_size:
         raise UsageError(f"--batch_size {batch_size} does not divide {SHARD}: use 32, 64, 128 …")
 
@@ -54,7 +61,7 @@ def checksum(*parts: object) -> str:
 
 
 def images_checksum(images: Images) -> str:
-    """Of the images' names (their last two parts) and labels, which stand for the images."""
+    """A checksum of the images' names (their last two parts) and labels, not of their pixels."""
     digest = hashlib.sha256(images.targets.tobytes())
     for index in range(len(images)):
         digest.update("/".join(images.name(index).split(os.sep)[-2:]).encode() + b"\0")
@@ -65,12 +72,12 @@ class FeatureStore:
     """The features of one image set by one encoder, in a folder.
 
     Args:
-        folder: of its own. about: plain values from which the features follow; a folder of others
-            is refused.
+        folder: of these features alone.
+        about: plain values that the features depend on; a folder with other values is refused.
         images: the set. dtype: `fp16` or `fp32`, in which features are kept.
-        detailed: so many images, the first, in whole shards, are encoded in detail; a later run may
-            ask for more.
-        flag: names the folder's parent.
+        detailed: how many images, the first ones, are encoded in detail (block by block), rounded
+            up to whole shards; a later run may ask for more.
+        flag: the flag that errors name, whose value is the folder's parent.
 
     Raises:
         UsageError: a folder that holds other features, or that cannot be written.
@@ -83,6 +90,7 @@ class FeatureStore:
         self.folder, self.images, self.dtype, self.flag = folder, images, DTYPES[dtype], flag
         self.detailed = min(-(-detailed // SHARD) * SHARD, len(images))
         self.about = about | {"images": len(images), "dtype": dtype, "shard": SHARD}
+        self.left_out: list[int] = []  # positions of images that could not be read, sorted
         agreement.main_does(self._claim)
 
     def _claim(self) -> None:
@@ -112,12 +120,31 @@ class FeatureStore:
     def _path(self, name: str, shard: int) -> str:
         return os.path.join(self.folder, f"{name}-{shard:05d}.npy")
 
-    def _is_done(self, shard: int) -> bool:
-        return all(os.path.exists(self._path(name, shard)) for name in self._marks(shard))
+    def _to_do(self) -> dict[int, str]:
+        """The shards that are to be computed, each with the digest of its files."""
+        digests = {shard: made_of(self.images, self._ids(shard)) for shard in self._shards()}
+        todo = {shard: d for shard, d in digests.items() if not self._is_done(shard, d)}
+        anew = [shard for shard in todo if os.path.exists(self._path(MADE_OF, shard))]
+        if anew:
+            log.info(
+                "%s: %d of %d parts have files that have changed or could not be read, or lack "
+                "details: computed anew", self.folder, len(anew), len(digests),
+            )  # fmt: skip
+        return todo
+
+    def _is_done(self, shard: int, digest: str) -> bool:
+        if not all(os.path.exists(self._path(name, shard)) for name in self._marks(shard)):
+            return False
+        is_of_these = np.load(self._path(MADE_OF, shard)).tobytes().hex() == digest
+        return is_of_these and LEFT_OUT not in np.load(self._path("targets", shard))
 
     def _marks(self, shard: int) -> tuple[str, ...]:
-        """What a shard has written last."""
-        return ("targets", DETAILED) if shard * SHARD < self.detailed else ("targets",)
+        """What a shard has written last, in this order."""
+        details = (DETAILED,) if shard * SHARD < self.detailed else ()
+        return ("targets", *details, MADE_OF)
+
+    def _shards(self) -> range:
+        return range(self.num_shards())
 
     def extract(
         self, encode: Callable[[Tensor, bool], Outputs], transform: Callable,
@@ -129,11 +156,12 @@ class FeatureStore:
         Args:
             encode: images [B, C, H, W], whether in detail -> what is kept, [B, ...] by name.
             batch_size: a divisor of SHARD.
+
+        Raises:
+            RunError: too many unreadable images, or one of a published set.
         """
-        todo = agreement.main_does(
-            lambda: [shard for shard in range(self.num_shards()) if not self._is_done(shard)]
-        )
-        own = todo[distributed.rank() :: distributed.world_size()]
+        todo = agreement.main_does(self._to_do)
+        own = dict([*todo.items()][distributed.rank() :: distributed.world_size()])
         ids = np.concatenate([np.arange(0), *map(self._ids, own)])
         if len(ids):
             data = TransformedImages(Subset(self.images, ids), transform, 0)
@@ -141,59 +169,92 @@ class FeatureStore:
                 data, batch_size, training=False, num_workers=num_workers, alone=True,
                 pin_memory=device.type == "cuda", max_bad_images=max_bad_images,
             )  # fmt: skip
-            self._fill(own, iter(batches.epoch()), encode, device, ProgressLine(label, len(ids), 0))
+            self._fill(own, ids, batches, encode, device, ProgressLine(label, len(ids), 0))
         distributed.barrier()
+        self.left_out = agreement.main_does(self._find_left_out)
+
+    def _find_left_out(self) -> list[int]:
+        shards = [np.load(self._path("targets", shard)) for shard in self._shards()]
+        return leave_out(self.images, np.flatnonzero(np.concatenate(shards) == LEFT_OUT).tolist())
 
     def _ids(self, shard: int) -> np.ndarray:
         return np.arange(shard * SHARD, min((shard + 1) * SHARD, len(self.images)))
 
-    def _fill(self, shards, batches: Iterator, encode, device, line: ProgressLine) -> None:
-        done = 0
-        for shard in shards:
-            parts: dict[str, list[np.ndarray]] = {}
-            labels, count = [], 0
-            while count < len(self._ids(shard)):
-                imgs, targets = next(batches)
-                imgs = imgs.to(device, non_blocking=True)
-                for name, value in encode(imgs, shard * SHARD < self.detailed).items():
-                    parts.setdefault(name, []).append(
-                        value.float().cpu().numpy().astype(self.dtype)
-                    )
-                labels.append(targets.numpy())
-                count += len(imgs)
-                done += len(imgs)
-                line.update(done)
-            arrays = {name: np.concatenate(values) for name, values in parts.items()}
-            try:
-                for name in self._marks(shard):
-                    arrays[name] = np.concatenate(labels)
-                for name, array in arrays.items():
-                    _write(self._path(name, shard), lambda file, a=array: np.save(file, a))
-            except OSError as error:
-                raise RunError(
-                    f"{self.folder} cannot be written ({error.strerror}): free space "
-                    "there and start again, which goes on where this stopped"
-                ) from None
+    def _fill(
+        self, digests: dict[int, str], ids: np.ndarray, batches: Batches, encode, device,
+        line: ProgressLine,
+    ) -> None:  # fmt: skip
+        """Compute shards of which the digests are given, and whose images `ids` are."""
+        arrays: dict[str, np.ndarray] = {}
+        done, waiting = 0, list(digests)
+        for positions, imgs, targets in batches.each_once():
+            own_ids = ids[positions.numpy()]
+            shard = own_ids[0] // SHARD  # a batch is of one
+            while waiting[0] != shard:
+                whole = waiting.pop(0)
+                self._write_shard(whole, arrays, digests[whole])
+                arrays = {}
+            rows, count = own_ids - shard * SHARD, len(self._ids(shard))
+            found = encode(imgs.to(device, non_blocking=True), shard * SHARD < self.detailed)
+            for name, value in found.items():
+                values = value.float().cpu().numpy().astype(self.dtype)
+                if name not in arrays:
+                    arrays[name] = np.zeros((count, *values.shape[1:]), self.dtype)
+                arrays[name][rows] = values
+            labels = arrays.setdefault("targets", np.full(count, LEFT_OUT, dtype=np.int64))
+            labels[rows] = targets.numpy()
+            done += len(imgs)
+            line.update(done)
+        for shard in waiting:
+            self._write_shard(shard, arrays, digests[shard])
+            arrays = {}
         line.close()
 
-    def targets(self) -> Tensor:
-        """Labels [n]."""
-        return self.read("targets")
+    def _write_shard(self, shard: int, arrays: dict[str, np.ndarray], digest: str) -> None:
+        """Args: arrays: by name; empty where no image of it could be read."""
+        labels = arrays.pop("targets", np.full(len(self._ids(shard)), LEFT_OUT, dtype=np.int64))
+        marks = dict.fromkeys(self._marks(shard), labels)
+        marks[MADE_OF] = np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
+        try:
+            for name, array in (arrays | marks).items():
+                _write(self._path(name, shard), lambda file, a=array: np.save(file, a))
+        except OSError as error:
+            raise RunError(
+                f"{self.folder} cannot be written ({error.strerror}): free space "
+                "there and start again, which goes on where this stopped"
+            ) from None
+
+    def ids(self, in_detail: bool = False) -> np.ndarray:
+        """Positions in the set of the images that features are of: of all but `left_out`."""
+        count = self.detailed if in_detail else len(self.images)
+        return np.setdiff1d(np.arange(count), self.left_out)
+
+    def targets(self, in_detail: bool = False) -> Tensor:
+        """Labels of the images in `ids`, [n]."""
+        return self.read("targets", in_detail)
 
     def read(self, name: str, in_detail: bool = False) -> Tensor:
-        """An output of all images, or of those that are encoded in detail: [n, ...], in the set's
-        order."""
-        count = self.detailed if in_detail else len(self.images)
-        paths = [self._path(name, shard) for shard in range(-(-count // SHARD))]
-        return torch.from_numpy(np.concatenate([np.load(path) for path in paths]))
+        """An output of the images in `ids`, of all or of those that are encoded in detail:
+        [n, ...]."""
+        ids, parts = self.ids(in_detail), []
+        starts = np.searchsorted(ids, SHARD * np.arange(1, self.num_shards()))
+        for shard, own_ids in enumerate(np.split(ids, starts)):
+            if len(own_ids):
+                array, rows = np.load(self._path(name, shard)), own_ids - shard * SHARD
+                parts.append(array if len(rows) == len(array) else array[rows])
+        return torch.from_numpy(np.concatenate(parts))
 
     def rows(self, name: str) -> "Rows":
         """An output that is too large to be read whole."""
-        return Rows([self._path(name, shard) for shard in range(self.num_shards())])
+        return Rows([self._path(name, shard) for shard in self._shards()])
 
     def digest(self) -> str:
-        """A checksum of everything that the features follow from."""
-        return checksum(self.about)[:12]
+        """A checksum of everything that the features follow from, wherever their files lie."""
+        return checksum(self.about, *([self.left_out] if self.left_out else []))[:12]
+
+    def made_of(self) -> str:
+        """A digest of the files that they were made of."""
+        return checksum(*(np.load(self._path(MADE_OF, shard)) for shard in self._shards()))
 
 
 class Rows:
@@ -206,7 +267,8 @@ class Rows:
     """
 
     def __init__(self, paths: list[str]):
-        first = np.load(paths[0], mmap_mode="r")
+        # A shard of which no image could be read has none.
+        first = np.load(next(filter(os.path.exists, paths)), mmap_mode="r")
         self.paths, self.shape, self.dtype = paths, first.shape[1:], first.dtype
         self.starts: dict[int, int] = {}  # bytes before the numbers of a shard
 
@@ -221,7 +283,7 @@ class Rows:
 
 
 def _write(path: str, write: Callable) -> None:
-    """Whole or not at all: to a temporary file that is renamed."""
+    """Write a file whole or not at all: to a temporary one that is renamed."""
     temporary = f"{path}.{distributed.rank()}.tmp"
     try:
         with open(temporary, "wb") as file:

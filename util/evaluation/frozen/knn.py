@@ -10,54 +10,64 @@ from torch import Tensor, nn
 from util.cluster import distributed
 from util.cluster.node_memory import node_tensor, share_rows
 from util.data.loader import Batches
+from util.data.unreadable import LEFT_OUT
 from util.training.precision import Precision
 
 
 @torch.no_grad()
 def extract_features(
-    encoder: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision
-) -> tuple[Tensor, Tensor]:
+    encoder: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision,
+    to_train: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Features [n, D] (float32, CPU) and targets [n] of a whole set, in its order, on all ranks.
 
-    The ranks of a node share one copy.
+    The ranks of a node share one copy. An image that cannot be read has the target LEFT_OUT.
 
     Args:
         encoder: images [B, C, H, W] -> features [B, D].
         batches: an evaluation loader, each image once over all ranks.
+        to_train: as in training another image takes the place of one that cannot be read.
+
+    Raises:
+        RunError: an unreadable image of a published set.
     """
     was_training = encoder.training
     encoder.eval()
-    parts = _encoded(encoder, batches, normalize, precision)
+    parts = _encoded(encoder, batches, normalize, precision, to_train)
     first = list(itertools.islice(parts, 1))  # none on a rank that has no image
-    dim = distributed.reduce_max(first[0][0].shape[1] if first else 0)
+    dim = distributed.reduce_max(first[0][1].shape[1] if first else 0)
     whole = (
         node_tensor((len(batches.dataset), dim), torch.float32),
         node_tensor((len(batches.dataset),), torch.long),
     )
-    start = 0
-    for part in itertools.chain(first, parts):
-        # Rank r has every W-th image from r on, in each global batch.
+    for ids, *part in itertools.chain(first, parts):
         for rows, values in zip(whole, part, strict=True):
-            rows[distributed.rank() :: distributed.world_size()][start : start + len(values)] = (
-                values
-            )
-        start += len(part[1])
+            rows[ids] = values
     for rows in whole:
         share_rows(rows)
+    left_out = batches.left_out()
+    whole[0][left_out], whole[1][left_out] = 0.0, LEFT_OUT
     encoder.train(was_training)
     return whole
 
 
 @torch.no_grad()
 def _encoded(
-    encoder: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features [B, D] and targets [B] of this rank's batches."""
-    for imgs, targets in batches.epoch():
+    encoder: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision,
+    to_train: bool,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    """Ids [B], features [B, D] and targets [B] of this rank's batches."""
+    for ids, imgs, targets in batches.each_once(replace=to_train):
         imgs = normalize(imgs.to(precision.device, non_blocking=True))
         with precision.autocast():
             features = encoder(imgs)
-        yield features.float().cpu(), targets
+        yield ids, features.float().cpu(), targets
+
+
+def readable(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of images that could be read, of what `extract_features` gives."""
+    is_read = targets != LEFT_OUT
+    return (features, targets) if is_read.all() else (features[is_read], targets[is_read])
 
 
 def predict_knn(
@@ -149,7 +159,7 @@ def weighted_knn(
 
 
 class KNNMonitor:
-    """k-NN accuracy (percent) of a class token in training, from one labelled set to another.
+    """k-NN accuracy of a class token in training, from one labelled set to another.
 
     Between its runs it keeps no features.
 
@@ -160,14 +170,21 @@ class KNNMonitor:
     def __init__(self, train: Batches, val: Batches, normalize: nn.Module, precision: Precision):
         self.loaders, self.normalize, self.precision = (train, val), normalize, precision
 
-    def __call__(self, model: nn.Module) -> float:
-        """Of a model whose `encode` gives [B, 1 + L, D], the class token first."""
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """`knn_acc1` (percent), and `knn_unreadable`, the test images that were left out, if any.
+
+        Args:
+            model: its `encode` gives [B, 1 + L, D], the class token first.
+        """
         encoder = _ClassToken(model)
         train, test = (
             extract_features(encoder, loader, self.normalize, self.precision)
             for loader in self.loaders
         )
-        return weighted_knn(train, test, device=self.precision.device)
+        train, queries = readable(*train), readable(*test)
+        accuracy = weighted_knn(train, queries, device=self.precision.device)
+        left_out = len(test[0]) - len(queries[0])
+        return {"knn_acc1": accuracy} | ({"knn_unreadable": left_out} if left_out else {})
 
 
 class _ClassToken(nn.Module):

@@ -1,4 +1,4 @@
-"""Frozen evaluations of several encoders side by side: Markdown, JSON and curves."""
+"""The report of several encoders' frozen evaluations: Markdown, JSON and curves."""
 
 import argparse
 from collections.abc import Mapping
@@ -32,15 +32,15 @@ Label-free numbers are monitors: they choose nothing."""
 
 def markdown(
     results: Mapping[str, Frozen], args: argparse.Namespace, checksums: Mapping[str, str],
-    num_train: int,
+    num_train: int, left_out: Mapping[str, int],
 ) -> str:  # fmt: skip
-    """The tables, with their protocol."""
+    """The tables, with their protocol.
+
+    Args:
+        num_train: training images. left_out: by set, how many images could not be read.
+    """
     names = list(results)
-    num_test = _num_test(results)
-    lines = []
-    if num_test:
-        lines.append(f"Top-1 accuracy, %. {num_train} training images, {num_test} test images.")
-    lines += [row("", names), rule(names)]
+    lines = [*_head(num_train, _num_test(results), left_out), row("", names), rule(names)]
     first = results[names[0]]
     for evaluation in _union(found.probes for found in results.values()):
         for test in next(
@@ -78,8 +78,18 @@ def markdown(
     return "\n".join([*lines, "", PROTOCOL, draws, *chosen])
 
 
+def _head(num_train: int, num_test: int, left_out: Mapping[str, int]) -> list[str]:
+    lines = []
+    if num_test:
+        lines.append(f"Top-1 accuracy, %. {num_train} training images, {num_test} test images.")
+    if left_out:
+        listed = ", ".join(f"{count} of {name}" for name, count in left_out.items())
+        lines.append(f"Images that could not be read, and are left out: {listed}.")
+    return lines
+
+
 def differences(results: Mapping[str, Frozen]) -> list[str]:
-    """Each encoder against the first, image by image, on the first test set."""
+    """A table, in lines, of each encoder against the first, by paired test images."""
     names = list(results)
     if len(names) < 2:
         return []
@@ -121,8 +131,9 @@ def _compared(results: Mapping[str, Frozen], name: str, evaluation: str):
 
 
 def as_json(
-    results: Mapping[str, Frozen], args: argparse.Namespace, checksums: Mapping[str, str]
-) -> dict:
+    results: Mapping[str, Frozen], args: argparse.Namespace, checksums: Mapping[str, str],
+    left_out: Mapping[str, int],
+) -> dict:  # fmt: skip
     """Everything that was measured, and how."""
     encoders, first = {}, next(iter(results))
     for name, found in results.items():
@@ -152,6 +163,7 @@ def as_json(
         }  # fmt: skip
     return {
         "protocol": PROTOCOL, "draws": args.draws, "test_images": _num_test(results),
+        "unreadable": dict(left_out),
         "checkpoints": dict(zip(args.names, args.checkpoints, strict=True)), "encoders": encoders,
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Corruption error [Hendrycks & Dietterich, ICLR 2019] and differences, from what was right.
+"""Corruption errors [Hendrycks & Dietterich, ICLR 2019] of classifiers, and their differences.
 
 Of corruption c at severity s a classifier has an error E[s, c]; its corruption error is
 CE[c] = Σ_s E[s, c] / Σ_s E'[s, c], where E' is the error of AlexNet, and mCE is its mean over the
@@ -31,31 +31,33 @@ Key = tuple[str, int]  # corruption, severity
 
 @dataclass
 class Robustness:
-    """Which images of each test set a classifier got right.
+    """Which images of each test set a classifier got right: 1, 0, or NaN for those that do not
+    count, as they could not be read or have no label.
 
     clean: by the set's name, [n]. corrupted: by corruption and severity, [n], of the same images in
-    the same order.
+    the same order. unreadable: by set, how many images could not be read, if any.
     """
 
     clean: dict[str, np.ndarray] = field(default_factory=dict)
     corrupted: dict[Key, np.ndarray] = field(default_factory=dict)
+    unreadable: dict[str, int] = field(default_factory=dict)
 
     def accuracy(self, name: str) -> float:
         """Percent on a clean set."""
-        return 100 * float(np.mean(self.clean[name]))
+        return 100 * float(np.nanmean(self.clean[name]))
 
     def error(self, corruption: str, severity: int) -> float | None:
-        """Percent; None where it was not evaluated."""
+        """Error at one severity, percent; None where it was not evaluated."""
         right = self.corrupted.get((corruption, severity))
-        return None if right is None else 100 * float(np.mean(~right))
+        return None if right is None else 100 * float(np.nanmean(1 - right))
 
     def mean_error(self, corruption: str) -> float | None:
-        """Percent, mean over the severities; None where one is missing."""
+        """Mean error over the severities, percent; None where one of them is missing."""
         errors = [self.error(corruption, severity) for severity in SEVERITIES]
         return None if None in errors else float(np.mean(errors))
 
     def missing(self) -> list[Key]:
-        """What the 15 corruptions at 5 severities lack."""
+        """The pairs of the 15 corruptions and 5 severities that were not evaluated."""
         return [(c, s) for c in CORRUPTIONS for s in SEVERITIES if (c, s) not in self.corrupted]
 
 
@@ -79,7 +81,8 @@ def mean_corruption_error(found: Robustness, baseline: Mapping[str, float | None
 def wrong_per_image(
     found: Robustness, keys: Sequence[Key], baseline: Mapping[str, float] | None = None
 ) -> np.ndarray:
-    """How often each image was wrong under these corruptions, percent, [n].
+    """How often each image was wrong under these corruptions, percent, [n]; NaN where it does not
+    count under one of them.
 
     Args:
         baseline: with it, each corruption counts as in mCE: over all 75 the mean is the mCE.
@@ -87,7 +90,7 @@ def wrong_per_image(
     total = 0.0
     for corruption, severity in keys:
         weight = 100 / baseline[corruption] if baseline else 1.0
-        total = total + weight * ~found.corrupted[corruption, severity]
+        total = total + weight * (1 - found.corrupted[corruption, severity])
     return 100 * total / len(keys)
 
 
@@ -96,16 +99,24 @@ def difference_of_errors(
 ) -> paired.Difference | None:
     """found − other, in points of the mean error, or of CE; positive is worse.
 
-    Over the standard corruptions that both have.
+    Over the standard corruptions that both have, and the images that count under all of them.
     """
     keys = [k for k in found.corrupted if k in other.corrupted and k[0] in CORRUPTIONS]
     if not keys:
         return None
-    return paired.compare(*(wrong_per_image(one, keys, baseline) for one in (found, other)))
+    return paired.compare(
+        *in_both(*(wrong_per_image(one, keys, baseline) for one in (found, other)))
+    )
+
+
+def in_both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of two arrays [n] where neither is NaN."""
+    counts = ~(np.isnan(first) | np.isnan(second))
+    return first[counts], second[counts]
 
 
 def accuracy_by_severity(found: Robustness, clean: str | None) -> list[float | None]:
-    """Percent on the clean set, then at each severity, mean over the standard corruptions."""
+    """Accuracy, percent: on the clean set, then at each severity, mean over the corruptions."""
     curve = [found.accuracy(clean) if clean in found.clean else None]
     for severity in SEVERITIES:
         errors = [found.error(corruption, severity) for corruption in CORRUPTIONS]

@@ -1,14 +1,16 @@
-"""What a robustness evaluation writes: Markdown, JSON and a picture, with the protocol in each."""
+"""The report of a robustness evaluation: Markdown, JSON and a picture, each with the protocol."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from util.data.corruption.corruptions import CORRUPTIONS, NOTE, SEVERITIES
 from util.data.imagenet import CORRUPTED
 from util.data.robustness_sets import TestSet, is_published
+from util.data.unreadable import beside
 from util.evaluation import paired
 from util.evaluation.charts import line_chart
 from util.evaluation.robustness.errors import (
@@ -18,6 +20,7 @@ from util.evaluation.robustness.errors import (
     accuracy_by_severity,
     corruption_errors,
     difference_of_errors,
+    in_both,
     mean_corruption_error,
 )
 from util.evaluation.tables import row, rule, shown_difference, shown_number
@@ -50,10 +53,10 @@ def protocol(args: argparse.Namespace, sets: Sequence[TestSet]) -> list[str]:
 
 @dataclass
 class Report:
-    """The results of several classifiers, the first being what the others are compared with.
+    """The results of several classifiers, of which the first is what the others are compared with.
 
-    baseline: the one whose errors are the unit, if one was given. is_published: the corrupted
-    images are ImageNet-C's own, so that AlexNet's errors are.
+    baseline: the name of the classifier whose errors are the unit, if the user gave one.
+    is_published: the corrupted images are ImageNet-C's own, so AlexNet's published errors apply.
     """
 
     results: Mapping[str, Robustness]
@@ -74,7 +77,7 @@ class Report:
         """By corruption, the error that is 100 %; empty where there is none."""
         if self.baseline:
             return {c: self.results[self.baseline].mean_error(c) for c in CORRUPTIONS}
-        counts = {len(right) for right in self.first.corrupted.values()}
+        counts = {int((~np.isnan(right)).sum()) for right in self.first.corrupted.values()}
         return ALEXNET if self.is_published and counts == {CORRUPTED.num_images} else {}
 
     @property
@@ -85,7 +88,16 @@ class Report:
 
     def markdown(self) -> str:
         parts = [self._accuracies(), self._errors(), self._differences(), self._by_severity()]
-        return "\n\n".join(["\n".join(part) for part in (*parts, self.protocol) if part])
+        parts += [self._unreadable(), self.protocol]
+        return "\n\n".join(["\n".join(part) for part in parts if part])
+
+    def _unreadable(self) -> list[str]:
+        lines = []
+        for name, found in self.results.items():
+            listed = ", ".join(f"{count} of {part}" for part, count in found.unreadable.items())
+            if listed:
+                lines.append(f"{name}: images that could not be read, and are left out: {listed}.")
+        return lines
 
     def _accuracies(self) -> list[str]:
         lines = ["Top-1 accuracy, %.", "", row("", self.names), rule(self.names)]
@@ -133,7 +145,7 @@ class Report:
         )
 
     def _mean_errors(self) -> dict[str, float | None]:
-        """Of each classifier over the 15 corruptions, percent."""
+        """Each classifier's mean error over the 15 corruptions, percent."""
         ones = dict.fromkeys(CORRUPTIONS, 100.0)
         return {n: mean_corruption_error(found, ones) for n, found in self.results.items()}
 
@@ -169,7 +181,7 @@ class Report:
         """
         one, first, found = self.results[name], self.first, {}
         for label, right in one.clean.items():
-            pair = (right, first.clean[label])
+            pair = in_both(right, first.clean[label])
             found[label] = paired.compare(*(100.0 * r for r in pair)), paired.mcnemar(*pair)
         drop = difference_of_errors(first, one)
         if drop:
@@ -195,6 +207,7 @@ class Report:
                 "mean_error": self._mean_errors()[name],
                 "mCE" if not self.baseline else f"mean {self.unit_name}": self.mean_ce[name],
                 "accuracy_by_severity": accuracy_by_severity(found, self._clean()),
+                "unreadable": found.unreadable,
             }
             if name != self.names[0]:
                 classifiers[name][f"against {self.names[0]}"] = {
@@ -207,7 +220,7 @@ class Report:
         }  # fmt: skip
 
     def headline(self) -> dict[str, float]:
-        """The numbers of results.json."""
+        """The numbers for results.json, by name."""
         numbers = {}
         for name, found in self.results.items():
             numbers |= {f"{name}, {label}": found.accuracy(label) for label in found.clean}
@@ -215,7 +228,7 @@ class Report:
             numbers |= {f"{name}, mean corruption error": error} if error is not None else {}
             label = "mCE" if not self.baseline else f"mean {self.unit_name}"
             numbers |= {f"{name}, {label}": ce} if ce is not None else {}
-        return numbers
+        return numbers | beside(max(sum(f.unreadable.values()) for f in self.results.values()))
 
     def picture(self) -> Image.Image | None:
         """Accuracy against severity, mean over the corruptions; None without corruptions."""
