@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo demo-dense test lint slow-test clean
+.PHONY: demo demo-dense test test-lowest lint slow-test clean
 
 demo: $(VENV)/.demo  ## pre-train, probe and compare on digits, on a CPU
 	$(BIN)/python demo.py
@@ -13,7 +14,11 @@ demo-dense: $(VENV)/.demo-dense  ## pre-train on scenes, segment them and detect
 test: $(VENV)/.test  ## what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-lowest: $(LOWEST)/.test  ## the quick tests with the lowest versions that requirements.txt allows
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests/encoders tests/heads \
+		tests/training tests/flags tests/test_models_mimae.py tests/test_main_pretrain.py tests/test_main_finetune.py
 
 slow-test: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
@@ -35,5 +40,13 @@ $(VENV)/.test: requirements.txt requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
+$(LOWEST)/.test: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		-r requirements.txt
+	$(LOWEST)/bin/pip install --quiet pytest pytest-xdist
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) $(LOWEST) demo_output

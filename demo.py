@@ -4,6 +4,7 @@ Runs the mains as a user would, one on each core, and prints what they found. Wh
 they print themselves goes to demo_output/NAME.log.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -93,4 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

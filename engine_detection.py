@@ -1,6 +1,7 @@
-"""One round of training a detector, from one evaluation to the next; evaluation."""
+"""Train a detector for one round, from one evaluation to the next, and evaluate it."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from util.cluster.distributed import without_exchange
 from util.data.dense.jitter import Target
 from util.data.loader import Batches
 from util.evaluation.dense.coco_ap import as_coco, on_original, score
+from util.training.background import Background
 from util.training.optim import set_lr
 from util.training.precision import Precision
 from util.training.run import Run
@@ -57,8 +59,8 @@ def train_step(
     """One optimiser step over `num_micro` micro-batches.
 
     Returns:
-        On this rank the step's mean `loss`, its parts, called as torchvision calls them, and the
-        `grad_norm`.
+        This rank's means over the step: `loss`, its parts under torchvision's names without
+        `loss_`, and the `grad_norm`.
     """
     sums: dict[str, Tensor] = {}
     for micro, (images, targets) in enumerate(micro_batches):
@@ -82,14 +84,24 @@ def evaluate(
     The predictions are kept in `output_dir`. An image that cannot be read has none.
     """
     model.eval()
-    images_of, own = batches.dataset.images, []
+    images_of, own, encoding = batches.dataset.images, [], Background()
+
+    def encode(batch: list[tuple]) -> bool:
+        for found, sizes, index in batch:
+            entries = as_coco(on_original(found, *sizes), images_of.ids[index], category_ids)
+            own.extend(entries)
+        return True
+
+    category_ids = images_of.categories.ids
     for number, (images, about) in enumerate(batches.epoch()):
         wanted = batches.global_ids(0, number)[distributed.rank() :: distributed.world_size()]
+        batch = []
         for image, found, (index, *original), place in zip(
             images, detect(images), about, wanted, strict=True
         ):
             if index == place:  # else it is another image in the place of an unreadable one
-                found = on_original(found, tuple(image.shape[1:]), tuple(original))
-                image_id = int(images_of.targets[index])
-                own += as_coco(found, image_id, images_of.categories.ids)
+                found = {name: values.cpu() for name, values in found.items()}
+                batch.append((found, (tuple(image.shape[1:]), tuple(original)), index))
+        encoding.start(partial(encode, batch))  # while the device has the next batch
+    encoding.wait()
     return score(truth, own, output_dir)

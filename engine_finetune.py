@@ -1,4 +1,4 @@
-"""One epoch of supervised training, for fine-tuning and linear probing; and evaluation."""
+"""Train for one epoch with labels, for fine-tuning and linear probing, and evaluate."""
 
 from collections.abc import Callable, Iterable
 

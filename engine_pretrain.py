@@ -1,4 +1,4 @@
-"""One epoch of pre-training, with or without accumulation, from any step of the epoch on."""
+"""Pre-train for one epoch, from any step of it on, with or without gradient accumulation."""
 
 import time
 from collections.abc import Iterable
@@ -75,7 +75,7 @@ def accumulate(
     model: nn.Module, micro_batches: Iterable[Tensor], noise: Tensor, precision: Precision,
     exact: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor | None]:  # fmt: skip
-    """Gradients of one step; see `train_step`."""
+    """Add up the gradients of a step's micro-batches; arguments and results as in `train_step`."""
     num_micro, means, rows, shares = len(noise), {}, None, []
     if exact and num_micro > 1:
         micro_batches = list(micro_batches)
@@ -123,7 +123,7 @@ def step_noise(
 
 
 def _monitors(model: nn.Module, latent: Tensor | None, clock: "_Clock") -> dict[str, float]:
-    """For log steps, since the device is waited for."""
+    """What log steps show besides the losses; not for every step, since it waits for the device."""
     if latent is None:
         return {"images_per_second": clock.rate()}
     model.gate.stop_watching_once_open()

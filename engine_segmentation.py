@@ -1,4 +1,4 @@
-"""One round of training a segmenter, from one evaluation to the next; evaluation; predictions."""
+"""Train a segmenter for one round, from one evaluation to the next, and evaluate it."""
 
 from collections.abc import Callable, Iterable
 
@@ -85,9 +85,9 @@ def train_step(
 
 
 def pixel_loss(logits: Tensor, maps: Tensor) -> Tensor:
-    """Cross-entropy [B, K, H, W], [B, H, W] -> its mean over all pixels.
+    """Cross-entropy of logits [B, K, H, W] and label maps [B, H, W], its mean over all pixels.
 
-    Those without a label count as 0, as in the published recipes: so each image has one weight,
+    Pixels without a label count as 0, as in the published recipes: so each image has one weight,
     and the mean over ranks is that of the global batch.
     """
     total = F.cross_entropy(logits, maps, ignore_index=NOTHING, reduction="sum")
@@ -96,6 +96,7 @@ def pixel_loss(logits: Tensor, maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pixel_accuracy(logits: Tensor, maps: Tensor) -> Tensor:
+    """Percentage of labelled pixels (maps [B, H, W]) whose largest logit [B, K, H, W] is right."""
     is_labelled = maps != NOTHING
     hits = (logits.argmax(1) == maps) & is_labelled
     return 100 * hits.sum() / is_labelled.sum().clamp(min=1)

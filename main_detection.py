@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from encoders.load import SIZES, block_shapes, build_backbone, describe, layer_lookup, open_dense
 from encoders.vit import Pretrained
 from engine_detection import evaluate, train_one_round
-from heads.maskrcnn import WINDOW, Detector, build_detector
 from util.checks import image_size
 from util.cluster import distributed
 from util.data.dense.coco import Categories, CocoImages, load_coco
@@ -30,7 +29,6 @@ from util.flags.parser import ArgumentParser, number
 from util.training import optim, preflight
 from util.training.drop_path import DropPaths
 from util.training.nonfinite import NonFiniteLoss
-from util.training.roi_sampling import RoISampling
 from util.training.run import Run
 from util.training.weight_mean import WeightMean
 from util.weights.fit import load_weights
@@ -51,6 +49,8 @@ def get_args_parser() -> argparse.ArgumentParser:
             help="annotations in COCO's format, elsewhere than its layout has them")
         add(f"--{split}_images", default="", metavar="FOLDER", help="their images")
         # fmt: on
+    add("--empty_images", action=argparse.BooleanOptionalAction, default=False, help="train on "
+        "images without objects, too, which the published recipe passes over")  # fmt: skip
     dense_args.add_iteration_flags(parser)
     arguments.add_run_flags(parser, "output_dir/detection")
     dense_args.add_dense_checkpoint_flags(parser)
@@ -58,7 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add(
         "--window",
         type=number(int, 1),
-        default=WINDOW,
+        default=14,
         help="tokens that a ViT's windows are wide; the last block of each quarter has none",
     )
     arguments.add_ema_flag(add)
@@ -104,8 +104,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_model(
     args: argparse.Namespace, pretrained: Pretrained | None, num_classes: int
-) -> Detector:
+) -> nn.Module:
     """The detector that the flags describe, with the checkpoint's encoder, or all of it."""
+    from heads.maskrcnn import build_detector
+
     is_trained = bool(args.eval or args.predict)
     if is_trained:
         args.window = pretrained.config["window"]
@@ -137,6 +139,7 @@ def open_pairs(
     training: bool,
     device: torch.device,
 ) -> Batches:
+    """A loader of images with their boxes and masks; in training its epoch is a round."""
     pairs = TransformedPairs(images, view, args.seed)
     length = args.eval_every * args.accum_iter if training else None
     return open_batches(args, pairs, training, device, length=length, collate=collate)
@@ -189,6 +192,8 @@ def main(args: argparse.Namespace) -> None:
         evaluated = mean.model
         objects = mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler)
         run.start(objects, config_of(args, encoder, categories), batches)
+        from util.training.roi_sampling import RoISampling
+
         drop_paths, sampling = DropPaths(model, args.seed), RoISampling(model, args.seed)
         if args.compile:
             distributed.compile_in_place(model.backbone, args.grad_checkpointing)

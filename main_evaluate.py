@@ -1,10 +1,10 @@
-"""What is in frozen encoders: features computed once, and every evaluation of them, side by side.
+"""Evaluate frozen encoders side by side: their features are computed once, for all evaluations.
 
     python main_evaluate.py MAE/checkpoint-last.pth MI-MAE/checkpoint-last.pth untrained pixels
 
 `untrained` is the first checkpoint's model with random weights, `pixels` the images themselves.
-Writes evaluation.md, evaluation.json and curves to --output_dir. Whatever is chosen is chosen on a
-tenth of the training set.
+Writes evaluation.md, evaluation.json and curves to --output_dir. What has to be chosen, as k or a
+regularisation, is chosen on a tenth of the training set.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def named(flag: str, values: list[str]) -> dict[str, str]:
-    """NAME=VALUE words of a flag."""
+    """The NAME=PATH words of a flag, by name; raises UsageError for anything else."""
     found = {}
     for value in values:
         name, equals, path = value.partition("=")

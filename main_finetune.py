@@ -35,8 +35,7 @@ from util.errors import UsageError
 from util.evaluation import predictions
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
-from util.training import few_label_runs as draws
-from util.training import optim, preflight
+from util.training import few_label_runs, optim, preflight
 from util.training.drop_path import DropPaths
 from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
@@ -55,14 +54,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(epochs=100, min_lr=1e-6, blr=5e-4)
 
     add = parser.add_argument_group("model").add_argument
+    arguments.add_encoder_flags(add, SIZES, "train from scratch", "the data set's")
     # fmt: off
-    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in encoders/layouts.py; none: train from scratch")
-    add("--model", choices=SIZES, metavar="NAME",
-        help=f"one of {', '.join(SIZES)} (default: the checkpoint's, else the data set's)")
-    add("--num_heads", type=number(int, 1),
-        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
-        "does not tell")
     add("--global_pool", action="store_true", default=True,
         help="classify the mean of the patch tokens (the default)")
     add("--cls_token", action="store_false", dest="global_pool", help="classify the class token")
@@ -77,7 +70,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--eval", action="store_true", help="only evaluate the model in --resume")
     # fmt: on
 
-    draws.add_flags(parser)
+    few_label_runs.add_flags(parser)
     add = parser.add_argument_group("augmentation").add_argument
     # fmt: off
     add("--min_crop", type=number(float, 0.01, 1), default=0.08,
@@ -103,7 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "finetune", argv)
     if args.eval and args.resume in ("", "auto"):
         raise UsageError("--eval needs --resume FILE: name the fine-tuned checkpoint")
-    draws.check_flags(args)
+    few_label_runs.check_flags(args)
     if uses_mixup(args) and args.batch_size % 2:
         raise UsageError(
             f"--batch_size {args.batch_size} is odd, and mixup pairs images: use an even one, or "
@@ -146,6 +139,7 @@ def training_view(args: argparse.Namespace) -> CropAndFlip:
 def build_augmentation(
     args: argparse.Namespace, normalize: nn.Module, num_classes: int
 ) -> Callable:
+    """What is done to a training micro-batch on the device: normalise, erase, mix."""
     from timm.data.random_erasing import RandomErasing
 
     from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
@@ -168,10 +162,10 @@ def build_augmentation(
 
 def main(args: argparse.Namespace) -> None:
     if args.draws:
-        return draws.run_all(args, main)  # which runs this for each draw
+        return few_label_runs.run_all(args, main)  # which runs this for each draw
     with Run(args) as run:
         pretrained = open_checkpoint(args.resume if args.eval else args.finetune, args)
-        train_images, val_images = draws.load(args)
+        train_images, val_images = few_label_runs.load(args)
         num_classes = len(train_images.classes)
         model = build_model(args, pretrained, num_classes).to(run.device)
         args.input_size = list(model.patch_embed.img_size)

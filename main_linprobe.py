@@ -57,14 +57,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.set_defaults(batch_size=512, epochs=90, warmup_epochs=10, weight_decay=0.0, blr=0.1)
 
     add = parser.add_argument_group("linear probe").add_argument
+    arguments.add_encoder_flags(add, MODELS, "a random encoder", "the data set's")
     # fmt: off
-    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in encoders/layouts.py; none: a random encoder")
-    add("--model", choices=MODELS, metavar="NAME",
-        help=f"one of {', '.join(MODELS)} (default: the checkpoint's, else the data set's)")
-    add("--num_heads", type=number(int, 1),
-        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
-        "does not tell")
     add("--global_pool", action="store_true", help="probe the mean of the patch tokens")
     add("--cls_token", action="store_false", dest="global_pool",
         help="probe the class token (the default)")

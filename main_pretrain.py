@@ -1,4 +1,4 @@
-"""Pre-train a ViT with MI-MAE (or MAE: --num_masks 1 --lambda_max 0 --lambda_min 0).
+"""Pre-train an encoder with MI-MAE, or with what else --model names: MAE, SimMIM, MI-SimMIM.
 
 Without arguments: a tiny ViT on scikit-learn's digits, in minutes on a CPU. The ImageNet run:
     torchrun --nproc_per_node 8 main_pretrain.py @recipes/mimae_vit_base_200ep.args --data_path ...
@@ -102,6 +102,12 @@ def _add_mutual_information_flags(parser: argparse.ArgumentParser) -> None:
         help="CLUB on one row per masked image, or per visible token (our choice)")
     add("--club_negatives", choices=("image", "batch"), default="image",
         help="the second term of Eq. 10 is over the masks of the same image, or of the batch")
+    add("--club_floor", choices=("batch", "none"), default="batch",
+        help="follow CLUB only where the batch's estimate is above zero, or always, as Eq. 10 is "
+        "printed (our choice: mutual information is not negative)")
+    add("--lambda_uniformity", type=number(float, 0), default=0.0,
+        help="weight of U-MAE's term, the mean squared cosine between latents of different images, "
+        "from the first step on: for studies, not MI-MAE's")
     add("--train_approximation", action="store_true", default=True,
         help="train the approximation network")
     add("--no_train_approximation", action="store_false", dest="train_approximation",
@@ -164,6 +170,8 @@ def build_model(args: argparse.Namespace) -> nn.Module:
         "mi_head",
         "club_level",
         "club_negatives",
+        "club_floor",
+        "lambda_uniformity",
         "train_approximation",
         "mi_start_loss",
     )
@@ -228,7 +236,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KNNMonitor:
-    """From the labelled to the test split; between its runs no loader processes wait."""
+    """A monitor of the test split's k-NN accuracy; between its runs no loader processes wait."""
     train, val = (
         open_batches(
             args,
@@ -243,7 +251,7 @@ def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KN
 
 
 def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) -> None:
-    """Write reconstructions.png (and to TensorBoard)."""
+    """Write reconstructions.png, and the same picture to TensorBoard."""
     model.eval()
     pictures = TransformedImages(batches.dataset.images, evaluation_view(args), args.seed)
     count = min(args.visualize, len(pictures))

@@ -227,7 +227,7 @@ def main(args: argparse.Namespace) -> None:
 def predict(
     run: Run, precision: Precision, classifier: Classifier, test_set: TestSet
 ) -> FeatureStore:
-    """A classifier's predictions, made where they are not on the disk."""
+    """A classifier's predictions on a test set, computed where they are not on the disk."""
     flags, model = classifier.flags, classifier.model.to(run.device)
     competing = None
     if test_set.competing is not None:
@@ -270,10 +270,10 @@ def keep(
     predictions: FeatureStore,
     real: list[frozenset[int]] | None,
 ) -> None:
-    """Which of a set's images a classifier got right.
+    """Add to a classifier's results which of a test set's images it got right.
 
     Args:
-        real: ReaL's labels of ImageNet's images.
+        real: ReaL's labels of ImageNet's images; None: they were not asked for.
     """
     predicted, found = predictions.read("predicted").long().numpy(), classifier.found
     ids, right = predictions.ids(), np.full(len(test_set.images), np.nan)
@@ -296,7 +296,7 @@ def keep(
 def write(
     run: Run, args: argparse.Namespace, classifiers: list[Classifier], protocol: list[str]
 ) -> None:
-    """The tables, the JSON and the picture."""
+    """Print the tables, and write them, the JSON and the picture to the output folder."""
     report = robustness_report.Report(
         {one.name: one.found for one in classifiers},
         args.names[args.checkpoints.index(args.baseline)] if args.baseline else None,

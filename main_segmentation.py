@@ -23,7 +23,6 @@ from encoders.load import (
 )
 from encoders.vit import Pretrained
 from engine_segmentation import Predict, evaluate, train_one_round
-from heads.upernet import UperNet
 from util.checks import image_size
 from util.cluster import distributed
 from util.data.dense import label_values
@@ -138,8 +137,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_model(
     args: argparse.Namespace, pretrained: Pretrained | None, num_classes: int
-) -> UperNet:
+) -> nn.Module:
     """The segmenter that the flags describe, with the checkpoint's encoder, or all of it."""
+    from heads.upernet import UperNet
+
     is_trained = bool(args.eval or args.predict)
     if is_trained:
         known = architecture(pretrained, args.model)
@@ -202,7 +203,7 @@ def class_labels(args: argparse.Namespace, pretrained: Pretrained | None) -> Lab
     return labels
 
 
-def config_of(args: argparse.Namespace, model: UperNet, labels: Labels) -> dict:
+def config_of(args: argparse.Namespace, model: nn.Module, labels: Labels) -> dict:
     """Plain values from which --eval and --predict build the same model."""
     return describe(
         args,
@@ -218,7 +219,7 @@ def config_of(args: argparse.Namespace, model: UperNet, labels: Labels) -> dict:
 def build_predict(
     args: argparse.Namespace, model: nn.Module, normalize: nn.Module, precision: Precision
 ) -> Predict:
-    """How the flags have whole images evaluated."""
+    """The function that predicts the classes of whole images, as the flags of evaluation say."""
     window = args.input_size
     stride = args.stride or [max(1, 2 * side // 3) for side in window]
     stride = [stride[0], stride[-1]]

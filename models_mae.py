@@ -21,10 +21,11 @@ from encoders.vit import SIZES as ENCODER_SIZES
 from util.checks import image_size
 from util.errors import UsageError
 
-# Our choice: a small decoder for the `tiny` and `nano` encoders.
-_TINY_DECODER = dict(decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4)
+# Our choices for the `tiny` and `nano` encoders: a small decoder, and embedded patches that are as
+# large as their positions.
+_TINY = dict(decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4, unit_patches=True)
 SIZES = {
-    name: size | (_TINY_DECODER if name.startswith(("vit_tiny", "vit_nano")) else {})
+    name: size | (_TINY if name.startswith(("vit_tiny", "vit_nano")) else {})
     for name, size in ENCODER_SIZES.items()
 }
 
@@ -55,7 +56,7 @@ class RandomMasks:
             )
 
     def noise_shape(self, batch_size: int) -> tuple[int, ...]:
-        """Of the uniform noise from which the masks of a batch follow."""
+        """The shape of the uniform noise from which the masks of a batch follow."""
         return (batch_size, self.num_patches)
 
     def order(self, noise: Tensor) -> Tensor:
@@ -70,6 +71,7 @@ def take_rows(x: Tensor, ids: Tensor) -> Tensor:
 
 
 def full_precision(x: Tensor) -> Tensor:
+    """x in fp32 where it is fp16 or bf16; fp32 and fp64 stay as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -180,7 +182,7 @@ def new_blocks(
 
 
 def draw_weights(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Draw the weights of its linear layers as MAE does."""
+    """Draw the weights of a network's linear layers as MAE does: Xavier uniform, biases zero."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -196,7 +198,7 @@ class ViTEncoder:
         self, grid: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, depth: int,
         num_heads: int, mlp_ratio: float = 4.0, norm_layer: NewNorm = NORM,
     ) -> None:  # fmt: skip
-        """Patch embedding, class token, fixed position embedding, blocks and final norm."""
+        """Make patch embedding, class token, fixed position embedding, blocks and final norm."""
         from timm.layers import PatchEmbed
 
         img_size = (grid[0] * patch_size, grid[1] * patch_size)
@@ -249,6 +251,9 @@ class MAEViT(ViTEncoder, MaskedImageModel):
         pred_ratio: share of the masked patches that are decoded in training, a mask's first in its
             order, which is random; 1 is MAE.
         grad_checkpointing: recompute the blocks in the backward pass, to save memory.
+        unit_patches: draw the patch embedding so that unit pixels keep their variance, at std
+            1/√P. At ViT-B/16, where P is the width, that is MAE's; on small patches MAE's
+            leaves nearly nothing beside the positions.
 
     Raises:
         UsageError: sizes and shares that cannot be used; the line names the flag.
@@ -260,6 +265,7 @@ class MAEViT(ViTEncoder, MaskedImageModel):
         decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16,
         mlp_ratio: float = 4.0, norm_layer: NewNorm = NORM, mask_ratio: float = 0.75,
         norm_pix_loss: bool = False, pred_ratio: float = 1.0, grad_checkpointing: bool = False,
+        unit_patches: bool = False,
     ):  # fmt: skip
         height, width = image_size(img_size, patch_size)
         grid = (height // patch_size, width // patch_size)
@@ -282,7 +288,9 @@ class MAEViT(ViTEncoder, MaskedImageModel):
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
         draw_weights(self)
         # The patch embedding is a linear layer that happens to be written as a convolution.
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        draw = partial(nn.init.kaiming_uniform_, nonlinearity="linear")  # by the fan-in alone
+        draw = draw if unit_patches else nn.init.xavier_uniform_
+        draw(self.patch_embed.proj.weight.flatten(1))
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -343,10 +351,11 @@ class MAEViT(ViTEncoder, MaskedImageModel):
 
     @property
     def num_predicted(self) -> int:
-        """M in training."""
+        """M in training: the masked patches per mask that are decoded."""
         return max(1, round(self.pred_ratio * (self.masks.num_patches - self.masks.num_visible)))
 
     def predict(self, imgs: Tensor, ids: Tensor) -> Tensor:
+        """Pixels of the masked patches, [B·N, M, P]; see `MaskedImageModel`."""
         return self.forward_decoder(self.forward_encoder(imgs, ids)[0], ids)
 
     def encode(self, imgs: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from models_mae import SIZES, MAEViT, RandomMasks, draw_weights, full_precision
 from util.checks import check_one_of
 from util.cluster import distributed
 from util.errors import UsageError
+from util.training.uniformity import uniformity
 
 # ---------------------------------------------------------------- orthogonal masks [Section 4.2]
 
@@ -48,15 +49,11 @@ def resolve_num_masks(num_masks: int, mask_ratio: float) -> int:
 
 
 class OrthogonalMasks(RandomMasks):
-    """N masks for each image.
+    """N masks for each image, `orthogonal` or `independent`: with a permutation each [Table 3c].
 
     Args:
         num_patches: L, what a mask can hide (patches; mask units for SimMIM).
         num_masks: N; 0 is complete masking. mask_ratio: masked share of L.
-        mask_type: `orthogonal`, or `independent`: a new permutation for each mask [Table 3c].
-
-    Raises:
-        UsageError: numbers and names that cannot be used; the line names the flag.
     """
 
     def __init__(self, num_patches: int, num_masks: int, mask_ratio: float, mask_type: str):
@@ -178,13 +175,15 @@ def club_upper_bound(z: Tensor, mean: Tensor, logvar: Tensor, group: int | None)
     return 0.5 * ((negative - positive) * (-logvar).exp()).mean()
 
 
-def follow_above_zero(bound: Tensor) -> Tensor:
-    """`bound`, without its gradient where its mean over the global batch is below zero.
+def follow_above(bound: Tensor, floor: str) -> tuple[Tensor, Tensor]:
+    """`bound`, and whether it is followed; with the floor `batch` it is without its gradient where
+    its mean over the global batch is below zero.
 
     Our choice. Mutual information is not negative: there φ lags behind the encoder and Eq. 10 is
     no bound [Appendix A.4]. Followed on, L_min alone turned an image's latents from each other.
     """
-    return torch.where(distributed.reduce_mean(bound) > 0, bound, bound.detach())
+    is_followed = (distributed.reduce_mean(bound) > 0) | (floor == "none")
+    return torch.where(is_followed, bound, bound.detach()), is_followed
 
 
 # ------------------------------------------------------------------------- Assumption 3 [Eq. 5]
@@ -217,7 +216,7 @@ class ReconstructionGate(nn.Module):
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
     def stop_watching_once_open(self) -> None:
-        """Ranks exchange nothing more then; for log steps, since this waits for the device."""
+        """Once open, exchange nothing more; for log steps, since this waits for the device."""
         self.is_watched = self.is_watched and not bool(self.is_open)
 
 
@@ -233,6 +232,7 @@ class Losses(TypedDict):
     min_mi: Tensor  # L_min
     apx: Tensor  # L_apx
     info_nce_accuracy: Tensor  # for the log
+    min_mi_followed: Tensor  # for the log: whether L_min moves the encoder in this step
     rows: "Rows"
 
 
@@ -246,12 +246,10 @@ class Rows(NamedTuple):
 
 @dataclass(eq=False)
 class MutualInformation:
-    """The mutual information of a masked image model's latents: L_max, L_min, L_apx, and their sum
-    with L_rec. MI-MAE has one, and MI-SimMIM.
+    """L_max, L_min, L_apx and their sum with L_rec; MI-MAE has one, and MI-SimMIM.
 
-    Its `approximation` (φ), `head` and `gate` become parts of the model by `give_to`, so that a
-    checkpoint has φ as `approximation.*`. They are drawn apart: all models of one seed start from
-    the same encoder.
+    Its networks become parts of the model by `give_to`, so that a checkpoint has φ as
+    `approximation.*`. They are drawn apart: all models of one seed start from the same encoder.
 
     Raises:
         UsageError: numbers and names that cannot be used; the line names the flag.
@@ -268,14 +266,17 @@ class MutualInformation:
     mi_head: str = "none"  # InfoNCE compares it (`none`) or a projection (`mlp`), dropped later
     club_level: str = "image"  # a row of CLUB is a masked `image`, or a visible `token`;
     club_negatives: str = "image"  # it is compared with rows of its `image`, or of the `batch`
+    club_floor: str = "batch"  # follow L_min where the `batch`'s is above zero, or always (`none`)
     train_approximation: bool = True  # by L_apx; else φ keeps its random weights [Table 3a, d]
     mi_start_loss: float = math.inf  # ε of Assumption 3; infinite: the gate is open from the start
+    lambda_uniformity: float = 0.0  # weight of U-MAE's term, a control of studies
 
     def __post_init__(self):
         check_one_of("--latent_pool", self.latent_pool, ("cls", "mean"))
         check_one_of("--mi_head", self.mi_head, ("none", "mlp"))
         check_one_of("--club_level", self.club_level, ("image", "token"))
         check_one_of("--club_negatives", self.club_negatives, ("image", "batch"))
+        check_one_of("--club_floor", self.club_floor, ("batch", "none"))
         if not self.temperature > 0:  # nor NaN
             raise UsageError(
                 f"--temperature {self.temperature} is not positive: the paper has 0.07"
@@ -305,8 +306,7 @@ class MutualInformation:
         model.approximation, model.mi_head, model.gate = self.approximation, self.head, self.gate
 
     def rows(self, x: Tensor, z: Tensor, cls_token: Tensor) -> Rows:
-        """Args: x, z: visible embedded patches x·m and their outputs, [B·N, K, D]. cls_token:
-        [B·N, D]."""
+        """What the losses compare, of x·m, its outputs z [B·N, K, D] and cls_token [B·N, D]."""
         latent = full_precision(cls_token if self.latent_pool == "cls" else z.mean(1))
         g = self.head(latent) if self.head else latent
         if self.club_level == "image":
@@ -317,7 +317,7 @@ class MutualInformation:
         """L_max, which moves the encoder, L_min, which moves it through z alone, and L_apx, which
         moves φ alone; a term of weight 0 is for the log only."""
         g, x, z = rows
-        names = ("max_mi", "min_mi", "apx", "info_nce_accuracy")
+        names = ("max_mi", "min_mi", "apx", "info_nce_accuracy", "min_mi_followed")
         losses = dict.fromkeys(names, z.new_zeros(()))
         with torch.autocast(x.device.type, enabled=False):  # in full precision
             if self.num_masks > 1:
@@ -331,13 +331,18 @@ class MutualInformation:
                 rows_per_image = self.num_masks * len(z) // len(g)
                 group = rows_per_image if self.club_negatives == "image" else None
                 bound = club_upper_bound(z, mean.detach(), logvar.detach(), group)
-                losses["min_mi"] = follow_above_zero(bound)
+                losses["min_mi"], is_followed = follow_above(bound, self.club_floor)
+                losses["min_mi_followed"] = is_followed * self.gate.is_open
+        if self.lambda_uniformity:
+            losses["uniformity"] = uniformity(g, self.num_masks)
         return losses
 
     def total(self, rec: Tensor, mi: dict[str, Tensor]) -> Tensor:
         """L = λ_rec·L_rec + λ1·L_max + λ2·L_min (+ L_apx), gated by Assumption 3 [Eq. 11]."""
         mi_loss = self.lambda_max * mi["max_mi"] + self.lambda_min * mi["min_mi"]
         loss = self.lambda_rec * rec + self.gate.is_open.clone() * mi_loss
+        if self.lambda_uniformity:
+            loss = loss + self.lambda_uniformity * mi["uniformity"]
         return loss + mi["apx"] if self.train_approximation else loss
 
     def all_losses(self, rec: Tensor, rows: Rows) -> Losses:
@@ -345,15 +350,10 @@ class MutualInformation:
         return Losses(loss=self.total(rec, mi), rec=rec, rows=rows, **mi)
 
 
-MI_OPTIONS = {field.name for field in fields(MutualInformation)[3:]}  # what is a model's option
-
-
 def take_mi_options(options: dict[str, object]) -> dict[str, object]:
-    """Those of a model's options that are `MutualInformation`'s, taken out of them."""
-    return {name: options.pop(name) for name in MI_OPTIONS & options.keys()}
-
-
-# -------------------------------------------------------------------------------------- the model
+    """Take `MutualInformation`'s options out of a model's options, and return them."""
+    names = [field.name for field in fields(MutualInformation)[3:]]  # what follows from no other
+    return {name: options.pop(name) for name in names if name in options}
 
 
 class MaskedAutoencoderViT(MAEViT):
@@ -377,10 +377,9 @@ class MaskedAutoencoderViT(MAEViT):
         self.mi.give_to(self)
 
     def forward(self, imgs: Tensor, noise: Tensor | None = None) -> Losses:
-        """The losses of a batch.
+        """The losses of a batch of normalised images [B, C, H, W].
 
         Args:
-            imgs: [B, C, H, W], normalised.
             noise: uniform, of `masks.noise_shape(B)`, from which the masks follow; None draws it.
         """
         ids = self.draw_masks(imgs, noise)  # [B, N, L]
@@ -389,7 +388,7 @@ class MaskedAutoencoderViT(MAEViT):
         return self.mi.all_losses(rec, self.mi.rows(x_visible, z[:, 1:], z[:, 0]))  # [Eq. 7 - 11]
 
     def mi_rows(self, imgs: Tensor, noise: Tensor) -> Rows:
-        """What the losses of mutual information need of a batch, without decoding."""
+        """What the losses of mutual information compare in a batch, without decoding it."""
         z, x_visible = self.forward_encoder(imgs, self.draw_masks(imgs, noise))
         return self.mi.rows(x_visible, z[:, 1:], z[:, 0])
 

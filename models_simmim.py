@@ -39,7 +39,7 @@ class SimMIM(MaskedImageModel):
         mask_unit, cell: pixels; a unit is a whole number of cells wide.
         dim: D. embed_dim: d.
         num_masks, mask_ratio, mask_type: of `OrthogonalMasks`.
-        options: the arguments of `MutualInformation`.
+        norm_pix_loss: normalise the pixels of each target cell.
 
     Raises:
         UsageError: sizes that are no multiples of the mask unit; the line names the flag.
@@ -64,7 +64,7 @@ class SimMIM(MaskedImageModel):
         self.decoder_pred = nn.Linear(dim, in_chans * cell**2)
 
     def add_objective(self, dim: int, embed_dim: int, options: dict[str, object]) -> None:
-        """The objective, whose networks are drawn last."""
+        """Add the objective with these options: last, so that its networks are drawn last."""
         self.mi = MutualInformation(dim, self.masks.num_masks, embed_dim, **options)
         self.mi.give_to(self)
         if self.mi.latent_pool == "cls" and not self.num_prefix:
@@ -83,18 +83,18 @@ class SimMIM(MaskedImageModel):
         return self.mi.all_losses(rec, self.visible_rows(z, x, ids))
 
     def visible_rows(self, z: Tensor, x: Tensor, ids: Tensor) -> Rows:
-        """Of the visible cells: our choice, mask tokens' cells are left out."""
+        """The rows of visible cells alone; our choice: the cells of mask tokens are left out."""
         ids_visible, _ = self.split(ids)
         z_visible = _rows(z[:, self.num_prefix :], ids_visible)  # [B·N, K, D]
         return self.mi.rows(take_rows(x, ids_visible), z_visible, z[:, 0])
 
     def mi_rows(self, imgs: Tensor, noise: Tensor) -> Rows:
-        """What the losses of mutual information need of a batch, without predicting pixels."""
+        """What the losses of mutual information compare in a batch, without predicting pixels."""
         ids = self.draw_masks(imgs, noise)
         return self.visible_rows(*self.forward_encoder(imgs, ids), ids)
 
     def draw_masks(self, imgs: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Cell order for each mask, [B, N, L], in whole units: those of the first are visible."""
+        """Cell order for each mask, [B, N, L], unit by unit; the first units' cells are visible."""
         units = super().draw_masks(imgs, noise)  # [B, N, U]
         across = self.mask_unit // self.patch_size  # cells that a unit is wide
         height, width = (side // across for side in self.grid)
@@ -138,6 +138,7 @@ class SimMIMSwin(SimMIM):
 
     Args:
         encoder: the name of its size in `encoders.swin.SIZES`.
+        simmim: the arguments of `SimMIM` and of `MutualInformation`.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
-"""From nothing to a table of the paper: everything that it needs is run, in order, and filled in.
+"""Reproduce tables of the paper: run in order everything that they need, then fill them in.
 
     python reproduce.py table3a --scale demo --jobs 2
     python reproduce.py all --scale small --seeds 0 1 2 --jobs 2
     python reproduce.py table1 --imagenet IMAGENET --slurm "--nodes 2 --ngpus 8 --partition gpu"
 
-The same command goes on where it ended. What a run was told, and what it said, is in its folder
-below --out; tables are in OUT/SCALE/tables.
+If it is interrupted, the same command goes on where it ended. Each run's arguments and log are in
+its folder below --out; the tables are in OUT/SCALE/tables.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PARTS = {"table3": ("table3a", "table3b", "table3c")}
 LOCK = ".lock"  # of OUT/SCALE, while a process runs the tables
 CHOICES = (*paper.TABLES, *PARTS, "loss_curves", "claims", "all")
 PLACES = {
-    "imagenet": "with train/ and val/", "one_percent_list": "the published list of 1 %",
+    "imagenet": "with train/ and val/", "one_percent_list": "the published list of 1 %%",
     "imagenet_a": "CLASS/IMAGE", "imagenet_c": "CORRUPTION/SEVERITY/CLASS/IMAGE",
     "coco": "COCO 2017", "ade20k": "ADEChallengeData2016",
 }  # fmt: skip
@@ -100,7 +100,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 class Reproduction:
-    """The tables that were asked for, with all that they need."""
+    """The tables that were asked for, and the graph of runs that they need."""
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -131,10 +131,10 @@ class Reproduction:
         return [row for row in table.rows if not self.args.rows or row.key in self.args.rows]
 
     def _plan(self) -> None:
-        """Fill the graph.
+        """Add the runs behind all cells that were asked for to the graph.
 
         Raises:
-            UsageError: there is nothing to run, and what is missing.
+            UsageError: nothing can be run; it says what is missing.
         """
         reasons = {}
         for table in self.tables.values():
@@ -155,6 +155,7 @@ class Reproduction:
     # ------------------------------------------------------------------------------------- to run
 
     def states(self) -> list[JobState]:
+        """How far each job is, jobs after those that they need."""
         found = []
         for job in self.graph.in_order():
             folder = Folder(self.graph, job)
@@ -164,10 +165,10 @@ class Reproduction:
         return found
 
     def run(self) -> list[str]:
-        """Run or submit what is missing; the jobs that failed.
+        """Run or submit what is missing, and return the names of the jobs that failed.
 
         Raises:
-            UsageError: a folder holds what another commit or other flags made.
+            UsageError: a job's folder holds results of another commit or of other flags.
         """
         states = self.states()
         others = [found for found in states if found.state in (OTHER_COMMIT, OTHER_FLAGS)]
@@ -185,6 +186,7 @@ class Reproduction:
         return run_local.LocalRun(self.graph, states, at_once, processes).run()
 
     def dry_run(self) -> None:
+        """Print the commands that `run` would start."""
         states = self.states()
         if self.args.slurm is not None:
             return run_slurm.SlurmRun(self.graph, states, self.args.slurm, dry_run=True).run()
@@ -230,7 +232,7 @@ class Reproduction:
 
 
 def is_locked(folder: str) -> bool:
-    """Whether another process holds the folder's lock."""
+    """Whether another process holds the lock of this folder, so is running its tables."""
     path = os.path.join(folder, LOCK)
     if not os.path.exists(path):
         return False

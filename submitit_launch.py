@@ -1,9 +1,9 @@
-"""Any main as a SLURM job that comes back after a preemption, a time-out or a dead node.
+"""Submit any main as a SLURM job that comes back after a preemption, a time-out or a dead node.
 
 python submitit_launch.py main_finetune --nodes 1 --ngpus 8 --job_dir /shared/runs/%j \
     @recipes/vit_base_finetune.args --finetune ... --data_path ...
 
-The first word is the main. Flags that are not listed here go to it.
+The first word names the main. Flags that are not listed here go to it.
 """
 
 import argparse
@@ -91,16 +91,17 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def launch(main: ModuleType, argv: list[str]) -> None:
-    """Submit a main with the launcher's own flags and the main's, mixed, in `argv`.
+    """Submit a main as a job.
 
     Args:
-        main: has `parse_args(argv)` and `main(args)`.
+        main: a module with `parse_args(argv)` and `main(args)`.
+        argv: the launcher's own flags and the main's, in any order.
     """
     run_main(lambda args: submit(main, *args), lambda: split_args(main, argv))
 
 
 def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The launcher's flags, and the main's as they go to it.
+    """Split a command line into the launcher's flags, parsed, and the main's, as words.
 
     Raises:
         UsageError: what the main would refuse is refused here, before anything is submitted.
@@ -127,7 +128,7 @@ def is_given(flag: str, argv: list[str]) -> bool:
 
 
 def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[str]:
-    """Write the snapshot and submit the job, or print its script.
+    """Write the snapshot and submit the job, or with --dry_run print its script.
 
     Returns:
         The jobs' numbers; none of a dry run.
@@ -171,7 +172,7 @@ def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[
 def sbatch_parameters(
     args: argparse.Namespace, name: str, folder: Path, code: Path
 ) -> dict[str, object]:
-    """submitit's names for what the flags ask for, and the lines around srun."""
+    """The flags as parameters of submitit, with the shell lines before and after srun."""
     extra: dict[str, object] = {"requeue": True}
     for option in args.sbatch:
         key, given, value = option.partition("=")
@@ -212,12 +213,12 @@ def sbatch_parameters(
 
 
 def _quoted(path: Path) -> str:
-    """In double quotes, for bash to put variables in."""
+    """The path in double quotes, in which bash still puts in variables."""
     return '"' + "".join(f"\\{c}" if c in '"`\\' else c for c in str(path)) + '"'
 
 
 def requeue_after_crash(folder: Path, max_requeues: int) -> list[str]:
-    """Lines for the batch script after srun.
+    """Lines of the batch script, after srun, that requeue the job at most `max_requeues` times.
 
     srun fails without a failure reported by the run where a task was killed or lost its peers. In
     a job that SLURM is ending or requeueing itself, the state is no longer RUNNING.
@@ -238,7 +239,7 @@ def requeue_after_crash(folder: Path, max_requeues: int) -> list[str]:
 
 
 class Executor(submitit.SlurmExecutor):
-    """submitit's, which can also show its script on a machine without SLURM."""
+    """submitit's SLURM executor, which can also show its script on a machine without SLURM."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -262,7 +263,7 @@ class Snapshot:
         self.path = folder / f"code-{digest.hexdigest()[:12]}"
 
     def write(self) -> None:
-        """Copy the files; the same code is there already.
+        """Copy the files, unless a snapshot of the same code is there already.
 
         Raises:
             UsageError: --job_dir cannot be written.
@@ -283,7 +284,7 @@ class Snapshot:
 
 
 def code_files() -> list[str]:
-    """The code's files below ROOT: git's, or in a copy without git all.
+    """Paths below ROOT of the code: the files that git knows, or without git all in its rooms.
 
     Raises:
         UsageError: the main imports a file that git does not know: the job would lack it.

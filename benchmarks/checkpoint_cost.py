@@ -1,4 +1,4 @@
-"""What a checkpoint costs: a save that training waits for, and what it feels of one beside it.
+"""What a checkpoint costs training, if it waits for the save or if the save runs beside it.
 
 python benchmarks/checkpoint_cost.py --model mimae_vit_base_patch16 --batch_size 2
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def measure(step, saver: Checkpointer) -> dict[str, float]:
-    """A round: seconds of a step alone, a save waited for, the copy, what steps beside it lose."""
+    """A round's seconds: a step alone, a save waited for, the copy, what steps beside it lose."""
     alone = statistics.median(seconds_of(step) for _ in range(3))
     waited = seconds_of(lambda: saver.save(wait=True))
     started = time.perf_counter()
@@ -123,7 +123,7 @@ def report(args, rounds: list[dict], size: float, first_copy: float, read: float
 
 
 def share(seconds: float, others: float) -> float:
-    """Percent of the sum."""
+    """What percentage of the sum of both the first is."""
     return 100 * seconds / (seconds + others)
 
 

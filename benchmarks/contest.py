@@ -1,4 +1,4 @@
-"""Contestants: processes that each hold one training step and are timed in turns.
+"""Time contestants, processes that each hold one training step, in turns.
 
 In turns, so that whatever else the machine does falls on all of them; in processes of their own,
 so that each one's memory is its own.
@@ -37,12 +37,12 @@ class Contestant:
         self.facts = self._answer()
 
     def start_turn(self, num_steps: int) -> None:
-        """Train so many steps, after one that does not count."""
+        """Begin a turn of so many steps, after one that does not count."""
         self.num_steps = num_steps
         self.pipe.send(num_steps)
 
     def end_turn(self) -> None:
-        """Wait for it and note the rate and the peak of the memory, in bytes."""
+        """Wait for the turn's end; note steps per second and the peak of the memory in bytes."""
         seconds, self.peak = self._answer()
         self.rates.append(self.num_steps / seconds)
 
@@ -126,7 +126,7 @@ def _memory(kind: str) -> int:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured FLOPs per second of the best of some square matrix products."""
+    """FLOPs per second that square matrix products reach on the device, the best of some sizes."""
     best = 0.0
     for side in (1024, 2048) if device.type == "cpu" else (4096, 8192):
         a, b = torch.randn(2, side, side, device=device).to(dtype)

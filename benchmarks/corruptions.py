@@ -43,7 +43,7 @@ def strength(images: list[np.ndarray], name: str, severity: int) -> float:
 
 
 def seconds_to_read(folder: str) -> float:
-    """Of one core, for one image, its reading and the evaluation's view."""
+    """Seconds that one core takes for an image: to read it, and the evaluation's view of it."""
     paths = find_images(folder)
     view = AsStored(folder, (224, 224), InterpolationMode.BICUBIC)
     data = TransformedImages(FileImages(folder, paths, [0] * len(paths), [""], 3), view, seed=0)

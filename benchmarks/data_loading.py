@@ -36,7 +36,7 @@ BATCH_SIZE = 64
 
 
 def make_jpegs(folder: str, count: int) -> None:
-    """Photographs of 500 x 375 pixels, parts of scikit-learn's, in folder/photos."""
+    """Write JPEGs of 500 x 375 pixels, parts of scikit-learn's photographs, to folder/photos."""
     from sklearn.datasets import load_sample_images
 
     photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
@@ -78,7 +78,7 @@ def pil_and_v1(folder: str, count: int) -> Callable[[], int]:
 
 
 def batches(data, items) -> int:
-    """Read them all."""
+    """Read all items in batches, and return how many images there were."""
     for start in range(0, len(items), BATCH_SIZE):
         default_collate([data[item] for item in items[start : start + BATCH_SIZE]])
     return len(items)

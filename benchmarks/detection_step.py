@@ -33,7 +33,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def random_batch(args: argparse.Namespace) -> tuple[list, list]:
-    """Images that fill the canvas, with rectangles for objects."""
+    """Random images that fill the canvas, with rectangles for objects, as a model is given them."""
     side, draw = args.input_size, torch.Generator().manual_seed(0)
     images, targets = [], []
     for _ in range(args.images):

@@ -3,13 +3,15 @@
 python benchmarks/equal_samples.py --study benchmarks/studies/mine.jsonl --seeds 0 1 2 --jobs 2
 
 A variant is `NAME: flags of main_pretrain.py`; one with N masks per image has epochs / N epochs and
-batch / N images a step. Each run becomes a line of --study, with which test images it got right; a
+batch / N images a step, or --steps steps. Its flags beat the others: `--lr 0 --max_steps 1` is the
+initialisation. Each run becomes a line of --study, with which test images it got right; a
 run that is there is not done again, so a study that was interrupted goes on where it stopped, and
 one with more seeds or variants adds to it. --report alone tells what a file of lines says.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -32,7 +34,7 @@ from util.data.transformed import TransformedImages
 from util.data.transforms import Normalize
 from util.evaluation.frozen import logistic
 from util.evaluation.frozen.knn import extract_features, predict_knn
-from util.flags.parser import number
+from util.flags.args import number
 from util.provenance import commit
 from util.training.precision import Precision
 
@@ -43,7 +45,7 @@ Labelled = tuple[torch.Tensor, torch.Tensor]
 
 
 class Failed(Exception):
-    """A run that has no result; the others go on."""
+    """A run that has no result; the other runs go on."""
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -51,7 +53,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    # fmt: off
     add("--study", default="output_dir/equal_samples.jsonl", help="the runs' file")
     add("--variants", nargs="+", default=[MAE, "MI-MAE:"], metavar="'NAME: FLAGS'")
     add("--common", default="", help="flags of main_pretrain.py that all variants have")
@@ -61,33 +62,47 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--data_path", default="")
     add("--train_fraction", default="1", help="share of the images for pre-training")
     add("--epochs", type=int, default=100, help="of a run with one mask per image")
+    add("--steps", type=number(int, 1), help="of a run, in place of --epochs")
     add("--batch_size", type=int, default=256, help="masked samples per step")
-    add("--warmup_share", type=float, default=0.1, help="share of the epochs")
+    add("--warmup_share", type=float, default=0.1, help="share of the run")
+    add("--pools", nargs="+", choices=("cls", "mean"), default=["cls"],
+        help="features: the class token, the mean of the patch tokens")  # fmt: skip
     add("--probe_images", type=number(int, 1), default=10000, help="labelled images of the probes")
     add("--few", type=number(int, 1), default=12, help="labels of each class, of the second probe")
     add("--draws", type=number(int, 1), default=8, help="of those labels; the mean is told")
     add("--baselines", action="store_true", help="the untrained encoder and raw pixels, too")
-    add("--reference", default="MAE", help="the variant that the others are compared with")
+    add("--reference", nargs="+", default=["MAE"], metavar="NAME",
+        help="variants that the others are compared with")  # fmt: skip
+    add("--balanced", action="store_true",
+        help="each class of the test images counts the same in what is told")  # fmt: skip
     add("--report", action="store_true", help="run nothing: tell what is in --study")
     add("--runs", default="output_dir/equal_samples", help="folder of the checkpoints")
-    # fmt: on
     return parser
 
 
 def setting(args: argparse.Namespace) -> dict:
-    """What all runs of a comparison share."""
-    names = ("dataset", "common", "train_fraction", "epochs", "batch_size", "warmup_share")
-    return {name: getattr(args, name) for name in (*names, "probe_images", "few", "draws")}
+    """The settings that all runs of a comparison share, as a record keeps them."""
+    length = "steps" if args.steps else "epochs"
+    names = ("dataset", "common", "train_fraction", length, "batch_size", "warmup_share")
+    shared = {name: getattr(args, name) for name in (*names, "probe_images", "few", "draws")}
+    return shared | ({"pools": args.pools} if args.pools != ["cls"] else {})  # as of kept runs
 
 
 def evaluate(args: argparse.Namespace, *words: str) -> dict:
     """Top-1 accuracies (percent) on the test images of an encoder that main_linprobe's flags name.
 
     linear: logistic regression on standardised features; few: the same on a few labels of each
-    class, the mean over several draws; knn: weighted 20-NN. All on features computed once.
+    class, the mean over several draws; knn: weighted 20-NN. All on features computed once, of each
+    of --pools.
     """
-    train, test = features(args, *words)
-    correct = probe(train, test, args.few, args.draws)
+    correct = {}
+    for pool in args.pools:
+        own = (
+            () if "pixels" in words else ("--global_pool",) if pool == "mean" else ("--cls_token",)
+        )
+        found = probe(*features(args, *words, *own), args.few, args.draws)
+        label = f"{pool} " if len(args.pools) > 1 else ""
+        correct |= {label + name: counts for name, counts in found.items()}
     return {
         "scores": {k: 100 * float(v.mean()) / n for k, (v, n) in correct.items()},
         "correct": {name: [study.pack(counts), n] for name, (counts, n) in correct.items()},
@@ -99,7 +114,7 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
     words = ("--dataset", args.dataset, "--data_path", args.data_path, *words)
     own = main_linprobe.parse_args(list(words))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = main_linprobe.build_encoder(own)[0].to(device)
+    encoder = main_linprobe.build_frozen(own)[0].to(device)
     normalize = Normalize(own.mean, own.std).to(device)
     view = evaluation_view(own)
     train, test = load_images(own, "train"), load_images(own, "val")
@@ -115,7 +130,7 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
 def probe(
     train: Labelled, test: Labelled, few: int, draws: int
 ) -> dict[str, tuple[np.ndarray, int]]:
-    """How often each test image is right [n], of how many times, by what `evaluate` measures.
+    """How often each test image is right [n], and of how many draws, by evaluation in `evaluate`.
 
     Args:
         train, test: features [n, D] and targets [n].
@@ -143,36 +158,21 @@ def probe(
 
 
 def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
-    """Pre-train a variant, one thread for each core that a job has, and evaluate it."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    """Pre-train a variant, one thread for each core that a job has, and evaluate it.
+
+    OMP_NUM_THREADS sets another number of threads.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or (os.cpu_count() or 1) // args.jobs
+    torch.set_num_threads(max(1, threads))
     name, _, flags = variant.partition(":")
     record = dict(variant=name, flags=flags.strip(), seed=seed, setting=setting(args))
     if variant in BASELINES:
         return record | {"losses": {}, "commit": commit()} | evaluate(args, *BASELINES[variant])
-    words = ["--dataset", args.dataset, "--data_path", args.data_path]
-    words += [*shlex.split(args.common), *shlex.split(flags)]
-    num_masks = main_pretrain.build_model(main_pretrain.parse_args(words)).masks.num_masks
-    if args.epochs % num_masks or args.batch_size % num_masks:
-        raise Failed(f"--epochs and --batch_size must be divisible by {name}'s {num_masks} masks")
-    epochs = args.epochs // num_masks
-    place = f"{name.replace(' ', '_').replace('/', '_')}-{args.epochs}-{seed}"
-    folder = os.path.abspath(os.path.join(args.runs, place))
-    words += [
-        "--seed",
-        str(seed),
-        "--train_fraction",
-        args.train_fraction,
-        "--epochs",
-        str(epochs),
-        "--warmup_epochs",
-        f"{args.warmup_share * epochs:g}",
-        "--output_dir",
-        folder,
-        "--batch_size",
-        str(args.batch_size // num_masks),
-        "--resume",
-        "auto",
-    ]
+    folder = os.path.abspath(os.path.join(args.runs, place(args, name, seed)))
+    words = ["--dataset", args.dataset, "--data_path", args.data_path, *shlex.split(args.common)]
+    words += length(args, name, overridden(words, shlex.split(flags)))
+    words += ["--seed", str(seed), "--output_dir", folder, "--resume", "auto"]
+    words = overridden(words, shlex.split(flags))
     with open(folder + ".log", "a") as output:
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         command = [sys.executable, "main_pretrain.py", *words]
@@ -186,11 +186,41 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     return record | evaluate(args, "--finetune", f"{folder}/checkpoint-last.pth")
 
 
+def place(args: argparse.Namespace, name: str, seed: int) -> str:
+    """The name of a run's folder."""
+    how_long = f"{args.steps}steps" if args.steps else args.epochs
+    return f"{name.replace(' ', '_').replace('/', '_')}-{how_long}-{seed}"
+
+
+def overridden(words: list[str], own: list[str]) -> list[str]:
+    """`words` without the flags that `own` has, and `own`."""
+    kept, is_kept = [], True
+    for word in words:
+        is_kept = word not in own if word.startswith("--") else is_kept
+        kept += [word] if is_kept else []
+    return kept + own
+
+
+def length(args: argparse.Namespace, name: str, words: list[str]) -> list[str]:
+    """The flags of how long a variant with these flags trains, on how many images at a time."""
+    own = main_pretrain.parse_args(words)
+    num_masks = main_pretrain.build_model(own).masks.num_masks
+    if args.batch_size % num_masks or (args.epochs % num_masks and not args.steps):
+        raise Failed(f"--epochs and --batch_size must be divisible by {name}'s {num_masks} masks")
+    batch, epochs = args.batch_size // num_masks, args.epochs / num_masks
+    if args.steps:
+        own.train_fraction = float(args.train_fraction)
+        epochs = args.steps / (len(load_images(own, "pretrain")) // batch)
+    found = ["--train_fraction", args.train_fraction, "--epochs", str(math.ceil(epochs))]
+    found += ["--warmup_epochs", f"{args.warmup_share * epochs:g}", "--batch_size", str(batch)]
+    return found + (["--max_steps", str(args.steps)] if args.steps else [])
+
+
 BASELINES = {"untrained": (), "pixels": ("--model", "pixels")}
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Every run that --study lacks, --jobs at a time; each is written down as soon as it ends."""
+    """Do each run that --study lacks, --jobs at a time, and write it down as soon as it ends."""
     os.makedirs(args.runs, exist_ok=True)
     own = setting(args)
     done = {
@@ -229,7 +259,11 @@ def main() -> None:
     if not args.report:
         run_all(args)
     settings: dict[str, list[study.Record]] = {}
-    for record in study.read(args.study):
+    records = study.read(args.study)
+    if args.balanced:
+        own = main_linprobe.parse_args(["--dataset", args.dataset, "--data_path", args.data_path])
+        records = study.balanced(records, load_images(own, "val").targets)
+    for record in records:
         settings.setdefault(json.dumps(record["setting"]), []).append(record)
     if not settings:
         sys.exit(f"error: --study {args.study} has no runs: leave --report away")

@@ -45,7 +45,7 @@ RUNS: dict[str, str | tuple[int, str]] = {
     "MISIMMIM": f"{MI} --model misimmim_swin_mini_patch2 {PARTS} --exact_accum",
     "SIMMIM_VIT": f"{MI} --model misimmim_vit_base_patch16 --input_size 64 --max_steps 2",
     "RECIPE": "main_pretrain.py @recipes/table3/f_mimae.args @recipes/demo/pretrain.args --model "
-    f"mimae_vit_tiny_patch2 --epochs 3 --warmup_epochs 0.6 --batch_size 32 --max_steps {STEPS}",
+    f"mimae_vit_tiny_patch2 --epochs 3 --warmup_epochs 0.6 --step 32 --max_steps {STEPS}",
     "FINETUNED": f"main_finetune.py --finetune MIMAE {QUICK} --ema_decay 0.9 {PARTS}",
     "FINETUNED_RANKS": (2, f"main_finetune.py --finetune MIMAE {QUICK}"),
     "FINETUNED_SWIN": f"main_finetune.py --finetune SIMMIM {QUICK}",
@@ -71,15 +71,19 @@ TIMED = re.compile(
 
 
 def run(checkout: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """Every run of a checkout; its numbers by run and by what they are."""
+    """Run everything in a checkout; the values that it left, by run and by what they are."""
     scenes = folder / "SCENES"
     command = "tools.scenes" if (checkout / "tools").exists() else "util.data.scenes"
     flags = f"{scenes} --images 40 --val_images 8 --size 64 --num_workers 0"
     start(checkout, f"-m {command} {flags}")
+    # Recipes have told a process's batch, and tell the images of a step.
+    says_step = "images_per_step" in (checkout / "recipes/demo/pretrain.args").read_text()
+    step = "--images_per_step" if says_step else "--batch_size"
     found = {}
     for name, what in (BEFORE | RUNS).items():
         processes, words = what if isinstance(what, tuple) else (1, what)
         words = re.sub(r"\b[A-Z_]{3,}\b", lambda match: place(folder, match[0]), words)
+        words = words.replace("--step ", f"{step} ")
         words += f" --output_dir {folder / name} --device cpu --amp none --num_workers 0 --seed 1"
         launcher = f"-m torch.distributed.run --standalone --nproc_per_node {processes} "
         start(checkout, launcher * (processes > 1) + words)
@@ -89,7 +93,7 @@ def run(checkout: Path, folder: Path) -> dict[str, dict[str, str]]:
 
 
 def place(folder: Path, name: str) -> str:
-    """What a word in capitals stands for: a run's checkpoint, or the scenes."""
+    """The path that a word in capitals stands for: a run's checkpoint, or the scenes."""
     checkpoint = folder / name / "checkpoint-last.pth"
     return str(checkpoint if checkpoint.exists() else folder / name)
 

@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.contest import Contestant, Failed, compete, matmul_peak
+from benchmarks.step_facts import add_timing_flags
 from util.flags.parser import number
 from util.training.precision import Precision
 
@@ -41,25 +42,20 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", choices=MODELS, default=["base"])
     add("--images", nargs="+", type=number(int, 1), default=[2], help="images per step")
     add("--num_masks", type=number(int, 2), default=4, help="masks per image")
-    add("--input_size", type=number(int, 1), default=224)
     add("--amp", choices=("auto", "bf16", "fp16", "none"), nargs="+", default=["auto"],
         help="ours, one contestant each")
     add("--compile", action="store_true", help="ours")
-    add("--grad_checkpointing", action="store_true", help="ours")
     add("--pred_ratio", type=float, default=1.0, help="time ours with it, too")
     add("--without_mi", action="store_true", help="time ours without the MI terms, too")
     add("--against", metavar="PATH", help="a clone of MAE's official code")
-    add("--steps", type=number(int, 1), default=5, help="per turn")
-    add("--rounds", type=number(int, 1), default=5)
-    add("--threads", type=number(int, 1), help="of a CPU")
     # fmt: on
+    add_timing_flags(add, steps=5)
     return parser
 
 
 def use_device(args: argparse.Namespace) -> torch.device:
     """The GPU where there is one, else the CPU with `args.threads`."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -76,10 +72,10 @@ def precision_of(amp: str, device: torch.device) -> Precision:
 
 
 def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *flags: str):
-    """This repository's engine, with `flags` of main_pretrain.py.
+    """This repository's training step, with `flags` of main_pretrain.py.
 
-    It tells the FLOPs of a step's forward and backward pass, the type in which they are computed,
-    and preflight's estimate of the memory in bytes.
+    Besides the step it gives the FLOPs of a forward and backward pass, the dtype in which they are
+    computed, and preflight's estimate of the memory in bytes.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -127,7 +123,7 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
 
 
 def build_official(args: argparse.Namespace, model: str, images: int):
-    """MAE's own engine, from its clone, with today's libraries."""
+    """The training step of MAE's own engine, from its clone, with today's libraries."""
     import numpy as np
     import timm.models.vision_transformer as timm_vit
 

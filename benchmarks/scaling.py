@@ -48,7 +48,7 @@ AXES = ("images", "input_size", "num_masks", "processes")
 
 
 def build_rank(args: argparse.Namespace, rank: int, port: int):
-    """One process of a group."""
+    """The training step of one process of a group, as a contestant builds it."""
     if args.processes > 1:
         os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(args.processes))
         os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -1,4 +1,4 @@
-"""What a training step costs wherever it runs: FLOPs, and bytes kept for the backward pass.
+"""What a training step costs on any device: FLOPs, and bytes kept for the backward pass.
 
 And what the benchmarks of the steps of main_segmentation.py and main_detection.py share.
 """
@@ -31,14 +31,14 @@ ATTENTION_ON_CPU = {
 
 
 def step_facts(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, int]:
-    """Of one forward and backward pass.
+    """Count what one forward and backward pass takes.
 
     Args:
         loss: makes the forward pass of `model`.
 
     Returns:
-        `flops` counted; `kept`, the bytes that autograd keeps besides the weights; `parameters`;
-        and `state`, the bytes of weights, gradients and AdamW's moments.
+        `flops`; `kept`, the bytes that autograd keeps besides the weights; `parameters`; and
+        `state`, the bytes of weights, gradients and AdamW's moments.
     """
     kept: dict[int, int] = {}
 
@@ -59,7 +59,7 @@ def step_facts(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, int]:
 
 
 def in_words(contestant: Contestant, images: int, unit: str) -> str:
-    """What was measured of a contestant whose facts are these, per image, or `unit`, of a step."""
+    """A line of what was measured of a contestant, per image (or other `unit`) of a step."""
     facts = contestant.facts
     return (
         f"{1 / contestant.rate / images:.2f} s, {facts['flops'] / images / 1e12:.2f} TFLOP and "
@@ -70,10 +70,11 @@ def in_words(contestant: Contestant, images: int, unit: str) -> str:
 
 
 def hours(flops: float, steps: int, gpus: int, peak: float, reached: float) -> float:
-    """Of a run, by calculation.
+    """The hours that a run would take, by calculation.
 
     Args:
-        flops: of a step, over all its images. peak: of one GPU, TFLOP/s. reached: share of it.
+        flops: of a step, over all its images. peak: of one GPU, TFLOP/s.
+        reached: the share of the peak that is reached.
     """
     return flops * steps / (gpus * peak * 1e12 * reached) / 3600
 
@@ -90,23 +91,28 @@ def step_parser(description: str) -> argparse.ArgumentParser:
     # fmt: off
     add("--model", default="vit_base_patch16")
     add("--images", type=positive, help="per step")
-    add("--input_size", type=positive, help="pixels")
     add("--classes", type=positive)
     add("--amp", nargs="+", choices=("bf16", "fp16", "none"), default=["none"])
-    add("--grad_checkpointing", action="store_true")
-    add("--steps", type=positive, default=1, help="per turn")
-    add("--rounds", type=positive)
-    add("--threads", type=positive, default=torch.get_num_threads())
     add("--gpus", type=positive, default=8, help="of the calculation")
     add("--peak", type=float, default=125.0, help="of one, TFLOP/s; a V100's in fp16: 125")
     add("--reached", type=float, default=0.3, help="share of the peak that is assumed")
     # fmt: on
+    add_timing_flags(add, steps=1)
     return parser
+
+
+def add_timing_flags(add: Callable, steps: int) -> None:
+    """How long and on what a step is timed; `steps`: the default of --steps."""
+    add("--input_size", type=number(int, 1), default=224, help="pixels")
+    add("--grad_checkpointing", action="store_true", help="ours")
+    add("--steps", type=number(int, 1), default=steps, help="per turn")
+    add("--rounds", type=number(int, 1), default=5)
+    add("--threads", type=number(int, 1), default=torch.get_num_threads(), help="of a CPU")
 
 
 @dataclass
 class Trained:
-    """A model and what trains it."""
+    """A model and what it takes to train it."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -116,7 +122,7 @@ class Trained:
 
 
 def as_main_trains(main: ModuleType, args: argparse.Namespace, amp: str) -> Trained:
-    """What a main trains with a benchmark's flags, from scratch.
+    """The model, from scratch, and its optimiser as a main makes them, with a benchmark's flags.
 
     Args:
         main: with `parse_args`, and with `build_model` for flags, a checkpoint and classes.

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ Record = dict
 
 
 def pack(shares: np.ndarray) -> str:
-    """How often each test image was right, of the draws (uint8), as a short text."""
+    """Counts (uint8, [images]) of the draws in which each test image was right, as a short text."""
     return base64.b64encode(zlib.compress(shares.astype(np.uint8).tobytes(), 9)).decode()
 
 
@@ -28,9 +28,23 @@ def unpack(text: str) -> np.ndarray:
 
 
 def percentages(record: Record, score: str) -> np.ndarray:
-    """100 where a test image was right and 0 where not; [images], whose mean is the score."""
+    """100 where a test image was right, else 0, mean over draws: [images]."""
     correct, draws = record["correct"][score]
-    return unpack(correct) * (100 / draws)
+    return unpack(correct) * (100 / draws) * record.get("weights", 1)
+
+
+def balanced(records: Iterable[Record], targets: np.ndarray) -> list[Record]:
+    """The records with scores that are means over the classes' accuracies.
+
+    Args:
+        targets: classes of the test images, [images].
+    """
+    counts = np.bincount(targets)
+    weights = len(targets) / ((counts > 0).sum() * counts[targets])  # [images], of mean 1
+    found = [record | {"weights": weights} for record in records]
+    for record in found:
+        record["scores"] = {s: float(percentages(record, s).mean()) for s in record["scores"]}
+    return found
 
 
 def read(path: str) -> list[Record]:
@@ -49,7 +63,7 @@ def append(path: str, record: Record) -> None:
 def compare(
     variants: dict[str, list[Record]], reference: list[Record], score: str, num_boots: int = 1000
 ) -> dict[str, Comparison]:
-    """Each variant against the reference, by the seeds that both have."""
+    """Compare each variant with the reference, over the seeds that both have."""
     by_seed = {record["seed"]: record for record in reference}
     compared: dict[str, np.ndarray] = {}  # [seeds, images]
     for name, records in variants.items():
@@ -64,15 +78,15 @@ def compare(
 
 
 def by_variant(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records by their variant's name, in the order of their first runs, by seed."""
+    """Records grouped by their variant's name, in the order of first runs; each group by seed."""
     rows_of: dict[str, list[Record]] = {}
     for record in records:
         rows_of.setdefault(record["variant"], []).append(record)
     return {name: sorted(rows, key=lambda row: row["seed"]) for name, rows in rows_of.items()}
 
 
-def report(records: list[Record], reference: str) -> str:
-    """A Markdown table: means over seeds, and differences to the reference with intervals."""
+def report(records: list[Record], references: Sequence[str]) -> str:
+    """A Markdown table: means over seeds, and differences to each reference with intervals."""
     variants = by_variant(records)
     scores = list(records[0]["scores"])
     lines = [f"| | seeds | {' | '.join(scores)} | L_rec | L_max | L_min | InfoNCE accuracy |"]
@@ -83,15 +97,24 @@ def report(records: list[Record], reference: str) -> str:
             cells.append(_mean([row["losses"].get(loss) for row in rows], digits))
         seeds = ", ".join(str(row["seed"]) for row in rows)
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
-    if reference in variants:
-        others = {name: rows for name, rows in variants.items() if name != reference}
-        lines += ["", f"| against {reference} | {' | '.join(scores)} |"]
-        lines += ["|---" * (len(scores) + 1) + "|"]
-        against = {score: compare(others, variants[reference], score) for score in scores}
-        for name in others:
-            cells = [_shown(against[score].get(name)) for score in scores]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+    for reference in references:
+        if reference in variants:
+            lines += differences(variants, reference, scores)
     return "\n".join(lines)
+
+
+def differences(
+    variants: dict[str, list[Record]], reference: str, scores: Sequence[str]
+) -> list[str]:
+    """The lines of a table: the other variants against one of them."""
+    others = {name: rows for name, rows in variants.items() if name != reference}
+    lines = ["", f"| against {reference} | {' | '.join(scores)} |"]
+    lines += ["|---" * (len(scores) + 1) + "|"]
+    against = {score: compare(others, variants[reference], score) for score in scores}
+    for name in others:
+        cells = [_shown(against[score].get(name)) for score in scores]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _mean(values: list, digits: int) -> str:

@@ -20,7 +20,7 @@ def build_beit(
     """A classifier, images [B, C, H, W] -> logits [B, num_classes], as `encoders.vit.build_vit`.
 
     Args:
-        architecture: timm's arguments, and `eps` of the layer norms.
+        architecture: the arguments of timm's `Beit`, and `eps` of the layer norms.
     """
     from timm.models.beit import Beit
 

@@ -1,6 +1,6 @@
-"""What a frozen encoder gives of an image: its outputs, block by block, and of parts of an image.
+"""Features of images from a frozen encoder: its final output, its blocks', and of masked images.
 
-Shapes as in `models_mimae`.
+Shapes: B images, N masks per image, K visible of L patches, C channels, D encoder width.
 """
 
 import torch
@@ -28,14 +28,14 @@ class FrozenEncoder(nn.Module):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The features of an image that there are; a Swin has no class token."""
+        """The names of an image's features that this encoder has; a Swin has no class token."""
         if self.encoder is None:
             return (PIXELS,)
         return (CLASS_TOKEN, PATCH_MEAN) if self._num_prefix() else (PATCH_MEAN,)
 
     @property
     def depth(self) -> int:
-        """Blocks of a ViT, stages of a Swin; 0 for pixels."""
+        """How many blocks (of a Swin: stages) have outputs; 0 for pixels."""
         if self.encoder is None:
             return 0
         if is_swin(self.encoder):
@@ -47,8 +47,8 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, imgs: Tensor, with_blocks: bool = True) -> Outputs:
-        """images [B, C, H, W] -> each of `kinds` of the final, normed output, [B, D], and of the
-        output of block i, before any norm, as `block i NAME`."""
+        """images [B, C, H, W] -> features [B, D] by name: each of `kinds` of the final, normed
+        output and, with_blocks, of the output of block i, before any norm, as `block i NAME`."""
         imgs = self.normalize(imgs)
         if self.encoder is None:
             return {PIXELS: imgs.flatten(1)}

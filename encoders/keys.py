@@ -1,4 +1,4 @@
-"""Others' names for the parts of an encoder, and their conversion to this project's.
+"""Rename the parts of other projects' encoders to this project's names.
 
 Shapes: D the encoder's width, L patches, R registers.
 """

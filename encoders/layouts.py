@@ -45,10 +45,10 @@ HEADS = {128: 4, 1152: 16, 1280: 16, 1408: 16}
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layout is recognised, and what its files do not say.
+    """How a file's layout is recognised, and what files of it do not say themselves.
 
-    marks: parts of keys that a file has, all of them; `config.NAME=` is an entry of the file's
-    configuration. rules: of its names; none where they are timm's, as this project's are.
+    marks: parts of keys, all of which a file of it has; `config.NAME=` is an entry of the file's
+    configuration. rules: for renaming its keys; None where its names are timm's, as ours are.
     normalization: of the images that it was trained on; None where files of the layout differ.
     eps: of its layer norms. heads: attention heads by width, where not as in `HEADS`.
     """
@@ -123,7 +123,7 @@ class Foreign:
             num_heads: attention heads; by default the configuration's, else by the width.
 
         Raises:
-            UsageError: a model that none of them is.
+            UsageError: none of these three is such a model.
         """
         known = self.config.get("architecture")
         if isinstance(known, dict):  # a checkpoint of this project that began as another's

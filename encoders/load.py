@@ -1,4 +1,4 @@
-"""The encoder for downstream use by its name, ViT or Swin: build it, load it, know its layers."""
+"""Build an encoder for downstream use by its name: ViT, Swin or BEiT; load anybody's weights."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ _WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 
 def open_checkpoint(
     path: str, args: argparse.Namespace, with_size: bool = True
 ) -> vit.Pretrained | None:
-    """The checkpoint at `path`, if any; flags that the user left open become its encoder's.
+    """Open the checkpoint at `path`, if any; flags that the user left open become its encoder's.
 
     Args:
-        with_size: the images' size, too.
+        with_size: --input_size, too.
 
     Raises:
         UsageError: a file that cannot be used, or flags that do not fit it.
@@ -46,11 +46,11 @@ def open_checkpoint(
 
 
 def open_dense(args: argparse.Namespace, mark: str, main: str) -> vit.Pretrained | None:
-    """What segmentation or detection begins with: an encoder, whose images may have had another
-    size; or, with --eval or --predict, the trained model.
+    """Open what segmentation or detection begins with: an encoder, whose images may have had other
+    sizes; or, with --eval or --predict, the trained model.
 
     Args:
-        mark: what the configuration has in all checkpoints of `main` that others lack.
+        mark: a key that the configuration has in all checkpoints of `main`, and in no others.
 
     Raises:
         UsageError: a trained model that is none of `main`'s, and what `open_checkpoint` raises.
@@ -115,9 +115,9 @@ def segmenter_architecture(
 
 
 def build_for(pretrained: vit.Pretrained | None, args: argparse.Namespace) -> nn.Module:
-    """A frozen evaluation's encoder: without a head, its tokens normed as in pre-training.
+    """The encoder of a frozen evaluation: without a head, its tokens normed as in pre-training.
 
-    One that was fine-tuned on the mean of its patch tokens has that mean normed instead.
+    An encoder that was fine-tuned on the mean of its patch tokens has that mean normed instead.
     """
     on_mean = pretrained is not None and "fc_norm.weight" in pretrained.weights
     model = build_encoder(
@@ -133,7 +133,7 @@ def build_backbone(
     pretrained: vit.Pretrained | None, args: argparse.Namespace, any_size: bool = False,
     load: bool = True, known: dict | None = None,
 ) -> nn.Module:  # fmt: skip
-    """An encoder for maps of its inner blocks: without a head, and without the norm before it.
+    """The encoder of a detector or segmenter, which read its inner blocks: no head, no final norm.
 
     Args:
         any_size: as `build_encoder` has it. load: the checkpoint's weights. known: a segmenter's
@@ -202,6 +202,7 @@ def build_encoder(
     """A classifier [B, C, H, W] -> [B, num_classes], as `build_vit` and `build_swin` describe it.
 
     Args:
+        num_classes: 0: without a head.
         global_pool: for a ViT only; a Swin has no class token.
         architecture: of a model that `SIZES` does not have, as `architecture` gives it.
         any_size: images of other sizes, too; position biases of a ViT or BEiT have one.
@@ -227,8 +228,10 @@ def build_encoder(
 
 
 def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
-    """Load a checkpoint into a classifier; a head of a ViT that is new, or dropped for its shape,
-    starts near zero, as in MAE.
+    """Load a checkpoint into a classifier.
+
+    A ViT's head that is new, or that the checkpoint has in another shape, starts near zero, as in
+    MAE.
 
     Raises:
         UsageError: a checkpoint of another architecture; the line says which keys and shapes.
@@ -247,11 +250,12 @@ def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
 
 
 def layer_lookup(model: nn.Module, prefix: str = "") -> Callable[[str], int]:
-    """The layer of a parameter for layer decay, by its name.
+    """A function that gives a parameter's layer, for layer decay, by its name.
 
     Args:
-        model: the encoder. prefix: of its parameters' names in a larger model, such as
-            `encoder.`; what else that model has is of the last layer, as a head is.
+        model: the encoder.
+        prefix: of its parameters' names in a larger model, such as `encoder.`; what else that
+            model has is of the last layer, as a head is.
     """
     if swin.is_swin(model):
         depths = [len(stage.blocks) for stage in model.layers]

@@ -1,4 +1,4 @@
-"""Swin for pre-training and downstream use: timm's, which checkpoints of SimMIM fit into.
+"""Swin for pre-training and downstream use, as timm builds it; checkpoints of SimMIM fit in.
 
 A cell is an element of the final feature map: 32 pixels wide but for the mini model (4 pixels).
 """
@@ -32,8 +32,11 @@ def cell_size(name: str) -> int:
 
 
 def window_size(grid: Sequence[int]) -> tuple[int, int]:
-    """As wide as the final map (6 at 192 px, 7 at 224, as in SimMIM), so that windows divide every
-    stage's map; at most 12, above which timm pads the maps."""
+    """The attention windows of a Swin, in tokens, by its final map's grid in (height, width).
+
+    As wide as the final map (6 at 192 px, 7 at 224, as in SimMIM), so that windows divide every
+    stage's map; at most 12, above which timm pads the maps.
+    """
     return min(grid[0], MAX_WINDOW), min(grid[1], MAX_WINDOW)
 
 
@@ -73,7 +76,7 @@ def build_swin(
 
 
 def is_swin(encoder: nn.Module) -> bool:
-    """Whether `build_swin` has made it: it has no class token, and stages in place of blocks."""
+    """Whether `build_swin` made the encoder: it has no class token, and stages hold its blocks."""
     return getattr(encoder, "family", "") == "swin"
 
 
@@ -102,7 +105,7 @@ def block_shapes(patch_embed, layers) -> list[tuple[int, int, int]]:
 
 
 def convert_simmim(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under SimMIM's published names (pre-trained or fine-tuned), under this project's.
+    """Rename weights of SimMIM's Swin, pre-trained or fine-tuned, to this project's names.
 
     SimMIM downsamples at the end of a stage, timm at the start of the next; its head predicts
     pixels in the order (channel, row, column), as PixelShuffle reads them, this project's in the
@@ -187,7 +190,7 @@ def fit_weights(weights: dict[str, Tensor], config: dict, model: nn.Module) -> d
         config: of the checkpoint; its `input_size` tells the old window.
 
     Raises:
-        UsageError: tables whose window is not known.
+        UsageError: tables of position biases whose window is not known.
     """
     weights = convert_simmim(weights)
     cell = model.patch_embed.patch_size[0] * 2 ** (len(model.layers) - 1)

@@ -1,4 +1,4 @@
-"""The encoder for downstream use: a timm ViT that a pre-trained checkpoint fits into."""
+"""The ViT for downstream use, as timm builds it, and weights of any layout to load into it."""
 
 import contextlib
 import logging

@@ -1,26 +1,25 @@
 """Mask R-CNN with the heads of ViTDet [Li et al., 2022], https://arxiv.org/abs/2203.16527.
 
-Anchors, matching, sampling, losses and post-processing are torchvision's own; the depths, widths
-and norms of the heads are the paper's. H and W are the fixed canvas's sides in pixels; images of
-any smaller size lie in its upper left corner.
+All numbers are those of ViTDet's published configuration for COCO; docs/protocols.md lists them
+and what differs. H and W are the fixed canvas's sides in pixels; images of any smaller size lie
+in its upper left corner.
 """
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torchvision.models import detection
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import initLevelMapper
 
+from heads.rois import CanvasAnchors, CanvasRoIAlign, CanvasRoIHeads, CanvasRPN, initialise_heads
 from heads.vitdet import NORM, WINDOW, SwinPyramid, ViTMaps, ViTPyramid, global_blocks
 from util.checks import image_size
 from util.data.transforms import Normalize
@@ -30,8 +29,6 @@ from util.errors import UsageError
 PUBLISHED = dict(width=256, fc_width=1024, num_rois=512)
 # Our choice: for the encoders that are meant for small images, on a CPU too.
 NARROW = dict(width=64, fc_width=256, num_rois=64)
-
-ANCHOR = 8  # an anchor's side, in strides of its level
 
 
 class Canvas(nn.Module):
@@ -57,38 +54,6 @@ class Canvas(nn.Module):
 
     def postprocess(self, detections: list[dict[str, Tensor]], *_) -> list[dict[str, Tensor]]:
         return detections
-
-
-class CanvasAnchors(AnchorGenerator):
-    """torchvision's with the strides given, which it takes from sizes and rounds to whole pixels.
-
-    Args:
-        strides: of the maps, in pixels.
-    """
-
-    def __init__(self, strides: Sequence[float]):
-        sizes = tuple((ANCHOR * stride,) for stride in strides)
-        super().__init__(sizes, ((0.5, 1.0, 2.0),) * len(strides))
-        self.strides = strides
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        like = feature_maps[0]
-        self.set_cell_anchors(like.dtype, like.device)
-        sides = [[like.new_tensor(stride)] * 2 for stride in self.strides]
-        anchors = self.grid_anchors([x.shape[-2:] for x in feature_maps], sides)
-        return [torch.cat(anchors)] * len(image_list.image_sizes)
-
-
-class CanvasRoIAlign(MultiScaleRoIAlign):
-    """torchvision's with the strides given, which it takes from sizes and rounds to powers of two.
-
-    A box of 14 to 28 cells of a map is cut from that map, as published.
-    """
-
-    def __init__(self, strides: Sequence[float], output_size: int):
-        super().__init__([str(level) for level in range(len(strides))], output_size, 2)
-        self.scales = [1 / stride for stride in strides]
-        self.map_levels = initLevelMapper(0, len(strides) - 1, 14 * strides[0], 0)
 
 
 class FullPrecision:
@@ -119,12 +84,13 @@ class FullMaskPredictor(FullPrecision, MaskRCNNPredictor):
     pass
 
 
-class Detector(detection.MaskRCNN):
+class Detector(GeneralizedRCNN):
     """Mask R-CNN with ViTDet's heads: images (and targets, in training) -> losses or detections.
 
     Images are [C, h, w], uint8 or in 0..1, at most as large as the canvas. A target has `boxes`
-    [n, 4] (x0, y0, x1, y1 in pixels), `labels` [n] from 1 on and `masks` [n, h, w]; a detection
-    the same with `scores`, its masks [n, 1, 28, 28] as probabilities inside the box.
+    [n, 4] (x0, y0, x1, y1 in pixels), `labels` [n] from 1 on, `masks` [n, h, w] and may have
+    `has_mask` [n]; a detection has boxes, labels, `scores`, and masks [n, 1, 28, 28] as
+    probabilities inside the box.
 
     Args:
         backbone: gives maps by name, and has `out_channels` and their `strides`.
@@ -136,27 +102,49 @@ class Detector(detection.MaskRCNN):
         self, backbone: nn.Module, num_classes: int, canvas: tuple[int, int],
         mean: Sequence[float], std: Sequence[float], fc_width: int, num_rois: int,
     ):  # fmt: skip
-        width, strides = backbone.out_channels, backbone.strides
-        convolutions = [width] * 4
-        super().__init__(
-            backbone,
-            rpn_anchor_generator=CanvasAnchors([*strides, 2 * strides[-1]]),
-            rpn_head=FullRPNHead(width, 3, conv_depth=2),
-            rpn_post_nms_top_n_train=1000,
-            box_roi_pool=CanvasRoIAlign(strides, 7),
-            box_head=FastRCNNConvFCHead((width, 7, 7), convolutions, [fc_width], norm_layer=NORM),
-            box_predictor=FullBoxPredictor(fc_width, num_classes + 1),
-            box_batch_size_per_image=num_rois,
-            mask_roi_pool=CanvasRoIAlign(strides, 14),
-            mask_head=MaskRCNNHeads(width, convolutions, 1, norm_layer=NORM),
-            mask_predictor=FullMaskPredictor(width, width, num_classes + 1),
-        )
-        self.transform = Canvas(canvas, mean, std)
+        strides = backbone.strides
+        rpn = CanvasRPN(
+            CanvasAnchors([*strides, 2 * strides[-1]]),
+            FullRPNHead(backbone.out_channels, 3, conv_depth=2),
+            fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
+            pre_nms_top_n=dict(training=2000, testing=1000),
+            post_nms_top_n=dict(training=1000, testing=1000), nms_thresh=0.7,
+        )  # fmt: skip
+        heads = _roi_heads(backbone, num_classes, fc_width, num_rois)
+        initialise_heads(heads)
+        super().__init__(backbone, rpn, heads, Canvas(canvas, mean, std))
 
-    def no_weight_decay(self) -> set[str]:
-        """Positions: a ViT's absolute ones, a Swin's relative ones."""
-        names = ("pos_embed", "relative_position_bias_table")
-        return {name for name, _ in self.named_parameters() if name.endswith(names)}
+    def with_weight_decay(self) -> set[str]:
+        """All but positions and the encoder's norms, as published: biases and the norms of maps
+        (the pyramid's, the heads') decay.
+        """
+        spared = {
+            f"{name}.{own}"
+            for name, module in self.named_modules()
+            if isinstance(module, nn.LayerNorm) and not isinstance(module, LayerNorm2d)
+            for own, _ in module.named_parameters()
+        }
+        positions = ("pos_embed", "relative_position_bias_table")
+        names = {name for name, _ in self.named_parameters()} - spared
+        return {name for name in names if not name.endswith(positions)}
+
+
+def _roi_heads(
+    backbone: nn.Module, num_classes: int, fc_width: int, num_rois: int
+) -> CanvasRoIHeads:
+    width, strides = backbone.out_channels, backbone.strides
+    convolutions = [width] * 4
+    return CanvasRoIHeads(
+        CanvasRoIAlign(strides, 7),
+        FastRCNNConvFCHead((width, 7, 7), convolutions, [fc_width], norm_layer=NORM),
+        FullBoxPredictor(fc_width, num_classes + 1),
+        fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=num_rois,
+        positive_fraction=0.25, bbox_reg_weights=(10.0, 10.0, 5.0, 5.0), score_thresh=0.05,
+        nms_thresh=0.5, detections_per_img=100,
+        mask_roi_pool=CanvasRoIAlign(strides, 14),
+        mask_head=MaskRCNNHeads(width, convolutions, 1, norm_layer=NORM),
+        mask_predictor=FullMaskPredictor(width, width, num_classes + 1),
+    )  # fmt: skip
 
 
 def build_detector(

@@ -18,6 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork
 NORM = partial(LayerNorm2d, eps=1e-6)
 
 WINDOW = 14  # tokens
+EVEN = 8  # what fast attention in half precision wants a head's channels to be a multiple of
 
 
 # ---------------------------------------------------------------------------------------- backbone
@@ -69,7 +70,7 @@ class GridAttention(nn.Module):
         q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)  # each [B·windows, heads, h·w, d]
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rel_pos_h is None:
-            x = F.scaled_dot_product_attention(q, k, v)
+            x = _attend(q * self.head_dim**-0.5, k, v)
         else:
             x = self._with_offsets(q, k, v, height, width)
         x = x.transpose(1, 2).flatten(2)  # [B·windows, h·w, D]
@@ -92,8 +93,21 @@ class GridAttention(nn.Module):
         ones = torch.cat([F.one_hot(place // width, height), F.one_hot(place % width, width)], 1)
         query = torch.cat([q * self.head_dim**-0.5, *bias], dim=-1)
         key = torch.cat([k, ones.to(k.dtype).expand(*k.shape[:2], -1, -1)], dim=-1)
-        value = F.pad(v, (0, height + width))  # fused attention wants them of one width
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., : self.head_dim]
+        return _attend(query, key, v)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query·keyᵀ)·value [B·windows, heads, h·w, width of value], by fused attention.
+
+    It wants all three of one width, in half precision a multiple of EVEN: zeros fill them up.
+    """
+    width = -(-query.shape[-1] // EVEN) * EVEN
+    full = [_widened(x, width) for x in (query, key, value)]
+    return F.scaled_dot_product_attention(*full, scale=1.0)[..., : value.shape[-1]]
+
+
+def _widened(x: Tensor, width: int) -> Tensor:
+    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x  # F.pad copies
 
 
 def _spans(side: int, window: int) -> list[slice]:

@@ -30,10 +30,12 @@ COST = 1.1  # times MAE's seconds for as many masked samples: less is no noticea
 
 @dataclass(frozen=True)
 class Claim:
-    """`better` is above `worse` in a column, in the paper by `points`; rows by (table, key).
+    """A claim that one run scores above another: `better` above `worse`, each a (table, row key).
 
     Args:
-        small: not above, but within MARGIN of it. ours: the paper does not say it.
+        column: the column of `paper.COLUMNS` in which the two are compared.
+        small: the claim is instead that they differ by less than MARGIN points.
+        ours: the claim is a control that the paper does not make.
     """
 
     text: str
@@ -44,11 +46,13 @@ class Claim:
     ours: bool = False
 
     def row(self, which: str) -> Row:
+        """The row of `paper.TABLES` that `which` ("better" or "worse") names."""
         table, key = getattr(self, which)
         return next(row for row in paper.TABLES[table].rows if row.key == key)
 
     @property
     def points(self) -> float | None:
+        """The paper's difference, better − worse, in points; None where it lacks either number."""
         values = [self.row(which).published.get(self.column) for which in ("better", "worse")]
         numbers = [value for value in values if isinstance(value, float)]
         return numbers[0] - numbers[1] if len(numbers) == 2 else None
@@ -118,9 +122,12 @@ SIDE_BY_SIDE = {  # of Table 5's rows; what the JSON calls it
 
 @dataclass
 class Verdict:
-    """
+    """What was found of one claim.
+
     Args:
-        points: the paper's difference. found: ours; None: not run, and `why`.
+        points: the paper's difference in points, if it reports both numbers.
+        found: our difference; None where a run is missing, and `why` says which.
+        word: HOLDS, FAILS or OPEN; empty where `found` is None.
     """
 
     text: str
@@ -130,6 +137,7 @@ class Verdict:
     why: str = ""
 
     def cells(self) -> list[str]:
+        """The claim's row of the Markdown table, in the columns of HEAD."""
         published = "" if self.points is None else f"{self.points:+.1f}"
         if self.found is None:
             return [self.text, published, "", "", f"not run ({self.why})"]
@@ -153,7 +161,11 @@ def prepare(graph: Graph, seeds: Sequence[int]) -> None:
 
 
 def judge(graph: Graph, seeds: Sequence[int], wanted: str | None) -> list[Verdict]:
-    """Every claim's verdict by the runs that are done."""
+    """Judge every claim by the runs that are done.
+
+    Args:
+        wanted: the commit whose results count; None counts any.
+    """
     rows: dict[str, dict[str, np.ndarray]] = defaultdict(dict)  # by column and claim
     missing: dict[str, str] = {}
     for claim in CLAIMS:
@@ -193,7 +205,7 @@ def _word(found: Comparison, small: bool = False) -> str:
 def _correct(
     graph: Graph, row: Row, column: str, seed: int, wanted: str | None
 ) -> np.ndarray | str:
-    """100 where a test image is right and 0 where not, mean over draws; or why there is nothing."""
+    """Per test image [n]: 100 if it is right, else 0, mean over draws; or why this is not known."""
     source = graph.cell(row, column, seed)
     if isinstance(source, str):
         return source
@@ -215,6 +227,7 @@ def _correct(
 
 
 def _side_by_side(graph: Graph, text: str, seeds: Sequence[int], wanted: str | None) -> Verdict:
+    """A verdict on differences that one evaluation of both encoders has computed itself."""
     kind, file, group, name = SIDE_BY_SIDE[text]
     mae, mimae = (row.title for row in paper.TABLE5.rows)
     differences, why = [], ""
@@ -235,7 +248,7 @@ def _side_by_side(graph: Graph, text: str, seeds: Sequence[int], wanted: str | N
 
 
 def _over_seeds(differences: Sequence[dict]) -> Comparison | None:
-    """Of differences with intervals over the same test images, one for each seed."""
+    """Join the differences that each seed found on the same test images; None if there are none."""
     if not differences:
         return None
     means = np.array([one["difference"] for one in differences])
@@ -246,7 +259,7 @@ def _over_seeds(differences: Sequence[dict]) -> Comparison | None:
 
 
 def _cost(graph: Graph, seeds: Sequence[int], wanted: str | None) -> Verdict:
-    """Seconds of MI-MAE's pre-training in percent above MAE's, at equal masked samples."""
+    """Judge by how many percent MI-MAE's pre-training takes longer at equal masked samples."""
     text = f"no noticeable cost: MI-MAE's seconds below {COST:g} of MAE's, in % above"
     ratios, why = [], ""
     for seed in seeds:
@@ -272,7 +285,7 @@ HEAD = ("claim", "paper", "here", "seeds", "verdict")
 
 
 def markdown(verdicts: Sequence[Verdict], scale: str) -> str:
-    """The verdicts as a table."""
+    """The verdicts as a Markdown table with a heading and a note on the intervals."""
     lines = [f"## The paper's claims, scale {scale}", ""]
     lines += [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
     lines += [f"| {' | '.join(verdict.cells())} |" for verdict in verdicts]

@@ -1,4 +1,4 @@
-"""What came out: the tables as Markdown, CSV and LaTeX, each number beside the paper's."""
+"""Fill in the tables: as Markdown, CSV and LaTeX, each measured number beside the paper's."""
 
 import csv
 import os
@@ -13,9 +13,11 @@ from reproduction.state import DONE, JobState, state_of
 
 @dataclass
 class Cell:
-    """
+    """One cell of a table: a number for each seed whose run is done.
+
     Args:
-        values: by seed, of the runs in `runs`. why: it is empty, or lacks seeds.
+        values: the number by seed. runs: by seed, the run that it is from.
+        why: the reason why the cell is empty or lacks some seeds.
     """
 
     row: Row
@@ -26,10 +28,11 @@ class Cell:
 
     @property
     def published(self) -> float | str | None:
+        """The paper's number, or a word in place of it; None where the row has neither."""
         return self.row.published.get(self.column)
 
     def shown(self, plus_minus: str = "±") -> str:
-        """Mean ± standard deviation over the seeds, or nothing."""
+        """Mean ± standard deviation over the seeds as text; empty if no run is done."""
         values = list(self.values.values())
         if not values:
             return ""
@@ -42,7 +45,11 @@ class Cell:
 def fill(
     graph: Graph, table: Table, rows: Sequence[Row], seeds: Sequence[int], wanted: str | None
 ) -> list[list[Cell]]:
-    """A table's cells, by rows and columns; a number is there if its run's results.json has it."""
+    """The cells of a table, by rows and columns, filled with what is in the runs' results.json.
+
+    Args:
+        wanted: the commit whose results count; None counts any.
+    """
     return [[_cell(graph, row, column, seeds, wanted) for column in table.columns] for row in rows]
 
 
@@ -67,7 +74,7 @@ def _cell(graph: Graph, row: Row, column: str, seeds: Sequence[int], wanted: str
 
 
 def table_lines(table: Table, cells: Sequence[Sequence[Cell]], scale: str) -> str:
-    """The table in Markdown, and why cells of it are empty."""
+    """The table in Markdown, followed by the reasons why cells are empty."""
     head = [f"{COLUMNS[c]} | paper" for c in table.columns]
     lines = [f"## {table.title}, scale {scale}", "", f"| | epochs | {' | '.join(head)} |"]
     lines += ["|---" * (2 * len(head) + 2) + "|"]
@@ -88,7 +95,7 @@ def table_lines(table: Table, cells: Sequence[Sequence[Cell]], scale: str) -> st
 
 
 def run_lines(cells: Sequence[Sequence[Cell]]) -> str:
-    """The runs behind a table's numbers."""
+    """A Markdown list of the runs behind the numbers: hardware, seconds, commit and command."""
     lines = ["Runs:", ""]
     for cell in _flat(cells):
         for seed, run in cell.runs.items():
@@ -117,7 +124,7 @@ def _flat(cells: Sequence[Sequence[Cell]]) -> list[Cell]:
 
 
 def latex(table: Table, cells: Sequence[Sequence[Cell]]) -> str:
-    """A tabular of the package booktabs; the paper's numbers in parentheses."""
+    """The table as a `tabular` for LaTeX's package booktabs, the paper's numbers in parentheses."""
     lines = [rf"\begin{{tabular}}{{lr{'r' * len(table.columns)}}}", r"\toprule"]
     names = [_escaped(COLUMNS[column]) for column in table.columns]
     lines += [f" & epochs & {' & '.join(names)} " + r"\\", r"\midrule"]
@@ -144,7 +151,7 @@ CSV_HEAD = (
 
 
 def write_csv(path: str, cells: Sequence[Sequence[Cell]]) -> None:
-    """A line for each cell and seed, and for each cell that is empty."""
+    """Write a line for each cell and seed, and one with the reason for each cell that is empty."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(CSV_HEAD)
@@ -158,7 +165,7 @@ def write_csv(path: str, cells: Sequence[Sequence[Cell]]) -> None:
 
 
 def write(folder: str, name: str, table: Table, cells: list[list[Cell]], scale: str) -> list[str]:
-    """The table's files; their paths."""
+    """Write the table's NAME.md, NAME.tex and NAME.csv to `folder`, and return their paths."""
     os.makedirs(folder, exist_ok=True)
     texts = {
         "md": f"{table_lines(table, cells, scale)}\n{run_lines(cells)}",

@@ -21,7 +21,10 @@ LOSSES = {
 
 
 def figure2(cells: Sequence[Sequence[Cell]]) -> Image.Image:
-    """Fine-tuned accuracy by mask ratio, of complete and of four masks; mean and deviation."""
+    """Figure 2: fine-tuned accuracy by mask ratio, mean and standard deviation over the seeds.
+
+    Draws a curve each for complete masks (as many as cover the image) and for four masks.
+    """
     by_key = {row[0].row.key: row[0] for row in cells}
     curves, spreads = {}, {}
     for kind, title in KINDS_OF_MASKS.items():
@@ -33,7 +36,7 @@ def figure2(cells: Sequence[Sequence[Cell]]) -> Image.Image:
 
 
 def losses(graph: Graph, seed: int, wanted: str | None) -> dict[str, list[dict]]:
-    """Of each recipe of CURVES that has run, the lines of its log.txt."""
+    """The lines of log.txt of the MAE and MI-MAE pre-trainings that are done, by method."""
     found = {}
     for recipe, name in CURVES.items():
         job = graph.pretrain(recipe, seed)
@@ -44,7 +47,7 @@ def losses(graph: Graph, seed: int, wanted: str | None) -> dict[str, list[dict]]
 
 
 def loss_curves(logs: dict[str, list[dict]]) -> Image.Image:
-    """Each loss by the share of the steps that is done, in one picture of four."""
+    """One picture of four charts, each a quantity of LOSSES against the share of steps done."""
     ticks = [f"{share} %" for share in range(10, 101, 10)]
     charts = []
     for key, title in LOSSES.items():

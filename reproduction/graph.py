@@ -1,6 +1,6 @@
-"""What has to run for the tables' cells: pre-trainings first, then what is made of their encoders.
+"""The graph of runs behind the tables' cells: pre-trainings, then evaluations of their encoders.
 
-A run that several cells, rows or tables need is one job.
+A run that several cells, rows or tables need is in the graph once.
 """
 
 import os
@@ -24,11 +24,13 @@ CHECKPOINT = "checkpoint-last.pth"
 
 @dataclass(frozen=True)
 class Job:
-    """
+    """One run: a command, and the jobs whose results it reads.
+
     Args:
-        name: its folder, below the scale's. words: its arguments but for the folder that it writes.
-        needs: names of the jobs that have to be done before. work: about how long it takes, in
-            passes over the data, to compare runs of one kind.
+        name: its folder, relative to the graph's root. kind: a key of MAINS.
+        words: the command's arguments, without the folder that it writes.
+        needs: names of the jobs that have to be done before it starts.
+        work: how long it takes relative to other jobs of its kind, in passes over the data.
     """
 
     name: str
@@ -39,12 +41,13 @@ class Job:
 
     @property
     def main(self) -> str:
+        """The module that runs it, `main_pretrain` for example."""
         return MAINS[self.kind]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A cell's: the number `key` in the results.json of `job`."""
+    """Where a cell's number stands: under `key` in the results.json of the job named `job`."""
 
     job: str
     key: str
@@ -52,10 +55,12 @@ class Source:
 
 @dataclass
 class Graph:
-    """
+    """The jobs that were asked for and all that they need, each once, by name.
+
     Args:
-        scale: at which it runs. root: the folder of all jobs. checkpoints: that of public ones.
-        flags: further arguments by main, which come last.
+        scale: turns recipes into commands. root: the folder of all jobs.
+        checkpoints: the folder of the public checkpoints, if the user has it.
+        flags: further arguments by main, put last so that they win.
     """
 
     scale: Scale
@@ -71,7 +76,7 @@ class Graph:
     # ------------------------------------------------------------------------------------- cells
 
     def cell(self, row: Row, column: str, seed: int) -> Source | str:
-        """Where a cell's number comes from, whose jobs are added; or why it stays empty."""
+        """Add the jobs behind a cell; where its number will stand, or why it stays empty."""
         if column not in row.columns:
             return "the paper has no such number"
         if reason := self.scale.lacks(column):
@@ -100,11 +105,16 @@ class Graph:
     # -------------------------------------------------------------------------------------- jobs
 
     def pretrain(self, recipe: str, seed: int) -> str:
+        """Add a recipe's pre-training with this seed, and return the job's name."""
         words, passes = self.scale.pretrain(recipe)
         return self._add("pretrain", recipe, seed, [recipe_word(recipe), *words], work=passes)
 
     def evaluation(self, kind: str, row: Row, seed: int) -> str:
-        """A row's encoder, fine-tuned, probed, or under a detector or segmenter."""
+        """Add an evaluation of a row's encoder, and return the job's name.
+
+        Args:
+            kind: a field of `Family`: "finetune", "linprobe", "detection" and so on.
+        """
         family = FAMILIES[row.family]
         recipe, needs = getattr(family, kind), []
         words = [recipe_word(recipe)]
@@ -119,7 +129,10 @@ class Graph:
         return self._add(kind, name, seed, words, needs)
 
     def _encoder(self, kind: str, row: Row, seed: int, needs: list[str]) -> tuple[str, str]:
-        """A short name of the row's encoder, and its file or folder; `needs` grows by its job."""
+        """A row's encoder as (short name, checkpoint); empty checkpoint: it starts at random.
+
+        Where a job makes the checkpoint, it is added to the graph and to `needs`.
+        """
         if row.recipe:
             needs.append(self.pretrain(row.recipe, seed))
             return row.recipe, f"{self.folder(needs[-1])}/{CHECKPOINT}"
@@ -133,18 +146,18 @@ class Graph:
         return name, ""
 
     def _top1(self, row: Row, seed: int) -> str:
-        """The accuracy of a public classifier as it is."""
+        """Add a run that tests a public classifier as it is, without training."""
         words = [f"{self.checkpoints}/{row.public.file}", recipe_word("vit_base_robustness")]
         words += self.scale.evaluation("top1", "vit_base_robustness", row.family, "")
         return self._add("top1", row.key, seed, [*words, "--names", row.title])
 
     def robustness(self, seed: int) -> str:
-        """The classifiers of Table 5, side by side on the same images."""
+        """Add a run that tests the classifiers of Table 5 on the same images; its name."""
         needs = [self.evaluation("finetune", row, seed) for row in paper.TABLE5.rows]
         return self._side_by_side("robustness", "vit_base_robustness", needs, seed)
 
     def frozen(self, seed: int) -> str:
-        """The frozen encoders of the same rows, side by side."""
+        """Add a run that evaluates the frozen encoders of Table 5's rows together; its name."""
         needs = [self.pretrain(row.recipe, seed) for row in paper.TABLE5.rows]
         return self._side_by_side("evaluate", "vit_base_evaluate", needs, seed)
 
@@ -163,7 +176,7 @@ class Graph:
         self, kind: str, name: str, seed: int, words: list[str], needs: list[str] = (),
         work: float = 1.0,
     ) -> str:  # fmt: skip
-        """Add a job, unless it is there; its name."""
+        """Add a job unless it is in the graph already, and return its name."""
         job_name = f"seed-{seed}/{kind}/{name.replace('/', '-')}"
         words = [*words, "--seed", str(seed)]
         words += ["--resume", "auto"] if kind not in UNTRAINED else []
@@ -174,14 +187,15 @@ class Graph:
     # ------------------------------------------------------------------------------------ shape
 
     def folder(self, job: str) -> str:
+        """The folder of the job with this name."""
         return f"{self.root}/{job}"
 
     def scenes(self) -> str:
-        """Where the scenes are, which take no other file beside them."""
+        """The folder of the generated scenes, which holds nothing but them."""
         return f"{self.folder('scenes')}/data"
 
     def in_order(self) -> list[Job]:
-        """All jobs, each after those that it needs, as they were added otherwise."""
+        """All jobs in the order in which they were added, but each after those that it needs."""
         ordered: dict[str, Job] = {}
 
         def add(job: Job) -> None:
@@ -194,7 +208,7 @@ class Graph:
         return list(ordered.values())
 
     def arguments(self, job: Job) -> list[str]:
-        """Of the job's main, the folder that it writes included."""
+        """All arguments of a job's command, including the folder that it writes."""
         if job.kind == "scenes":
             return [self.scenes(), *job.words]
         return [*job.words, "--output_dir", self.folder(job.name)]

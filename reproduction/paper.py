@@ -1,7 +1,7 @@
 """The paper's tables: their rows, what is measured for each, and the numbers that it reports.
 
 A number stands here to be shown beside one that was measured; it never takes its place. Rows whose
-`title` says so are not the paper's: they are controls that it lacks.
+`title` says "not in the paper" are controls that we add.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Family:
-    """The recipes by which an encoder is evaluated; files in recipes/."""
+    """The recipes (names of files in recipes/) that evaluate encoders of one architecture."""
 
     finetune: str
     linprobe: str
@@ -34,7 +34,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Public:
-    """A checkpoint that its authors publish, of a layout that encoders/layouts.py reads."""
+    """A checkpoint that its authors publish, in a layout that encoders/layouts.py can read."""
 
     file: str
     url: str
@@ -43,14 +43,16 @@ class Public:
 
 @dataclass(frozen=True)
 class Row:
-    """
+    """One row of a table: an encoder, and what the paper reports of it.
+
     Args:
-        key: as `--rows` takes it. recipe: of the pre-training; empty: there is none of ours.
-        published: the paper's numbers by column, or a word where it has no number.
-        measured: further columns, of which the paper reports nothing.
-        public: the encoder to evaluate at the scale of ImageNet, where it is not pre-trained here.
-        from_scratch: random weights; of a row that has a public checkpoint, at the other scales.
-        source: where a row's number comes from, if nobody published a checkpoint.
+        key: the row's name for `--rows`.
+        recipe: of the pre-training; empty where we do not pre-train it.
+        published: the paper's numbers by column, or a word ("collapse") in place of one.
+        measured: columns that we measure though the paper does not report them.
+        public: a published checkpoint to evaluate with --scale imagenet instead of a recipe.
+        from_scratch: start from random weights, with `public` only at the small scales.
+        source: where the paper's number comes from, if nobody published a checkpoint.
     """
 
     key: str
@@ -66,12 +68,13 @@ class Row:
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """The columns that have something in this row, published or measured."""
         return tuple(dict.fromkeys([*self.published, *self.measured]))
 
 
 @dataclass(frozen=True)
 class Table:
-    """`picture`: a figure is drawn of it, too."""
+    """A table of the paper; `picture` says that it is drawn as a figure, too."""
 
     title: str
     columns: tuple[str, ...]

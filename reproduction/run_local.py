@@ -1,4 +1,4 @@
-"""Run the jobs on this machine, some at once; a failed one does not stop those beside it."""
+"""Run the jobs on this machine, several at a time; a failure stops only what depends on it."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def command(graph: Graph, job: Job, processes: int) -> list[str]:
-    """Of a job, without the interpreter: processes above 1 are torchrun's."""
+    """A job's command line without the interpreter, under torchrun if it has several processes."""
     if job.kind == "scenes":
         return ["-m", job.main, *graph.arguments(job)]
     start = []
@@ -31,14 +31,16 @@ def command(graph: Graph, job: Job, processes: int) -> list[str]:
 
 
 def shown(graph: Graph, job: Job, processes: int) -> str:
+    """The same command as a line that can be copied into a shell."""
     return shlex.join(["python", *command(graph, job, processes)])
 
 
 class LocalRun:
-    """
+    """Runs what is missing of a graph as processes of this machine.
+
     Args:
-        states: of all jobs, each after those that it needs. jobs_at_once: how many processes, or
-            groups of `processes` under torchrun.
+        states: of all jobs, each job after those that it needs.
+        jobs_at_once: how many jobs run at a time. processes: of each job, under torchrun.
     """
 
     def __init__(self, graph: Graph, states: Sequence[JobState], jobs_at_once: int, processes: int):
@@ -48,10 +50,13 @@ class LocalRun:
         self.is_interrupted = False
 
     def run(self) -> list[str]:
-        """Run what is missing; the names of the jobs that failed, or that wait for one that did.
+        """Run what is missing.
+
+        Returns:
+            The names of the jobs that failed, and of those that could not start because of it.
 
         Raises:
-            RunError: a signal came. The jobs that ran have saved, and the same command goes on.
+            RunError: a signal came. The running jobs have saved, and the same command goes on.
         """
         done = {found.job.name for found in self.states if found.state == DONE}
         waiting = {s.job.name: s.job for s in self.states if s.job.name not in done}
@@ -89,7 +94,7 @@ class LocalRun:
         self.running[job.name] = process, slot
 
     def _environment(self, slot: int) -> dict[str, str]:
-        """Of a job: its share of the cores, and GPUs of its own where there are enough."""
+        """A job's environment: its share of the cores, and GPUs of its own if there are enough."""
         at_once = len(self.slots) + len(self.running) + 1
         threads = max(1, num_cores() // (at_once * self.processes))
         environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
@@ -102,7 +107,7 @@ class LocalRun:
         return environment
 
     def _ended(self) -> list[tuple[str, int]]:
-        """Name and status of jobs that have ended by now, after a moment's wait."""
+        """Wait a moment; then (name, exit status) of the jobs that ended since the last call."""
         time.sleep(0.2)
         ended = []
         for name, (process, slot) in list(self.running.items()):

@@ -1,7 +1,7 @@
-"""Submit the jobs to SLURM, each to start once those that it needs are done.
+"""Submit the jobs to SLURM, each to start when the jobs that it needs are done.
 
-A job that is preempted is requeued under its number, so what waits for it (afterok) goes on
-waiting; if it fails for good, SLURM cancels what waits.
+A preempted job is requeued under the same number, so jobs that wait for it (afterok) go on
+waiting; if it fails for good, SLURM cancels them.
 """
 
 import argparse
@@ -23,8 +23,11 @@ log = logging.getLogger(__name__)
 def alive(record: dict) -> bool:
     """Whether a job's last attempt is in SLURM's queue, running or waiting.
 
+    Args:
+        record: what is in the job's job.json.
+
     Raises:
-        RunError: SLURM does not say; to take the job for ended would start it twice.
+        RunError: squeue gives no answer; if we took the job for ended, it might run twice.
     """
     number = last_attempt(record).get("slurm_job")
     if not number:
@@ -42,17 +45,18 @@ def alive(record: dict) -> bool:
 
 
 class SlurmRun:
-    """
+    """Submits what is missing of a graph to SLURM.
+
     Args:
-        states: of all jobs, each after those that it needs. flags: of the launcher,
-            submitit_launch.py's.
+        states: of all jobs, each job after those that it needs.
+        flags: for submitit_launch.py. dry_run: print the commands, and submit nothing.
     """
 
     def __init__(self, graph: Graph, states: Sequence[JobState], flags: str, dry_run: bool):
         self.graph, self.states, self.flags, self.dry_run = graph, states, flags, dry_run
 
     def run(self) -> None:
-        """Submit what is neither done nor in the queue."""
+        """Submit every job that is neither done nor in the queue."""
         numbers: dict[str, str] = {}
         for found in self.states:
             if found.state == DONE:
@@ -68,7 +72,7 @@ class SlurmRun:
                 numbers[job.name] = self._submit(job, folder, needed)
 
     def _make_scenes(self, job: Job, folder: Folder) -> None:
-        """Here and now: they take seconds, and every process of a job would make them."""
+        """Make the scenes in this process: it takes seconds, and each task of a job would do it."""
         if self.dry_run:
             print(shown(self.graph, job, 1))
             return
@@ -79,7 +83,7 @@ class SlurmRun:
             raise RunError(f"{job.name} could not be made: see above")
 
     def _submit(self, job: Job, folder: Folder, needed: list[str]) -> str:
-        """Submit the job; its number, or in a dry run its name."""
+        """Submit the job to start after the jobs `needed`; its number (in a dry run, its name)."""
         words = [*shlex.split(self.flags), "--job_dir", folder.path]
         words += ["--job_name", job.name.replace("/", "-")]
         if needed:

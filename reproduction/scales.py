@@ -1,4 +1,4 @@
-"""What a recipe becomes: the paper's ImageNet run, a night on Fashion-MNIST, minutes on digits."""
+"""What a recipe becomes at each scale: ImageNet as in the paper, Fashion-MNIST, or digits."""
 
 import argparse
 import os
@@ -26,13 +26,13 @@ Words = list[str]
 
 
 def shown_path(path: str) -> str:
-    """As seen from the code's folder, where commands run, if it lies in there."""
+    """The path relative to the code's folder, where commands run, if it lies in there."""
     path = os.path.abspath(path)
     return os.path.relpath(path, ROOT) if path.startswith(ROOT + os.sep) else path
 
 
 def recipe_word(recipe: str) -> str:
-    """As a command line takes it, in the code's folder."""
+    """A recipe as the word @FILE of a command line that runs in the code's folder."""
     return f"@recipes/{recipe}.args"
 
 
@@ -41,18 +41,22 @@ def recipe_path(recipe: str) -> str:
 
 
 def recipe_values(kind: str, recipe: str) -> argparse.Namespace:
-    """The flags' values by a recipe, or by default."""
+    """The values of all flags of a kind of run, as its recipe sets them or by default."""
     parser = submitit_launch.MAINS[MAINS[kind]].get_args_parser()
     return parser.parse_args([f"@{recipe_path(recipe)}"])
 
 
 @dataclass(frozen=True)
 class SmallScale:
-    """The recipes with the files of recipes/NAME laid over them, other models and fewer epochs.
+    """Runs for a test of the claims without ImageNet: other images, smaller models, fewer epochs.
+
+    Each recipe is followed by recipes/NAME/KIND.args, whose flags win.
 
     Args:
-        share: of a recipe's passes over the images, each mask counted. samples: masked, of a step.
-        models: in place of the recipes'.  scenes: tools.scenes' flags.
+        share: passes over the images (each mask counted) as a share of the recipe's.
+        samples: masked samples in a pre-training step, images times masks.
+        models: the small model in place of each of the recipes' models.
+        scenes: flags of tools.scenes, which makes the images for detection and segmentation.
     """
 
     name: str
@@ -62,7 +66,7 @@ class SmallScale:
     scenes: str
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
-        """Flags after the recipe, and how many passes over the images they make."""
+        """The flags that follow the recipe, and how many passes over the images the run makes."""
         args = recipe_values("pretrain", recipe)
         method, _, model = args.model.partition("_")
         num_masks = resolve_num_masks(args.num_masks, args.mask_ratio)
@@ -77,10 +81,10 @@ class SmallScale:
         return words, epochs * num_masks
 
     def evaluation(self, kind: str, recipe: str, family: str, scenes: str) -> Words:
-        """Flags after the recipe of an evaluation.
+        """The flags that follow the recipe of an evaluation.
 
         Args:
-            scenes: their folder.
+            kind: a key of MAINS. family: a key of `paper.FAMILIES`. scenes: the scenes' folder.
         """
         words = self._overlay(kind)
         if kind in ("detection", "segmentation"):
@@ -96,7 +100,7 @@ class SmallScale:
         return words
 
     def lacks(self, column: str) -> str:
-        """Why there can be no such number; empty if there can."""
+        """Why a column cannot be measured at this scale; empty if it can."""
         return "no such test set at this scale" if column == "A" else ""
 
     def _overlay(self, kind: str) -> Words:
@@ -105,10 +109,10 @@ class SmallScale:
 
 @dataclass(frozen=True)
 class ImageNet:
-    """The paper's runs.
+    """The paper's own runs on ImageNet, COCO and ADE20K; methods as those of `SmallScale`.
 
     Args:
-        places: folders and files by the flag that names them.
+        places: the user's folders and files, by the name of the flag that gives them.
     """
 
     places: dict[str, str] = field(default_factory=dict)
@@ -137,7 +141,7 @@ class ImageNet:
 
 
 def _passes(args: argparse.Namespace) -> float:
-    """Over ImageNet's images of 14 x 14 patches, each mask counted."""
+    """A recipe's passes over the training images, each mask counted."""
     return args.epochs * resolve_num_masks(args.num_masks, args.mask_ratio)
 
 

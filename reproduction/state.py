@@ -1,4 +1,4 @@
-"""How far the jobs are, by what lies in their folders: job.json, results.json and log.out."""
+"""How far the jobs are, by the files in their folders: job.json, results.json and log.out."""
 
 import json
 import os
@@ -28,7 +28,7 @@ OTHER_FLAGS, OTHER_COMMIT = "done with other flags", "done by another commit"
 
 
 def words_of(status: int) -> str:
-    """An exit status in words."""
+    """What an exit status of a run means, in words."""
     if status < 0 or status in (130, 137, 143):
         return f"ended by signal {-status if status < 0 else status - 128}"
     return STATUSES.get(status, f"exit status {status}")
@@ -36,10 +36,13 @@ def words_of(status: int) -> str:
 
 @dataclass
 class JobState:
-    """
+    """How far one job is.
+
     Args:
-        state: one of the words above. detail: of a failure, and of what is not to be mixed.
-        results: of results.json, where the job is done; seconds: that all of its attempts took.
+        state: DONE, RUNNING, FAILED, MISSING, OTHER_FLAGS or OTHER_COMMIT.
+        detail: the log's last line, or the flags or commit that are not the wanted ones.
+        results: what is in results.json, if it exists.
+        seconds: what all attempts took together.
     """
 
     job: Job
@@ -50,21 +53,22 @@ class JobState:
 
 
 class Folder:
-    """A job's folder, and what stands in it."""
+    """A job's folder: reads and writes job.json, the record of its attempts."""
 
     def __init__(self, graph: Graph, job: Job):
         self.job, self.path = job, graph.folder(job.name)
         self.command = [job.main, *graph.arguments(job)]
 
     def record(self) -> dict:
+        """What is in job.json: command, commit and attempts; empty before the first attempt."""
         return _read_json(os.path.join(self.path, RECORD)) or {}
 
     def last_attempt(self) -> dict:
-        """Of job.json; empty before the first."""
+        """The last attempt in job.json; empty before the first."""
         return last_attempt(self.record())
 
     def write(self, **changes) -> None:
-        """Change job.json, at once or not at all."""
+        """Change entries of job.json, by a rename, so that it is never half written."""
         os.makedirs(self.path, exist_ok=True)
         path = os.path.join(self.path, RECORD)
         with open(f"{path}.part", "w") as file:
@@ -72,31 +76,31 @@ class Folder:
         os.replace(f"{path}.part", path)
 
     def begin(self, **about) -> None:
-        """Write down that an attempt begins."""
+        """Record that an attempt begins; `about` is kept with it, as the SLURM job's number."""
         attempts = [*self.record().get("attempts", []), {"start": time.time()} | about]
         self.write(command=self.command, commit=commit(), attempts=attempts)
 
     def end(self, status: int) -> float:
-        """Write down that the last attempt has ended; its seconds."""
+        """Record that the last attempt has ended with this exit status, and return its seconds."""
         attempts = self.record()["attempts"]
         attempts[-1] |= {"end": time.time(), "status": status}
         self.write(attempts=attempts)
         return attempts[-1]["end"] - attempts[-1]["start"]
 
     def results(self) -> dict | None:
-        """What the job wrote at its end; None before it."""
+        """The results.json that the job wrote at its end; None before it has."""
         if self.job.kind == "scenes":
             is_done = self.last_attempt().get("status") == 0
             return {"commit": self.record()["commit"]} if is_done else None
         return _read_json(os.path.join(self.path, RESULTS))
 
     def log(self) -> str:
-        """The newest log: of the last SLURM job, or of what ran on this machine."""
+        """The path of the newest log: the last SLURM job's, or that of runs on this machine."""
         number = self.last_attempt().get("slurm_job")
         return f"{self.path}/slurm/{number}_0_log.out" if number else f"{self.path}/{LOG}"
 
     def last_line(self, of_failure: bool = False) -> str:
-        """Of the job's log; `of_failure`: that of the run's own error, where it has one."""
+        """The log's last line; with `of_failure`, the last by which the run reports an error."""
         try:
             with open(self.log(), "rb") as file:
                 file.seek(max(0, os.path.getsize(file.name) - 4000))
@@ -108,10 +112,12 @@ class Folder:
         return next(iter(own if of_failure and own else said), "")
 
     def state(self, wanted: str | None, is_alive: bool = False) -> JobState:
-        """
+        """How far the job is.
+
         Args:
-            wanted: the commit whose results count; None: any. is_alive: whether who started the
-                last attempt still waits for it.
+            wanted: the commit whose results count; None counts any.
+            is_alive: whether the last attempt is still looked after: by a process of reproduce.py
+                or by SLURM. An attempt without an end counts as running only then.
         """
         record, results = self.record(), self.results()
         attempts = record.get("attempts", [])
@@ -139,12 +145,12 @@ class Folder:
 
 
 def last_attempt(record: dict) -> dict:
-    """Of a job.json; empty before the first."""
+    """The last attempt in what was read from a job.json; empty before the first."""
     return (record.get("attempts") or [{}])[-1]
 
 
 def state_of(graph: Graph, job_name: str, wanted: str | None) -> JobState:
-    """As `Folder.state`, of a job whose attempts have ended."""
+    """The state of a job none of whose attempts is running; see `Folder.state`."""
     return Folder(graph, graph.jobs[job_name]).state(wanted)
 
 
@@ -157,10 +163,13 @@ def _read_json(path: str) -> dict | None:
 
 
 def seconds_left(states: Sequence[JobState], at_once: int) -> tuple[float, list[str]]:
-    """What is missing will take, by what runs of its kind took; and kinds of which none is done.
+    """Estimate how long what is missing will take, by the rates of the jobs that are done.
 
     Args:
-        at_once: how many run side by side.
+        at_once: how many jobs run side by side.
+
+    Returns:
+        Seconds, and the kinds that they leave out because none of the kind is done yet.
     """
     rates: dict[str, list[float]] = defaultdict(list)
     for found in states:
@@ -179,7 +188,7 @@ def seconds_left(states: Sequence[JobState], at_once: int) -> tuple[float, list[
 
 
 def status_lines(states: Sequence[JobState], at_once: int) -> list[str]:
-    """A line for each job, and their sum."""
+    """One line for each job, and a last one that counts them and tells the time left."""
     lines = []
     for found in states:
         took = f"{found.seconds:7.0f} s" if found.seconds else " " * 9

@@ -142,3 +142,22 @@ def test_files_and_functions_stay_short(path):
         if isinstance(node, ast.FunctionDef):
             length = node.end_lineno - node.lineno + 1
             assert length <= MAX_FUNCTION.get(node.name, 50), f"{node.name}: {length} lines"
+
+
+BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try)
+
+
+def nesting(node: ast.AST, depth: int = 0) -> int:
+    """How deep blocks stand in blocks below a node; an elif is as deep as its if."""
+    deepest = depth
+    for child in ast.iter_child_nodes(node):
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        starts_anew = isinstance(child, ast.FunctionDef | ast.ClassDef | ast.Lambda)
+        below = depth + (isinstance(child, BLOCKS) and not is_elif)
+        deepest = max(deepest, nesting(child, 0 if starts_anew else below))
+    return deepest
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_blocks_are_nested_four_deep_at_most(path):
+    assert nesting(ast.parse(path.read_text())) <= 4

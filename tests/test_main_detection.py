@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.ops import roi_align
 
 import main_detection
+from heads.rois import mask_targets
 from tools import scenes as scene_maker
 from util.data.dense.coco import load_coco
 from util.data.dense.jitter import View
@@ -117,7 +117,7 @@ def test_predictions_of_a_folder(run_main_here, detected, tmp_path):
     "flags",
     [
         ("--input_size", 32, 48, "--accum_iter", 2, "--amp", "bf16", "--ema_decay", 0.9),
-        ("--model", "swin_mini_patch2", "--input_size", 32),
+        ("--model", "swin_mini_patch2", "--input_size", 32, "--empty_images"),
         ("--grad_checkpointing", "--window", 3, "--clip_grad", 1),
     ],
     ids=lambda flags: str(flags[0])[2:],
@@ -210,10 +210,10 @@ def best_masks(data) -> float:
     for index, name in enumerate(sorted(ids)):
         _, (_, objects) = known.read(index)
         target = View((64, 64), (64, 64), 0, 0, (64, 64), flipped=False).target(objects)
-        boxes, masks = target["boxes"], target["masks"][:, None].float()
-        places = torch.cat([torch.arange(len(boxes))[:, None], boxes], 1)
+        boxes = target["boxes"]
+        masks = mask_targets(target["masks"], boxes, torch.arange(len(boxes)), 28)[:, None]
         found = dict(boxes=boxes, labels=target["labels"], scores=torch.ones(len(boxes)),
-                     masks=roi_align(masks, places, (28, 28)))  # fmt: skip
+                     masks=masks)  # fmt: skip
         entries = on_original(found, (64, 64), (64, 64))
         predictions += as_coco(entries, ids[name], [c["id"] for c in truth["categories"]])
     return average_precisions(truth, predictions)["mask_AP"]

@@ -10,12 +10,13 @@ from models_mimae import (
     MODELS,
     MaskedAutoencoderViT,
     OrthogonalMasks,
-    follow_above_zero,
+    follow_above,
     info_nce,
     orthogonal_permutations,
 )
 from util.errors import UsageError
 from util.training.checkpoint import BufferState
+from util.training.uniformity import uniformity
 
 
 def images(batch=3, chans=1, height=8, width=8):
@@ -286,13 +287,12 @@ MOVES = {  # method.md's table: L_rec, L_max, L_min, L_apx
 @pytest.mark.parametrize("latent_pool", ["cls", "mean"])
 @pytest.mark.parametrize("term", MOVES)
 def test_each_term_moves_the_parameters_of_the_table(
-    tiny, term, latent_pool, club_level, club_negatives, mask_type, monkeypatch
+    tiny, term, latent_pool, club_level, club_negatives, mask_type
 ):
     # An untrained φ gives estimates on both sides of zero; followed, each of them moves.
-    monkeypatch.setattr(models_mimae, "follow_above_zero", lambda bound: bound)
     model = tiny(
         mask_type=mask_type, club_level=club_level, club_negatives=club_negatives,
-        latent_pool=latent_pool,
+        latent_pool=latent_pool, club_floor="none",
     )  # fmt: skip
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     part = model(images(), torch.rand(model.masks.noise_shape(3)))[term]
@@ -432,8 +432,34 @@ def test_a_head_is_between_the_latents_and_info_nce_alone(tiny):
 @pytest.mark.parametrize(("sign", "moves"), [(1, True), (-1, False)])
 def test_an_estimate_below_zero_is_told_and_not_followed(sign, moves):
     bound = torch.tensor(sign * 0.1, requires_grad=True)
-    followed = follow_above_zero(bound)
+    followed, is_followed = follow_above(bound, "batch")
+    assert bool(is_followed) == moves and bool(follow_above(bound, "none")[1])
     assert float(followed.detach()) == pytest.approx(sign * 0.1)
     assert followed.requires_grad
     (grad,) = torch.autograd.grad(followed, bound)
     assert float(grad) == float(moves)
+
+
+@pytest.mark.parametrize("floor", ["batch", "none"])
+def test_without_a_floor_eq_10_is_followed_as_printed(tiny, floor):
+    """φ is drawn anew until its estimates have been on both sides of zero."""
+    model = tiny(lambda_rec=0.0, lambda_max=0.0, club_floor=floor)
+    signs = set()
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        for weight in model.approximation.parameters():
+            torch.nn.init.normal_(weight, std=0.5, generator=draw)
+        loss = model(images(), torch.rand(model.masks.noise_shape(3), generator=draw))["min_mi"]
+        (grad,) = torch.autograd.grad(loss, model.blocks[0].mlp.fc1.weight)
+        signs.add(bool(loss > 0))
+        assert bool(grad.any()) == (floor == "none" or bool(loss > 0))
+    assert signs == {True, False}
+
+
+def test_the_uniformity_control_is_added_to_the_loss_from_the_first_step(tiny):
+    noise = torch.rand(3, 16, generator=torch.Generator().manual_seed(0))
+    plain = tiny(mi_start_loss=0.0)(images(), noise)
+    control = tiny(mi_start_loss=0.0, lambda_uniformity=0.1)(images(), noise)
+    extra = 0.1 * uniformity(control["rows"].g, 4)
+    torch.testing.assert_close(control["loss"], plain["loss"] + extra)
+    assert extra > 0

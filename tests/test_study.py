@@ -81,7 +81,16 @@ def test_the_interval_covers_the_truth():
 def test_the_report_has_a_row_for_each_variant_and_each_comparison():
     reference = [record("MAE", seed, [1, 1, 0, 0]) for seed in (0, 1)]
     other = [record("MI-MAE", 0, [1, 1, 1, 0]), record("MI-MAE", 1, [1, 1, 1, 1])]
-    text = study.report(other + reference, "MAE")
+    text = study.report(other + reference, ["MAE"])
     assert "| MI-MAE | 0, 1 | 87.5 ± 17.7 | 0.500 ± 0.000 |" in text
     assert "| MAE | 0, 1 | 50.0 ± 0.0 |" in text
     assert "| MI-MAE | +37.5 [" in text
+
+
+def test_balanced_scores_are_means_over_classes():
+    targets = np.array([0] * 8 + [1, 1])
+    rows = [record("x", 0, [1] * 4 + [0] * 4 + [1, 1]), record("y", 0, [1] * 8 + [0, 0])]
+    x, y = study.balanced(rows, targets)
+    assert (x["scores"]["knn"], y["scores"]["knn"]) == (pytest.approx(75), pytest.approx(50))
+    assert study.compare({"x": [x]}, [y], "knn")["x"].difference == pytest.approx(25)
+    assert rows[0]["scores"]["knn"] == pytest.approx(60)  # as it was

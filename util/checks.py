@@ -6,6 +6,7 @@ from util.errors import UsageError
 
 
 def check_one_of(flag: str, value: str, known: Sequence[str]) -> None:
+    """Raise UsageError where a flag's value is not among those that are known."""
     if value not in known:
         raise UsageError(f"{flag} {value} is unknown: use {', '.join(known)}")
 
@@ -29,7 +30,7 @@ def check_compression(amp: str, compression: str) -> None:
 def image_size(
     img_size: int | Sequence[int], unit: int, what: str = "the patch of the model"
 ) -> tuple[int, int]:
-    """(height, width) in pixels.
+    """The --input_size as (height, width) in pixels, from one number or two.
 
     Raises:
         UsageError: where `unit`, whose meaning `what` tells, does not divide it.

@@ -9,6 +9,7 @@ from util.cluster import distributed
 
 
 def setup_logging() -> None:
+    """Log to stdout: rank 0 everything, other ranks only warnings and errors."""
     rank = distributed.rank()
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,

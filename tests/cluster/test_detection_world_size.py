@@ -31,7 +31,7 @@ class Boxes(torch.utils.data.Dataset):
         draw = torch.Generator().manual_seed(5)
         self.images, self.training = self, training
         self.categories = Categories([4, 7], ["a", "b"])
-        self.targets = torch.arange(10, 10 + num)
+        self.ids = list(range(10, 10 + num))
         self.imgs = 0.3 * torch.rand(num, 3, SIZE, SIZE, generator=draw)
         self.boxes = torch.tensor([[4, 3, 20, 18]]).repeat(num, 1) + torch.arange(num)[:, None]
         for img, (x0, y0, x1, y1) in zip(self.imgs, self.boxes.tolist(), strict=True):

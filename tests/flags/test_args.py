@@ -28,11 +28,13 @@ def fails(capsys):
     return check
 
 
-def test_an_argument_file_with_comments_and_quotes(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # with a byte-order mark
+def test_an_argument_file_with_comments_and_quotes(tmp_path, encoding):
     file = tmp_path / "run.args"
     file.write_text(
         "# the recipe\n\n--epochs 7   # a comment\n--mask_ratio=0.6\n"
-        "--data_path '/with a space'\n--keep_epochs 2 4\n"
+        "--data_path '/with a space'\n--keep_epochs 2 4\n",
+        encoding=encoding,
     )
     args = main_pretrain.parse_args([f"@{file}", "--dataset", "digits", "--epochs", "9"])
     assert (args.epochs, args.mask_ratio, args.data_path) == (9, 0.6, "/with a space")

@@ -4,14 +4,9 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from encoders.load import build_encoder, layer_lookup
-from heads.maskrcnn import Canvas, CanvasAnchors, CanvasRoIAlign, build_detector
+from heads.maskrcnn import Canvas, build_detector
 from util.errors import UsageError
 from util.training.optim import layer_decay_groups
 
@@ -50,18 +45,49 @@ def test_every_parameter_learns_also_from_a_batch_without_objects(name):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_what_is_torchvisions_own_and_what_is_the_papers():
+def test_the_numbers_are_the_published_configurations():
+    """Of projects/ViTDet, configs/common/models/mask_rcnn_vitdet.py and mask_rcnn_fpn.py."""
     model = build("vit_small_patch16", 64)
-    assert type(model.rpn) is RegionProposalNetwork and type(model.roi_heads) is RoIHeads
-    sizes = [size for (size,) in model.rpn.anchor_generator.sizes]
-    assert sizes == [32, 64, 128, 256, 512] and model.backbone.strides == [4, 8, 16, 32]
-    convolutions = [m for m in model.rpn.head.conv.modules() if isinstance(m, nn.Conv2d)]
+    rpn, heads = model.rpn, model.roi_heads
+    assert model.backbone.strides == [4, 8, 16, 32]
+    assert rpn.anchor_generator.strides == (4, 8, 16, 32, 64)
+    convolutions = [m for m in rpn.head.conv.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 2
-    for head, count in ((model.roi_heads.box_head, 4), (model.roi_heads.mask_head, 4)):
+    for head, count in ((heads.box_head, 4), (heads.mask_head, 4)):
         kinds = [type(m).__name__ for m in head.modules()]
         assert kinds.count("Conv2d") == kinds.count("LayerNorm2d") == count
-    assert model.roi_heads.box_predictor.cls_score.weight.shape == (6, 1024)
-    assert model.roi_heads.fg_bg_sampler.batch_size_per_image == 512
+    assert heads.box_predictor.cls_score.weight.shape == (6, 1024)
+    assert heads.box_predictor.bbox_pred.weight.shape == (24, 1024)  # a box for each class
+    matchers = rpn.proposal_matcher, heads.proposal_matcher
+    assert [(m.high_threshold, m.low_threshold) for m in matchers] == [(0.7, 0.3), (0.5, 0.5)]
+    assert [m.allow_low_quality_matches for m in matchers] == [True, False]
+    samplers = rpn.fg_bg_sampler, heads.fg_bg_sampler
+    assert [s.batch_size_per_image for s in samplers] == [256, 512]
+    assert [s.positive_fraction for s in samplers] == [0.5, 0.25]
+    assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n()) == (2000, 1000)
+    model.eval()
+    assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n()) == (1000, 1000)
+    assert rpn.box_coder.weights == (1, 1, 1, 1) and heads.box_coder.weights == (10, 10, 5, 5)
+    assert (rpn.nms_thresh, heads.nms_thresh, heads.score_thresh) == (0.7, 0.5, 0.05)
+    assert heads.detections_per_img == 100
+    assert heads.box_roi_pool.size == 7 and heads.mask_roi_pool.size == 14
+
+
+def test_weights_are_drawn_as_published():
+    heads = build("vit_small_patch16", 64).roi_heads
+    for layer, std in (
+        (heads.box_predictor.cls_score, 0.01), (heads.box_predictor.bbox_pred, 0.001),
+        (heads.mask_predictor.mask_fcn_logits, 0.001),
+        (heads.mask_predictor.conv5_mask, (2 / (256 * 4)) ** 0.5),  # He, by what goes out
+        (heads.box_head[0][0], (2 / (256 * 9)) ** 0.5), (heads.mask_head[0][0], (2 / 2304) ** 0.5),
+    ):  # fmt: skip
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.03)
+        assert layer.bias is None or not layer.bias.any()
+    linear = next(m for m in heads.box_head if isinstance(m, nn.Linear))
+    bound = (3 / linear.in_features) ** 0.5
+    assert linear.weight.abs().max().item() == pytest.approx(bound, rel=0.001)
+    assert linear.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+    assert not linear.bias.any()
 
 
 def test_images_lie_in_the_corner_of_the_canvas_beside_zeros():
@@ -71,42 +97,6 @@ def test_images_lie_in_the_corner_of_the_canvas_beside_zeros():
     assert batch.image_sizes == [(4, 6), (8, 2)]
     assert (batch.tensors[0, :, :4, :6] == 2).all() and batch.tensors[0].sum() == 2 * 3 * 24
     torch.testing.assert_close(batch.tensors[1, :, :, :2], (images[1] - 0.5) / 0.25)
-
-
-def test_rois_are_cut_by_the_canvas_also_from_a_batch_of_small_images():
-    """torchvision would take the stride from the images' size, which is any part of the canvas."""
-    align = CanvasRoIAlign([4, 8], 7)
-    maps = {"0": torch.rand(1, 4, 16, 16), "1": torch.rand(1, 4, 8, 8)}
-    boxes = torch.tensor([[3.0, 5, 9, 8]])
-    expected = roi_align(maps["0"], [boxes], 7, spatial_scale=1 / 4, sampling_ratio=2)
-    torch.testing.assert_close(align(maps, [boxes], [(10, 11)]), expected)
-
-
-def test_anchors_and_levels_are_torchvisions_where_strides_are_powers_of_two():
-    strides = [4, 8, 16, 32]
-    maps = {str(i): torch.rand(2, 3, 128 // s, 192 // s) for i, s in enumerate(strides)}
-    images = ImageList(torch.zeros(2, 3, 128, 192), [(128, 192)] * 2)
-    known = AnchorGenerator(tuple((8 * s,) for s in strides), ((0.5, 1.0, 2.0),) * 4)
-    for ours, theirs in zip(
-        CanvasAnchors(strides)(images, list(maps.values())),
-        known(images, list(maps.values())),
-        strict=True,
-    ):
-        assert torch.equal(ours, theirs)
-    corners = 90 * torch.rand(2, 200, 2)
-    boxes = torch.cat([corners, corners + 500 * torch.rand(2, 200, 2) ** 3 + 1], dim=2).unbind()
-    known = MultiScaleRoIAlign(list(maps), 7, 2)
-    expected = known(maps, boxes, [(128, 192)] * 2)
-    assert torch.equal(CanvasRoIAlign(strides, 7)(maps, boxes, []), expected)
-    assert known.map_levels(boxes).unique().tolist() == [0, 1, 2, 3]
-
-
-def test_anchors_of_broken_strides_lie_on_their_cells():
-    maps = [torch.zeros(1, 3, 4, 6), torch.zeros(1, 3, 2, 3)]
-    (anchors,) = CanvasAnchors([3.5, 7])(ImageList(torch.zeros(1, 3, 14, 21), [(14, 21)]), maps)
-    centres = (anchors[:, :2] + anchors[:, 2:]).reshape(-1, 3, 2)[:, 0] / 2
-    assert centres[:24:6].tolist() == [[0, 3.5 * row] for row in range(4)]
-    assert centres[24:27].tolist() == [[0, 0], [7, 0], [14, 0]]
 
 
 def test_a_small_image_is_found_as_it_is_alone_whatever_else_is_in_the_batch():
@@ -155,13 +145,29 @@ def test_the_layers_rates_are_those_of_vitdet():
     groups = layer_decay_groups(model, 0.1, layer_of, 0.7)
     names = {id(p): name for name, p in model.named_parameters()}
     scales = {names[id(p)]: g["lr_scale"] for g in groups for p in g["params"]}
-    decays = {names[id(p)]: g["weight_decay"] for g in groups for p in g["params"]}
     assert scales["backbone.encoder.pos_embed"] == pytest.approx(0.7**7)
     assert scales["backbone.encoder.blocks.0.attn.rel_pos_h"] == pytest.approx(0.7**6)
     assert scales["backbone.encoder.blocks.5.mlp.fc1.weight"] == pytest.approx(0.7)
     assert {s for n, s in scales.items() if not n.startswith("backbone.encoder")} == {1.0}
-    assert decays["backbone.encoder.pos_embed"] == 0 == decays["rpn.head.cls_logits.bias"]
-    assert decays["rpn.head.cls_logits.weight"] == 0.1
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch4", "swin_mini_patch2"])
+def test_all_decays_but_positions_and_the_encoders_norms(name):
+    """As published: biases decay, and so do the norms of maps, which are no nn.LayerNorm there."""
+    model = build(name)
+    groups = layer_decay_groups(model, 0.1, lambda _: 0, 1.0)
+    names = {id(p): own for own, p in model.named_parameters()}
+    spared = {names[id(p)] for g in groups for p in g["params"] if g["weight_decay"] == 0}
+    kinds = dict(model.named_modules())
+    for own, _ in model.named_parameters():
+        module = kinds[own.rpartition(".")[0]]
+        is_norm_of_tokens = isinstance(module, nn.LayerNorm) and "LayerNorm2d" not in repr(module)
+        is_position = own.endswith(("pos_embed", "relative_position_bias_table"))
+        assert (own in spared) == (is_norm_of_tokens or is_position), own
+    assert (
+        "rpn.head.cls_logits.bias" not in spared and "roi_heads.box_head.0.1.weight" not in spared
+    )
+    assert {n.rpartition(".")[2] for n in spared} >= {"weight", "bias"}
 
 
 def test_encoders_and_canvases_that_have_no_detector():

@@ -5,12 +5,14 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM, get_decomposed_rel_pos_bias
 from torch import nn
 
 from encoders.load import build_encoder
 from heads.vitdet import (
+    EVEN,
     GridAttention,
     SimplePyramid,
     SwinPyramid,
@@ -113,6 +115,29 @@ def test_windows_attend_to_their_own_tokens_and_to_nothing_beyond_the_border():
             expected[:, top : top + window, left : left + window] = out.unflatten(1, (h, w))
     expected = made.proj(expected.flatten(1, 2))
     torch.testing.assert_close(made(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("relative", "dim"), [(True, 12), (False, 12), (True, 32), (False, 32)])
+def test_heads_are_widened_to_what_fast_attention_takes_and_give_the_same(
+    monkeypatch, relative, dim
+):
+    """14 x 14 and cut windows of 64 channels would be 92 and 86 wide."""
+    made, widths = attention((7, 5), 3, relative, dim), []
+    x = torch.randn(2, 35, dim, dtype=torch.float64)
+    fused = F.scaled_dot_product_attention
+
+    def by_hand(q, k, v, scale):
+        widths.append([t.shape[-1] for t in (q, k, v)])
+        torch.testing.assert_close(fused(q, k, v, scale=scale), (q @ k.mT * scale).softmax(-1) @ v)
+        used = (q.abs() + k.abs()).amax((0, 1, 2)).nonzero().max() + 1  # without the zeros
+        return (q[..., :used] @ k[..., :used].mT * scale).softmax(-1) @ v
+
+    expected = made(x)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", by_hand)
+    torch.testing.assert_close(made(x), expected, rtol=1e-10, atol=1e-10)
+    assert len(widths) == 4  # whole windows, and those cut on the right, below, and both
+    for query, key, value in widths:
+        assert query == key == value and query % EVEN == 0 and query - dim // 2 < 6 + 8
 
 
 def test_checkpointed_blocks_give_the_same_gradients():

@@ -22,7 +22,7 @@ SIGN_OF_LIFE = 0.2  # seconds between two, while the ranks wait for rank 0
 
 
 def gather(value: Any) -> list:
-    """The value of each rank, by rank; plain and small."""
+    """The values that all ranks pass, in order of rank; they should be plain and small."""
     if not distributed.is_distributed():
         return [value]
     values: list = [None] * distributed.world_size()
@@ -101,7 +101,7 @@ def main_does(action: Callable[[], Result]) -> Result:
 
 
 class _Job:
-    """An action in a thread, with what came of it."""
+    """An action that runs in a thread, and its result or error."""
 
     def __init__(self, action: Callable[[], Any]):
         self.action, self.result, self.error = action, None, None

@@ -91,7 +91,7 @@ def _node() -> tuple:
 
 
 def _make_file(size: int) -> tuple[str, str]:
-    """A new file of so many bytes, and what hindered that."""
+    """Make a temporary file of `size` bytes; its path, and the error, empty where there is none."""
     path = ""
     try:
         descriptor, path = tempfile.mkstemp(prefix="mimae-")

@@ -1,4 +1,4 @@
-"""What each task of a SLURM job runs: a main that any restart takes up at its newest checkpoint.
+"""A main as each task of a SLURM job runs it: any restart goes on at its newest checkpoint.
 
 How a job comes back:
 - USR2 (a preemption, or `--signal_delay` before the time limit): the run saves at the end of the
@@ -48,7 +48,7 @@ class Job:
         self.argv, self.folder = argv, folder
 
     def checkpoint(self) -> DelayedSubmission:
-        """The same again: `--resume auto` finds where to go on."""
+        """Called by submitit to requeue: the same job again, which --resume auto lets go on."""
         return DelayedSubmission(self)
 
     def __call__(self) -> None:
@@ -97,12 +97,13 @@ def failure_file(folder: str | Path, job_number: str) -> Path:
 
 
 def report_failure(env: submitit.JobEnvironment, reason: str) -> None:
+    """Write down that the run failed by itself, so that the batch script does not requeue it."""
     with open(failure_file(env.paths.folder, env.raw_job_id), "a") as file:
         file.write(f"rank {env.global_rank}: {reason}\n")
 
 
 def await_the_end() -> None:
-    """Until rank 0's requeue ends the job: an exit before it would make srun kill rank 0."""
+    """Wait for rank 0's requeue to end the job: an exit before it would make srun kill rank 0."""
     time.sleep(WAIT_SECONDS)
 
 

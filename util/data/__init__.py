@@ -1,1 +1,1 @@
-"""Data sets and what becomes of an image before a model sees it."""
+"""Data sets, and what is done to an image before a model sees it."""

@@ -48,7 +48,7 @@ class BatchAugmentation:
 
 
 def positions(batch_size: int) -> range:
-    """Where this rank's images stand in the global micro-batch."""
+    """The positions of this rank's images in the global micro-batch."""
     rank, world = distributed.rank(), distributed.world_size()
     return range(rank, world * batch_size, world)
 

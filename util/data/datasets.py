@@ -16,6 +16,7 @@ from util.cluster import agreement
 from util.data.few_labels import balanced_draw
 from util.data.file_index import find_images
 from util.data.images import convert, read_image, to_tensor
+from util.data.openclipart import load_drawings
 from util.data.same_data import check_same
 from util.data.scenes.labels import largest_objects
 from util.errors import UsageError
@@ -150,27 +151,29 @@ def _fashion_mnist(split: str, data_path: str, in_chans: int, download: bool) ->
 
 def _read_idx(folder: str, name: str) -> np.ndarray:
     """An IDX file, gzipped or not, in the folder or where torchvision keeps it."""
-    for place in (folder, os.path.join(folder, "FashionMNIST", "raw")):
-        for path, opener in ((f"{place}/{name}.gz", gzip.open), (f"{place}/{name}", open)):
-            if os.path.isfile(path):
-                try:
-                    with opener(path, "rb") as file:
-                        data = file.read()
-                    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
-                    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
-                except (
-                    OSError,
-                    EOFError,
-                    IndexError,
-                    ValueError,
-                    struct.error,
-                    zlib.error,
-                ) as error:
-                    raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
-    raise UsageError(
-        f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use --download, "
-        "or install Debian's dataset-fashion-mnist"
-    )
+    places = (folder, os.path.join(folder, "FashionMNIST", "raw"))
+    paths = [f"{place}/{name}{suffix}" for place in places for suffix in (".gz", "")]
+    path = next((path for path in paths if os.path.isfile(path)), None)
+    if path is None:
+        raise UsageError(
+            f"--data_path {folder} has no {name}[.gz]: name the folder that has it, use "
+            "--download, or install Debian's dataset-fashion-mnist"
+        )
+    damage = (OSError, EOFError, IndexError, ValueError, struct.error, zlib.error)
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            data = file.read()
+        shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    except damage as error:
+        raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
+
+
+def _openclipart(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+    drawings = load_drawings(split, data_path)
+    images = ArrayImages(f"openclipart-{split}", drawings.images, drawings.targets, in_chans)
+    images.classes = drawings.classes
+    return images
 
 
 def _torchvision(name: str, classes: int) -> Callable[..., Images]:
@@ -314,6 +317,7 @@ DATASETS = {
     "stl10": DatasetInfo(
         _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)
     ),
+    "openclipart": DatasetInfo(_openclipart, 32, 3, (0.814, 0.800, 0.769), (0.300, 0.305, 0.341)),
     "scenes": DatasetInfo(_scenes, 128, 3, IMAGENET_MEAN, IMAGENET_STD),
     "image_folder": DatasetInfo(_image_folder, *_FOLDER),
     "flat": DatasetInfo(_flat, *_FOLDER),
@@ -321,7 +325,12 @@ DATASETS = {
 
 
 def load_images(args, split: str) -> Images:
-    """The data set that the flags name; its training split after --train_fraction and so on.
+    """Open a split of the data set that the flags name.
+
+    The training split is what --subset_file and --train_fraction leave of it.
+
+    Args:
+        split: `pretrain` (training images, with or without labels), `train` or `val`.
 
     Raises:
         UsageError: data that is missing, empty or without the labels that are needed; on all

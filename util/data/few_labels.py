@@ -1,4 +1,4 @@
-"""Few labels: which images keep theirs, and which of those are held out to choose by.
+"""Few labels: which images keep theirs, and which of those are held out for choosing a setting.
 
 Draws are balanced: each class gives its share. Draw d of an amount is always the same, whatever the
 seed of the run that trains on it, and what is drawn for a smaller amount is part of a larger one.
@@ -12,12 +12,12 @@ from util.randomness import STREAM_SUBSET, generator
 
 
 def balanced_draw(targets: np.ndarray, amount: int | float, draw: int = 0) -> np.ndarray:
-    """Sorted ids of the same share of every class (a float; at least one image of each), or of so
-    many of its images (an int).
+    """Draw the same number or share of images from every class; their ids, sorted.
 
     Args:
         targets: labels [n].
-        draw: its number.
+        amount: images of each class (an int), or a share of them (a float; one at least).
+        draw: the draw's number; each draws other images.
 
     Raises:
         UsageError: a class with fewer images than asked for.
@@ -37,7 +37,9 @@ def balanced_draw(targets: np.ndarray, amount: int | float, draw: int = 0) -> np
 
 
 def held_out(targets: np.ndarray, share: float = 0.1) -> np.ndarray:
-    """True for this share of each class, [n]: at least one image where it has two; always the same.
+    """Hold out a share of each class: True for its images, [n]; the same ones every time.
+
+    At least one image of a class is held out, unless it has one only.
 
     Raises:
         UsageError: no class has two images.

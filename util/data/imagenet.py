@@ -25,8 +25,9 @@ NUM_CLASSES = 1000
 class Published:
     """A test set as its authors published it.
 
-    flag: names its folder. num_images: with how many images. synsets: timm's list of its classes.
-    numbered: its folders are called 0 to 999, the places of the synsets in their order.
+    flag: the flag that names its folder. num_images: how many images it has. synsets: the file of
+    timm's that lists its classes. numbered: its folders are called 0 to 999, which are the places
+    of the synsets in their order.
     """
 
     flag: str
@@ -56,7 +57,7 @@ def synsets(name: str = "imagenet_synsets.txt") -> tuple[str, ...]:
 
 
 def read_class_list(path: str) -> list[str]:
-    """A class's name a line.
+    """Read the class names in a file of --class_list, one a line.
 
     Raises:
         UsageError: a file that cannot be read, or names one twice.
@@ -73,7 +74,7 @@ def read_class_list(path: str) -> list[str]:
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Raises UsageError where a classifier's are not ImageNet's 1000."""
+    """Raise UsageError where a classifier's classes are not ImageNet's 1000."""
     if len(classes) != NUM_CLASSES:
         raise UsageError(
             f"a classifier of {len(classes)} logits cannot be tested on ImageNet's sets, whose "

@@ -35,7 +35,7 @@ def read_image(path: str, in_chans: int = 3) -> Tensor:
 
 @functools.cache
 def jpeg_decoder() -> Callable[..., Tensor] | None:
-    """torchcodec's, where it is installed: the same pixels as PIL's, sooner."""
+    """torchcodec's JPEG decoder: PIL's pixels, but sooner; None where it is not installed."""
     if importlib.util.find_spec("torchcodec") is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Micro-batches of an epoch from any position on, the same ones for any number of workers.
+"""A data set in micro-batches, from any position in an epoch on, whatever the number of workers.
 
 A global micro-batch holds W·`batch_size` images, of which rank r takes every W-th from r on.
 """
@@ -30,15 +30,16 @@ log = logging.getLogger(__name__)
 
 
 class Batches:
-    """A data set in micro-batches.
+    """Loads a data set in micro-batches.
 
     Args:
         dataset: gives (image, target, bad index or −1) for (pass over the data, index).
         batch_size: images per rank and micro-batch.
         training: shuffle, and drop the rest that does not fill a global micro-batch; else in
             order, each image once over all ranks, the last batches smaller (ranks may differ).
+        max_bad_images: unreadable images are replaced; more of them end the run.
         alone: the data set is this rank's own, which reads all of it.
-        keep_workers: between epochs; else they are started for each.
+        keep_workers: keep the workers between epochs; else they are started for each.
         length: micro-batches of an epoch, in training; then an epoch goes on in the pass over the
             data in which the one before ended. None: an epoch is a pass.
         collate: makes [images, targets, bad] of a list of items; by default tensors of them.
@@ -230,10 +231,10 @@ class Batches:
 def open_batches(
     args: argparse.Namespace, data: Dataset, training: bool, device: torch.device, **options
 ) -> Batches:
-    """The loader that the flags of the data describe.
+    """The loader of a data set with the batch size, seed and workers that the flags say.
 
     Args:
-        options: of `Batches`, further ones or others than the flags'.
+        options: more arguments of `Batches`, or others than the flags'.
     """
     flags = dict(
         batch_size=args.batch_size, seed=args.seed, num_workers=args.num_workers,
@@ -243,7 +244,7 @@ def open_batches(
 
 
 def evaluation_view(args: argparse.Namespace) -> ResizeCenterCrop:
-    """The evaluation's view of an image, by the flags of the data."""
+    """The transform of test images: resize and centre crop, by --input_size and the data set."""
     return ResizeCenterCrop(image_size(args.input_size, 1), DATASETS[args.dataset].crop_share)
 
 

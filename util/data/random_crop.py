@@ -9,7 +9,7 @@ __all__ = ["RandomResizedCrop", "TFRandomResizedCrop"]
 
 
 class TFRandomResizedCrop(RandomResizedCrop):
-    """One draw of area and aspect, cut to the image, in place of up to ten."""
+    """A crop by one draw of area and aspect, cut to the image; torchvision draws up to ten."""
 
     def make_params(self, flat_inputs):
         height, width = flat_inputs[0].shape[1:]

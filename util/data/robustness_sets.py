@@ -26,10 +26,11 @@ View = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class TestSet:
-    """Images as a classifier sees them.
+    """A test set's images as a classifier sees them.
 
-    name: of a clean set. corruption, severity: of a corrupted one. competing: the logits of which
-    the largest is the prediction; None: all. about: what else the predictions follow from.
+    name: the set's, or corruption and severity. view: of an image [C, H, W]. competing: the logits
+    of which the largest is the prediction; None: all. about: further plain values that the
+    predictions depend on.
     """
 
     name: str
@@ -42,10 +43,10 @@ class TestSet:
 
 
 class CorruptedImages(Images):
-    """Images as the evaluation sees them, corrupted; image i is always the same.
+    """The images of a set as the evaluation sees them, then corrupted; image i is always the same.
 
-    Those of arrays are few and small: each is kept once it is made, so that several classifiers
-    cost one corruption.
+    Data sets in arrays are small: their images are kept once they are made, so that several
+    classifiers cost one corruption.
     """
 
     def __init__(self, images: Images, view: View, corruption: Corruption):
@@ -72,7 +73,11 @@ class CorruptedImages(Images):
 
 
 class AsStored:
-    """Images of the published size as they are, resized where the model wants another."""
+    """A view of images that are stored at the published size; resized if the model's is another.
+
+    Raises:
+        UsageError: an image of another size than the published one.
+    """
 
     def __init__(self, place: str, size: tuple[int, int], interpolation: str):
         self.place, self.size, self.interpolation = place, size, interpolation
@@ -98,7 +103,7 @@ class AsStored:
 
 
 def open_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]:
-    """All test sets that the flags name, as a classifier of these classes sees them. For all ranks.
+    """All test sets that the flags name, as a classifier of these classes sees them; for all ranks.
 
     Args:
         args: with the classifier's `input_size` and `in_chans`. classes: its logits' names.
@@ -152,12 +157,12 @@ def _is_named(args: argparse.Namespace) -> bool:
 
 
 def is_published(args: argparse.Namespace) -> bool:
-    """The corrupted images are ImageNet-C's own."""
+    """Whether the corrupted images are ImageNet-C's own, and not made by `tools.corrupt`."""
     return bool(args.imagenet_c) and _record(args.imagenet_c) is None
 
 
 def _record(folder: str) -> dict | None:
-    """How a folder was made by util.data.corruption.corruptions; None for the published one."""
+    """What tools.corrupt wrote down about a folder that it made; None for the published one."""
     try:
         with open(os.path.join(folder, RECORD), encoding="utf-8-sig") as file:
             return json.load(file)

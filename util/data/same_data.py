@@ -11,11 +11,11 @@ from util.errors import UsageError
 def check_same(
     targets: np.ndarray, classes: list[str], what: str, given: str = "--data_path"
 ) -> None:
-    """Agree on the number of images, the class list and the labels.
+    """Check that all ranks have the same number of images, class list and labels.
 
     Args:
-        targets: [images]. what: names the data in the error. given: and this what it
-            follows from.
+        targets: [images]. what: what the error calls the data.
+        given: the flags, or what else, that the error tells the user to make the same.
 
     Raises:
         UsageError: on all ranks; the line says what differs, and on which ranks.

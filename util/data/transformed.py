@@ -1,4 +1,4 @@
-"""What a loader reads: a data set's images, each transformed by draws of its own."""
+"""Data sets as a loader reads them: each image transformed by random draws of its own."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from util.randomness import STREAM_SAMPLE, derive_seed, seed_libraries
 
 
 class TransformedImages(Dataset):
-    """What the loader reads: item (epoch, index) -> (image [C, h, w], target, bad index or −1).
+    """Gives the loader item (epoch, index) -> (image [C, h, w], target, bad index or −1).
 
     The augmentation is a function of (seed, epoch, index), whichever worker does it. An image
     that cannot be read is replaced by another one, always the same.
@@ -62,7 +62,7 @@ class TransformedImages(Dataset):
 
 
 class TransformedPairs(TransformedImages):
-    """The same of images whose target is made with the image: masks, boxes.
+    """As `TransformedImages`, where the target (label map, boxes) is transformed with the image.
 
     Its images' `read` gives (image, target), and its transform takes and gives both.
     """

@@ -14,17 +14,19 @@ from util.data.images import to_float, to_tensor
 from util.errors import UsageError
 
 
-def resize(image: Tensor, size: Sequence[int], interpolation: str = "bicubic") -> Tensor:
-    """[C, H, W] -> [C, h, w], with antialiasing; `bilinear` or `bicubic`."""
+def resize(
+    image: Tensor, size: Sequence[int], interpolation: str = "bicubic", antialias: bool = True
+) -> Tensor:
+    """Resize an image [C, H, W] to `size` (height, width); `bilinear` or `bicubic`."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
     mode = InterpolationMode(interpolation)
-    return functional.resize(image, list(size), interpolation=mode, antialias=True)
+    return functional.resize(image, list(size), interpolation=mode, antialias=antialias)
 
 
 class Normalize(nn.Module):
-    """[B, C, H, W], uint8 or floats in 0..1 -> float32, minus mean, over std, per channel."""
+    """Subtract mean and divide by std per channel: [B, C, H, W], uint8 or in 0..1 -> float32."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -88,6 +90,7 @@ class CropAndFlip:
 
     @property
     def is_random(self) -> bool:
+        """Whether an image is not the same each time."""
         return not self.whole or self.flip or self.augment is not None
 
     def __call__(self, image: Tensor) -> Tensor:

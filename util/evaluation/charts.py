@@ -32,7 +32,7 @@ class Style:
 
     @classmethod
     def of(cls, number: int) -> "Style":
-        """Of the curve in this place: the first 72 differ, the first 8 in their colours."""
+        """The style of curve `number`: the first 72 differ, the first 8 in their colours."""
         turn = number // len(COLOURS)
         mark = MARKS[(turn + turn // len(DASHES)) % len(MARKS)]
         return cls(COLOURS[number % len(COLOURS)], DASHES[turn % len(DASHES)], mark)
@@ -53,8 +53,8 @@ class Style:
 
 
 def dashed(points: Sequence[Point], dashes: Sequence[float]) -> Iterator[list[Point]]:
-    """The parts of a line through points that are drawn, where it is drawn for the first of two
-    lengths, not for the second, and so on."""
+    """The parts of a line through points that are drawn: a stretch of the first length is drawn,
+    one of the second left out, and so on; all in pixels."""
     left, is_drawn, part = dashes[0], True, list(points[:1])
     for start, end in pairwise(points):
         length, done = math.dist(start, end), 0.0
@@ -75,10 +75,11 @@ def line_chart(
     title: str, x_label: str, ticks: Sequence[str], curves: Mapping[str, Sequence[float | None]],
     y_label: str = "accuracy, %", spreads: Mapping[str, Sequence[float]] | None = None,
 ) -> Image.Image:  # fmt: skip
-    """One curve each, over equally spaced ticks.
+    """Draw a chart with a curve for each name, over equally spaced ticks.
 
     Args:
-        ticks: what stands below each place. curves: values by name, a tick each; None: none there.
+        ticks: what stands below each place.
+        curves: values by name, one for each tick; None: none there.
         spreads: half the height of an error bar at each tick, by name.
     """
     font, small = (ImageFont.load_default(size=size * SCALE) for size in (15, 12))

@@ -1,4 +1,4 @@
-"""Two encoders on the same test images: what of their difference is more than chance."""
+"""How sure a difference is between two models that were tested on the same images."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ MARGIN = 1.0  # points; a difference that is certainly smaller is called none
 
 @dataclass
 class Difference:
-    """In points: the difference, and its 95 % interval; `verdict` says what can be said of it."""
+    """A difference in points with its 95 % interval; `verdict` says what can be said of it."""
 
     difference: float
     low: float
@@ -27,6 +27,7 @@ class Difference:
 
     @property
     def is_small(self) -> bool:
+        """Whether the whole interval lies within ±MARGIN points."""
         return max(abs(self.low), abs(self.high)) <= MARGIN
 
 
@@ -44,15 +45,15 @@ def bootstrap_spread(per_image: np.ndarray, num_boots: int = 1000, seed: int = 0
 
 
 def compare(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Difference:
-    """first − second, each [n]: 100 where a test image was right and 0 where not."""
+    """first − second by a bootstrap of test images; each [n], 100 where one is right, else 0."""
     per_image = np.asarray(first, float) - np.asarray(second, float)
     half, mean = 1.96 * bootstrap_spread(per_image, num_boots), float(per_image.mean())
     return Difference(mean, mean - half, mean + half)
 
 
 def compare_draws(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Difference:
-    """first − second, [draws, n], of the same draws of training images: the interval adds up the
-    spread of the test images and, by Student's t, that of the draws."""
+    """As `compare`, of models trained on several draws of few labels, each [draws, n]: the interval
+    adds up the spread of the test images and, by Student's t, that of the draws."""
     per_draw = np.asarray(first, float).mean(1) - np.asarray(second, float).mean(1)
     found = compare(np.mean(first, 0), np.mean(second, 0), num_boots)
     if len(per_draw) > 1:
@@ -65,7 +66,7 @@ def compare_statistic(
     first: np.ndarray, second: np.ndarray, statistic: Callable[[np.ndarray], float],
     num_boots: int = 1000, seed: int = 0,
 ) -> Difference:  # fmt: skip
-    """statistic(sum over images) of first − second, by a bootstrap of the images.
+    """statistic(first.sum(0)) − statistic(second.sum(0)), by a bootstrap of the images.
 
     Args:
         first, second: counts of each test image, [n, ...].
@@ -83,7 +84,7 @@ def compare_statistic(
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p of McNemar's exact test, of images [n] that only one of the two has right."""
+    """Two-sided p of McNemar's exact test; first, second [n]: which images each has right."""
     from scipy.stats import binomtest
 
     only_first = int((np.asarray(first, bool) & ~np.asarray(second, bool)).sum())
@@ -105,8 +106,8 @@ def seed_spread(rows: list[np.ndarray]) -> tuple[float, int]:
 
 
 def half_of_mean(values: np.ndarray, pooled: list[np.ndarray] | None = None) -> float:
-    """Half of the 95 % interval of the mean of values [seeds], by Student's t; infinite where
-    nothing tells their spread.
+    """Half the width of the 95 % interval of the mean of values [seeds], by Student's t; infinite
+    where nothing tells their spread.
 
     Args:
         pooled: rows that have the same spread, `values` among them (default: `values` alone).
@@ -121,7 +122,7 @@ def half_of_mean(values: np.ndarray, pooled: list[np.ndarray] | None = None) -> 
 
 @dataclass
 class Comparison(Difference):
-    """Of two ways of training, by the seeds that both have."""
+    """A difference between two ways of training, over the seeds with which both were run."""
 
     num_seeds: int = 1
 

@@ -25,7 +25,7 @@ def shown_difference(found: Difference) -> str:
 
 
 def column_names(given: Sequence[str], checkpoints: Sequence[str]) -> list[str]:
-    """What --names gives, or the checkpoints' short names.
+    """The names of the checkpoints in tables: what --names gives, else short ones of their paths.
 
     Raises:
         UsageError: not a name of its own for each.

@@ -11,20 +11,25 @@ from util.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 # The encoder that fits a data set's images.
 _ENCODERS = {
     "digits": "vit_tiny_patch2", "fashion_mnist": "vit_tiny_patch4", "cifar10": "vit_tiny_patch4",
-    "cifar100": "vit_tiny_patch4", "stl10": "vit_small_patch16",
+    "cifar100": "vit_tiny_patch4", "openclipart": "vit_tiny_patch4", "stl10": "vit_small_patch16",
     "scenes": "vit_small_patch16", "image_folder": "vit_base_patch16", "flat": "vit_base_patch16",
 }  # fmt: skip
-_FLIPPED = {"digits": False, "fashion_mnist": True, "cifar10": True, "cifar100": True}
+_FLIPPED = {"digits": False, "fashion_mnist": True, "cifar10": True, "cifar100": True,
+            "openclipart": True}  # fmt: skip
 
 # Small images: a hard crop would destroy their classes, Adam's rate is for --blr's 256 masked
 # samples, and the MI losses wait until pixels, which are not normalised, are predicted well.
 _SMALL = {
-    "pretrain": dict(min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45),
+    "pretrain": dict(
+        min_crop=0.8, blr=1e-3, norm_pix_loss=False, mi_start_loss=0.45
+    ),
     "linprobe": dict(min_crop=1.0, flip=False, batch_size=64, optimizer="sgd", blr=1.0),
     "finetune": dict(min_crop=0.6),
     # LARS's steps are relative: few of them need a larger rate than the protocol's.
     "evaluate": dict(min_crop=0.8, attentive_blr=[0.1, 1.0, 10.0]),
-}
+}  # fmt: skip
+# Drawings survive a hard crop.
+_OWN = {"pretrain": {"openclipart": dict(min_crop=0.3)}}
 _DIGITS = {"pretrain": dict(epochs=60, warmup_epochs=5, batch_size=32, blr=2e-3)}
 
 # SimMIM's constructors have these values, too.
@@ -86,7 +91,8 @@ def by_dataset(job: str) -> dict[str, dict]:
         )  # fmt: skip
         if name in _FLIPPED:
             table |= dict(flip=_FLIPPED[name]) | _SMALL.get(job, {})
-        tables[name] = table | (_DIGITS.get(job, {}) if name == "digits" else {})
+        own = _DIGITS.get(job, {}) if name == "digits" else {}
+        tables[name] = table | own | _OWN.get(job, {}).get(name, {})
     return tables
 
 

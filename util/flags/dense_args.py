@@ -7,11 +7,17 @@ an epoch is elsewhere, and goes on in the pass over the data in which the one be
 import argparse
 
 from util.errors import UsageError
-from util.flags.args import add_image_flags, add_saving_flags, add_step_flags, number
+from util.flags.args import (
+    add_encoder_flags,
+    add_image_flags,
+    add_saving_flags,
+    add_step_flags,
+    number,
+)
 
 
 def add_dense_data_flags(parser: argparse.ArgumentParser, data_path_help: str):
-    """Returns: the group's `add_argument`, for what else a main's data has."""
+    """Add the data's flags; returns the group's `add_argument`, for a main's further ones."""
     add = parser.add_argument_group("data").add_argument
     add("--data_path", default="", help=data_path_help)
     add_image_flags(add)
@@ -29,16 +35,10 @@ def add_iteration_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backbone_flags(parser: argparse.ArgumentParser, models: tuple[str, ...]):
-    """Returns: the group's `add_argument`, for what else a main's model has."""
+    """Add the encoder's flags; returns the group's `add_argument`, for a main's further ones."""
     add = parser.add_argument_group("model").add_argument
+    add_encoder_flags(add, models, "train from scratch", "vit_base_patch16")
     # fmt: off
-    add("--finetune", default="", help="the pre-trained checkpoint or folder, of any layout "
-        "in encoders/layouts.py; none: train from scratch")
-    add("--model", choices=models, metavar="NAME",
-        help=f"one of {', '.join(models)} (default: the checkpoint's, else vit_base_patch16)")
-    add("--num_heads", type=number(int, 1),
-        help="attention heads of the checkpoint's encoder, where they are not 64 wide and its file "
-        "does not tell")
     add("--drop_path", type=number(float, 0, 0.99), default=0.1, help="of the last block")
     add("--layer_decay", type=number(float, 0, 1), help="of the learning rate")
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")

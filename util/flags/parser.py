@@ -84,7 +84,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def _words(self, path: str) -> list[str]:
         """The words of a file of arguments."""
         try:
-            with open(path) as file:
+            with open(path, encoding="utf-8-sig") as file:  # some editors begin with a mark
                 lines = file.read().splitlines()
         except OSError as error:
             self.error(f"the @file {path} cannot be read ({error.strerror})")

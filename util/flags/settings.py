@@ -1,4 +1,4 @@
-"""Which value each flag has, where it comes from, and what a checkpoint has to say to it."""
+"""Where each flag's value comes from, and how it agrees with what a checkpoint says."""
 
 import argparse
 import logging
@@ -20,7 +20,7 @@ GIVEN = ("command line", "@")  # how the source of what the user gave begins
 
 
 class Settings:
-    """The sources of a namespace's values.
+    """Knows where the values of a run's flags come from.
 
     Args:
         groups: the flags' names by the title of their group in `--help`.
@@ -32,6 +32,7 @@ class Settings:
         self.groups, self.sources = groups, dict(sources)
 
     def is_given(self, name: str) -> bool:
+        """Whether the user gave the flag, on the command line or in an @FILE."""
         return self.sources.get(name, "").startswith(GIVEN)
 
     def named(self, *names: str) -> str:
@@ -41,7 +42,7 @@ class Settings:
         return " and ".join([", ".join(flags[:-1]), flags[-1]] if flags[1:] else flags)
 
     def values(self, args: argparse.Namespace) -> dict[str, object]:
-        """The flags that matter to the result."""
+        """The values of the flags that can change a run's numbers, by name."""
         names = [name for group in self.groups.values() for name in group]
         return {n: getattr(args, n) for n in names if n not in _WITHOUT_EFFECT}
 
@@ -101,7 +102,7 @@ def _whole(name: str, value: object, args: argparse.Namespace) -> str:
 
 
 def fit_channels(args: argparse.Namespace) -> None:
-    """One mean and std per channel; those that nobody gave are averaged for other channels.
+    """Make --mean and --std one number per channel; defaults are averaged for other channels.
 
     Raises:
         UsageError: given numbers that do not fit --in_chans.

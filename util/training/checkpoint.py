@@ -40,7 +40,7 @@ class Stateful(Protocol):
 
 
 class BufferState:
-    """A module's buffers that its own state dict leaves out, as something to save."""
+    """Saves and restores all buffers of a module, those that its own state dict leaves out, too."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -137,7 +137,7 @@ class Checkpointer:
         return self.wait() if wait else True
 
     def wait(self) -> bool:
-        """Until the save in flight has ended; whether the last one was written."""
+        """Wait until the save in flight has ended; whether the last one was written."""
         return self.background.wait()
 
     def close(self, give_up: bool = False) -> None:
@@ -305,7 +305,7 @@ class Checkpointer:
                 )
 
     def _check_mean(self, state: dict, path: str) -> None:
-        """With a running mean of the weights, `model` is it and not what training goes on with."""
+        """Refuse a resume that adds or drops --ema_decay: with it, `model` is the running mean."""
         if (TRAINED in state) == (TRAINED in self.objects):
             return
         if not self.args.settings.named("ema_decay"):
@@ -332,6 +332,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def require_saved(saved: bool, output_dir: str, which: str = "last") -> None:
-    """End a run that could not save a checkpoint that it cannot do without with an error."""
+    """Raise RunError where a checkpoint that the run cannot do without was not saved."""
     if not saved:
         raise RunError(f"the run's {which} checkpoint could not be saved in {output_dir}")

@@ -12,7 +12,7 @@ from util.randomness import STREAM_DROP_PATH, generator, to_device
 
 
 class GivenDrop(nn.Module):
-    """What is dropped is given: x [B, C, ...] -> x · scale, in evaluation x.
+    """Drop path or dropout whose draw is given: x [B, C, ...] -> x · scale, in evaluation x.
 
     scale: [B, `width`], 0 where something is dropped, else 1 / (1 − `drop_prob`); of width 1 it is
     timm's DropPath, of width C torch's Dropout2d.

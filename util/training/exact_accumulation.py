@@ -12,15 +12,13 @@ from torch import Tensor
 
 
 class Share(NamedTuple):
-    """L_max and L_min of a whole step, and their gradients for one of its micro-batches.
+    """The MI losses of a whole step, and their gradients for one of its micro-batches.
 
-    g_grad: of L_max, with respect to g. z_grad: of L_min, with respect to z. Both are scaled for
-    a mean over the micro-batches.
+    g_grad: the gradient of L_max with respect to g. z_grad: that of L_min with respect to z. Both
+    are scaled for a mean over the micro-batches.
     """
 
-    max_mi: Tensor
-    min_mi: Tensor
-    accuracy: Tensor
+    values: dict[str, Tensor]
     g_grad: Tensor
     z_grad: Tensor
 
@@ -31,15 +29,14 @@ class Share(NamedTuple):
             losses: as a model's `forward` gives them. total: (rec, losses) -> their sum.
         """
         g, _, z = losses["rows"]
-        losses = losses | {
-            "max_mi": _with_gradient(self.max_mi, g, self.g_grad),
-            "min_mi": _with_gradient(self.min_mi, z, self.z_grad),
-            "info_nce_accuracy": self.accuracy,
-        }
+        losses = losses | self.values
+        losses["max_mi"] = _with_gradient(losses["max_mi"], g, self.g_grad)
+        losses["min_mi"] = _with_gradient(losses["min_mi"], z, self.z_grad)
         return losses | {"loss": total(losses["rec"], losses)}
 
 
 def _with_gradient(value: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+    """`value`, whose gradient with respect to `leaf` is `grad`."""
     product = (leaf * grad).sum()
     return value + product - product.detach()
 
@@ -58,10 +55,10 @@ def share_step(mi_losses: Callable[..., dict[str, Tensor]], parts: list[tuple]) 
         mi = mi_losses((g, x, z))
         g_grad = _gradient(mi["max_mi"], g)
         z_grad = _gradient(mi["min_mi"], z)
-    losses = [mi[name].detach() for name in ("max_mi", "min_mi", "info_nce_accuracy")]
-    count = len(parts)
+    names = ("max_mi", "min_mi", "info_nce_accuracy", "min_mi_followed")
+    values, count = {name: mi[name].detach() for name in names}, len(parts)
     grads = zip((g_grad * count).chunk(count), (z_grad * count).chunk(count), strict=True)
-    return [Share(*losses, *gradients) for gradients in grads]
+    return [Share(values, *gradients) for gradients in grads]
 
 
 def _gradient(loss: Tensor, leaf: Tensor) -> Tensor:

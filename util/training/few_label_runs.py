@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raises UsageError for flags that contradict each other."""
+    """Raise UsageError for flags that contradict each other."""
     if args.choose_blr:
         args.draws = args.draws or 1
         if args.settings.is_given("blr") or args.settings.is_given("lr"):
@@ -68,7 +68,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace) -> tuple[Images, Images]:
-    """The images that are trained on, and those that are tested on: a part of them, if held out."""
+    """The training and the test images; with --hold_out the latter are a part of the former."""
     train = load_images(args, "train")
     if args.hold_out is None:
         return train, load_images(args, "val")
@@ -121,7 +121,7 @@ def _choose_blr(one: argparse.Namespace, finetune: Finetune) -> float:
 
 
 def _changed(args: argparse.Namespace, folder: str = "", **values) -> argparse.Namespace:
-    """A run's own flags, in whose namespace it writes."""
+    """A copy of the flags for one run: these values, and an output folder of its own."""
     one = copy.copy(args)
     one.settings = copy.deepcopy(args.settings)
     one.settings.sources |= dict.fromkeys(values, "its draw")
@@ -131,7 +131,7 @@ def _changed(args: argparse.Namespace, folder: str = "", **values) -> argparse.N
 
 
 def _result(one: argparse.Namespace, finetune: Finetune) -> dict:
-    """Run it; what its results.json says, to all ranks."""
+    """Run one fine-tuning, and return its results.json on all ranks."""
     finetune(one)
 
     def read() -> dict:

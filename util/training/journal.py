@@ -47,7 +47,7 @@ class Journal:
         return None
 
     def forget_after(self, epochs: int) -> None:
-        """Drop lines of epochs that a resumed run will do again."""
+        """Drop the lines of epochs from number `epochs` on, which a resumed run does again."""
         if not (distributed.is_main() and os.path.exists(self.path)):
             return
         kept = []
@@ -83,6 +83,7 @@ class Journal:
             return {}
 
     def scalars(self, numbers: Mapping[str, float], step: int) -> None:
+        """Write numbers to TensorBoard, by their names."""
         if self.tensorboard is None:
             return
         try:
@@ -94,13 +95,13 @@ class Journal:
             self.tensorboard = self._open()
 
     def text(self, name: str, lines: Mapping[str, str]) -> None:
-        """A text of titles and what stands under them, on TensorBoard."""
+        """Write a text of titles and what stands under them to TensorBoard."""
         if self.tensorboard is not None:
             text = "\n\n".join(f"**{title}**: {line}" for title, line in lines.items())
             self.tensorboard.add_text(name, text)
 
     def image(self, name: str, image: Tensor, step: int) -> None:
-        """An image [3, H, W], uint8 or in 0..1."""
+        """Write an image [3, H, W], uint8 or in 0..1, to TensorBoard."""
         if self.tensorboard is not None:
             self.tensorboard.add_image(name, image, step)
 
@@ -116,7 +117,8 @@ def write_results(
     """Write a run's final numbers with what is needed to repeat them, as JSON.
 
     Args:
-        flags: the values that matter to the numbers. sources: of those, where not the parser.
+        flags: the values of flags that can change the numbers.
+        sources: where each flag is from that has not the parser's default.
     """
     record = _finite(numbers) | {
         "seconds": round(seconds, 1),

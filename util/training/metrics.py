@@ -26,7 +26,7 @@ class Meters:
         self.unchecked: list[tuple[int, Tensor]] = []
 
     def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """Count a step's losses, scalars on the device. Args: step: its number in the run."""
+        """Count the losses, scalars on the device, of the run's step number `step`."""
         if not self.names:
             self.names = list(losses)
             self.sums = torch.zeros(len(losses), dtype=torch.float64, device=self.device)

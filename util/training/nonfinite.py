@@ -23,7 +23,7 @@ class NonFiniteLoss(RunError):
         super().__init__(f"the loss is not finite at step {total_step}: {shown}")
 
 
-def write_down(
+def record_nonfinite_step(
     error: NonFiniteLoss, output_dir: str, batches: Batches, progress: Progress, accum_iter: int
 ) -> None:
     """Write nonfinite.json: the step's losses and its images, by index and name."""

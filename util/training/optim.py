@@ -60,18 +60,20 @@ def layer_decay_groups(
     """Layer-wise learning rates: layer i of 0 … n has `lr_scale` = layer_decay^(n − i).
 
     Args:
-        model: parameters that its `no_weight_decay()` names, where it has one, do not decay
-            either; those that begin as its `outside_gradient_norm` says are in groups whose `clip`
-            is False.
+        model: its 1-D parameters do not decay, nor do those that its `no_weight_decay()` names, if
+            it has one; where it has `with_weight_decay()`, those decay and no others. A parameter
+            whose name begins as its `outside_gradient_norm` says is in a group whose `clip` is
+            False.
         layer_of: a parameter's layer, from its name.
     """
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    chosen = model.with_weight_decay() if hasattr(model, "with_weight_decay") else None
     outside = tuple(getattr(model, "outside_gradient_norm", ()))
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     last = max((layer_of(name) for name, _ in named), default=0)
     groups: dict[tuple[int, bool, bool], dict] = {}
     for name, parameter in named:
-        decays = parameter.ndim > 1 and name not in exempt
+        decays = parameter.ndim > 1 and name not in exempt if chosen is None else name in chosen
         key = (layer_of(name), decays, not name.startswith(outside))
         group = groups.setdefault(
             key,
@@ -87,6 +89,7 @@ def layer_decay_groups(
 
 
 def adamw(groups: list[dict], betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
+    """Fused AdamW; `set_lr` sets its learning rate before each step."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 

@@ -23,11 +23,13 @@ WRITTEN = (
 
 
 def lock(file: IO) -> bool | None:
-    """Lock an open file until it is closed; whether that could be done, or another process holds
-    it. None: its disk has no locks, which is told in the log.
+    """Lock an open file until it is closed.
 
     The lock is the process's own (POSIX): it ends with the process, however that dies, and is not
     inherited by data-loader workers.
+
+    Returns:
+        True; False: another process holds it; None: its disk has no locks, which the log says.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,7 +42,11 @@ def lock(file: IO) -> bool | None:
 
 
 class OutputFolder:
-    """A run's folder, locked while the run lives; what an earlier run left is set aside."""
+    """A run's folder, locked while the run lives; what an earlier run left is set aside.
+
+    Raises:
+        UsageError: it cannot be written, or another run uses it.
+    """
 
     def __init__(self, path: str):
         self.path = path
@@ -64,6 +70,7 @@ class OutputFolder:
             os.unlink(leftover)
 
     def holds(self, file: str) -> bool:
+        """Whether a file lies directly in this folder."""
         return bool(file) and os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.path)
 
     def set_aside(self, patterns: Sequence[str] = WRITTEN) -> None:

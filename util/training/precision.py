@@ -48,10 +48,10 @@ class Precision:
         """Unscale, clip, update and zero the gradients.
 
         Returns:
-            The gradient's norm before clipping, without that of groups whose `clip` is False.
-            A norm that is not finite tells which batch did
-            it. With loss scaling one now and then is expected: the step is skipped and 0 is
-            returned; but NaN for each MAX_SKIPPED in a row, which no scale explains.
+            The gradient's norm before clipping, without that of groups whose `clip` is False. If it
+            is not finite, this step's batch did it. With loss scaling that is normal now and then:
+            the step is skipped and 0 is returned, but NaN for each MAX_SKIPPED in a row, which no
+            scale explains.
         """
         self.scaler.unscale_(optimizer)
         parameters, others = _parameters(optimizer, True), _parameters(optimizer, False)
@@ -72,7 +72,7 @@ class Precision:
 
 
 def agreed_amp(device: torch.device, width: int) -> str:
-    """What `auto` takes: the same on all ranks, whose gradients are summed under one scale."""
+    """The precision that `auto` takes: the same on all ranks, whose gradients are summed."""
     offers = agreement.gather(_own_amp(device, width))
     lowest = lowest_amp([amp for amp, _ in offers])
     if len({amp for amp, _ in offers}) > 1:
@@ -83,7 +83,7 @@ def agreed_amp(device: torch.device, width: int) -> str:
 
 
 def lowest_amp(amps: Sequence[str]) -> str:
-    """Of what each rank would take by itself, what all of them can."""
+    """The precision that all ranks can compute in, from what each would take by itself."""
     return min(amps, key=AMPS.index)
 
 

@@ -1,4 +1,4 @@
-"""What a run is about to do, said before its first step."""
+"""The summary of a run that is logged before its first step, with an estimate of its memory."""
 
 import argparse
 import logging
@@ -22,7 +22,7 @@ def log_plan(
     args: argparse.Namespace, model: nn.Module, batches: Batches, precision: Precision,
     masks: int, shapes: list[BlockShape], device: torch.device,
 ) -> None:  # fmt: skip
-    """Log what the flags come to, and where each value is from that is no parser's default.
+    """Log what a run will do, and the source of each flag that has not the parser's default.
 
     Args:
         masks: masked samples per image (1 in supervised training).

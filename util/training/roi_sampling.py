@@ -11,7 +11,7 @@ from util.randomness import STREAM_ROIS, seed_libraries
 
 
 class PositionalSampler(BalancedPositiveNegativeSampler):
-    """torchvision's, whose draws follow from (seed, step, position in the step)."""
+    """torchvision's sampler, whose draws follow from (seed, step, position in the step)."""
 
     def __init__(self, other: BalancedPositiveNegativeSampler, stage: int):
         super().__init__(other.batch_size_per_image, other.positive_fraction)
@@ -29,7 +29,7 @@ class PositionalSampler(BalancedPositiveNegativeSampler):
 
 
 class RoISampling:
-    """Takes the place of both samplers of a detector of torchvision's, and draws for them."""
+    """Replaces both samplers of a torchvision detector by `PositionalSampler`, and sets them."""
 
     def __init__(self, model: nn.Module, seed: int):
         self.seed, self.samplers = seed, []
@@ -38,7 +38,7 @@ class RoISampling:
             self.samplers.append(owner.fg_bg_sampler)
 
     def draw(self, step: int, micro: int, batch_size: int) -> None:
-        """For the next forward pass, of micro-batch `micro` of a step; `batch_size` images here."""
+        """Prepare the next forward pass: micro-batch `micro` of a step, `batch_size` images."""
         for sampler in self.samplers:
             sampler.counters = self.seed, step
             sampler.first = micro * batch_size * distributed.world_size()

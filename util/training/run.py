@@ -22,7 +22,7 @@ from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.training.checkpoint import Checkpointer, Progress, Stateful, require_saved
 from util.training.journal import Journal, write_results
 from util.training.metrics import Meters
-from util.training.nonfinite import NonFiniteLoss, write_down
+from util.training.nonfinite import NonFiniteLoss, record_nonfinite_step
 from util.training.optim import scheduled_lr, steps_per_epoch
 from util.training.output import RESULTS, OutputFolder
 from util.training.precision import Precision
@@ -127,12 +127,12 @@ class Run:
         return [step for step in steps if step not in progress.skipped]
 
     def num_micro_batches(self, step: int) -> int:
-        """Of a step: --accum_iter, or what is left for an epoch's last one."""
+        """How many micro-batches a step has: --accum_iter, in an epoch's last step maybe fewer."""
         accum_iter = self.args.accum_iter
         return min(accum_iter, len(self.batches) - (step - self.first_step) * accum_iter)
 
     def micro_batches(self, step: int) -> Iterator:
-        """A step's, as they are loaded; the libraries are seeded anew for each of them."""
+        """Load a step's micro-batches one by one; the libraries are seeded anew for each."""
         for micro in range(self.num_micro_batches(step)):
             batch = next(self.stream)
             counters = (self.args.seed, STREAM_STEP, step, micro, distributed.rank())
@@ -140,13 +140,13 @@ class Run:
             yield batch
 
     def learning_rate(self, step: int) -> float:
-        """By the schedule, which counts iterations, or epochs and their parts."""
+        """The rate of a step by the schedule, which counts iterations, or epochs with fractions."""
         epochs = self.progress.epoch + (step - self.first_step) / self.num_steps
         self.lr = scheduled_lr(step if self.counts_iterations else epochs, self.args)
         return self.lr
 
     def count(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """A step is done. Args: losses: its, scalars on the device."""
+        """Count a finished step and its losses, scalars on the device."""
         self.meters.add(step, losses)
         self.progress.step, self.progress.total_steps = step - self.first_step + 1, step + 1
         self.progress.closed = False
@@ -183,7 +183,7 @@ class Run:
             self.save()
 
     def is_finished(self) -> bool:
-        """All epochs are done, or --max_steps, and the last one's line is in the log."""
+        """Whether all epochs, or --max_steps, are done, and the last epoch has been closed."""
         done = self.progress.epoch >= self.args.epochs
         max_steps = self.args.max_steps
         is_out_of_steps = bool(max_steps and self.progress.total_steps >= max_steps)
@@ -204,7 +204,7 @@ class Run:
             self.checkpointer.save(keep_as)
 
     def _save_for_certain(self, keep_as: int | None = None, which: str = "last") -> None:
-        """torchrun ends all ranks once one has left: none leaves before rank 0 has written."""
+        """Save, and wait on all ranks for rank 0's write: torchrun ends all once one has left."""
         saved = agreement.main_does(lambda: self.checkpointer.save(keep_as, wait=True))
         require_saved(saved, self.args.output_dir, which)
 
@@ -219,7 +219,7 @@ class Run:
     # ------------------------------------------------------------------------------- every epoch
 
     def close_epoch(self) -> dict[str, float]:
-        """Count the epoch, unless --max_steps cut it short; its mean losses over all ranks."""
+        """Count the epoch, unless --max_steps cut it short; return its means over all ranks."""
         self.line.close()
         self.meters.check()
         progress = self.progress
@@ -246,11 +246,11 @@ class Run:
             self.save(epoch if kept else None, for_certain=self.is_finished())
 
     def is_due(self, every: int) -> bool:
-        """What is done after so many epochs each, and after the last one, is to be done now."""
+        """Whether what is done every so many epochs, and after the last one, is to be done now."""
         return self.is_finished() or self.progress.epoch % every == 0
 
     def log_epoch(self, means: dict[str, float], extra: dict[str, float | int]) -> None:
-        """A line in log.txt and on TensorBoard: the epoch's mean losses and what else is known."""
+        """Write the epoch's mean losses and what else is known to log.txt and TensorBoard."""
         numbers = {"epoch": self.epoch_of_line, "steps": self.progress.total_steps}
         numbers |= {f"train_{name}": value for name, value in means.items()} | extra
         self.journal.epoch(numbers)
@@ -276,7 +276,7 @@ class Run:
     def recover(self, error: NonFiniteLoss) -> None:
         """Write down the batch that did it; then end the run, or go back and pass over it."""
         args, step = self.args, error.total_step
-        write_down(error, args.output_dir, self.batches, self.progress, args.accum_iter)
+        record_nonfinite_step(error, args.output_dir, self.batches, self.progress, args.accum_iter)
         skipped = sorted({*self.progress.skipped, step})
         if args.on_nonfinite == "stop":
             raise NonFiniteLoss(step, error.terms) from None

@@ -65,6 +65,7 @@ class StopSignal:
         raise Interrupted(f"{name}: the run is saved; --resume auto goes on with it")
 
     def restore(self) -> None:
+        """Put back the handlers that were there before."""
         for number, handler in self.previous.items():
             with contextlib.suppress(TypeError, ValueError):
                 signal.signal(number, handler)

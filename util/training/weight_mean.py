@@ -6,7 +6,7 @@ from util.training.checkpoint import TRAINED, Stateful
 
 
 class WeightMean:
-    """The mean of the weights that training goes through, or the weights themselves.
+    """The running mean of a model's weights, or with `decay` 0 the weights themselves.
 
     The mean forgets at the rate `decay`, at first faster: after step t at 1 − t^(−2/3) at most, so
     that a short run forgets how it began. The rate follows from the step alone, as a run needs it
@@ -28,7 +28,7 @@ class WeightMean:
         return self.mean.module if self.mean else self.trained
 
     def objects(self) -> dict[str, Stateful]:
-        """What a checkpoint saves."""
+        """What a checkpoint saves of the weights, by its key in the file."""
         own = {TRAINED: self.trained} if self.mean else {}
         return {"model": self.model} | own
 

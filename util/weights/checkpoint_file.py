@@ -56,7 +56,7 @@ def read_checkpoint(path: str) -> dict:
 
 
 def _check_sums(path: str) -> None:
-    """torch reads tensors without looking at the sums that the zip container keeps of them."""
+    """Check the sums that the zip container keeps of its parts; torch does not look at them."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -65,7 +65,7 @@ def _check_sums(path: str) -> None:
 
 
 def fingerprint(path: str) -> str:
-    """A sum over a checkpoint's content, cheap where the zip container keeps sums of its parts."""
+    """A checksum of a checkpoint's content, cheap where the zip container has sums of its parts."""
     total = 0
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -111,7 +111,7 @@ def write_atomically(path: str, state: Any) -> None:
 
 
 def write_temporary(path: str, state: Any, given_up: threading.Event | None = None) -> str:
-    """Write to `path`.tmp and flush it to the disk; its name.
+    """Write to `path`.tmp, flush it to the disk, and return that name.
 
     Args:
         given_up: once it is set, from whichever thread, the writing ends with an error.
@@ -142,7 +142,7 @@ class _Stoppable:
 
 
 def reason_of(error: BaseException) -> str:
-    """torch hides what the file system said behind an error of its own zip writer."""
+    """What the file system said, which torch hides behind an error of its own zip writer."""
     while not isinstance(error, OSError) and error.__context__ is not None:
         error = error.__context__
     return str(error).splitlines()[0]
@@ -161,6 +161,7 @@ def sync_folder(folder: str) -> None:
 
 
 def link_or_copy(source: str, target: str) -> None:
+    """Make `target` a hard link to `source`, or a copy where the disk has no such links."""
     temporary = target + ".tmp"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)

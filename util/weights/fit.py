@@ -28,7 +28,7 @@ def load_weights(
     """Load a state dict whose every key and shape must fit, but for prefixes that may be missing.
 
     Args:
-        check: what the line tells to check.
+        check: what the error tells the user to check.
 
     Raises:
         UsageError: the checkpoint is of another architecture; the line says which keys and shapes.

@@ -19,7 +19,7 @@ CONFIGS = ("config.json", "preprocessor_config.json")
 
 
 def read_weights(path: str) -> tuple[dict, dict]:
-    """What a checkpoint file or a model's folder holds, and what the folder says about it.
+    """Read a checkpoint file or a model's folder.
 
     Returns:
         The file's content, and the entries of `config.json` and `preprocessor_config.json`, empty

@@ -62,7 +62,10 @@ def test_masks_are_looked_up_at_pixels_centres_in_every_form(draw):
 
 def test_boxes_are_those_of_the_masks_and_what_is_gone_is_left_out():
     jitter = LargeScaleJitter((48, 40), (0.1, 2.0), flip=True)
-    objects = [(i % 5 + 1, segmentation(m)["segmentation"]) for i, m in enumerate(shapes(37, 29))]
+    objects = [
+        (i % 5 + 1, segmentation(mask)["segmentation"], i % 3 > 0)
+        for i, mask in enumerate(shapes(37, 29))
+    ]
     sizes, kept = set(), set()
     for draw in range(30):
         seed_libraries(draw)
@@ -71,6 +74,7 @@ def test_boxes_are_those_of_the_masks_and_what_is_gone_is_left_out():
         assert height <= 48 and width <= 40 and (height == 48 or width <= 40)
         assert target["masks"].shape[1:] == (height, width)
         assert target["masks"].dtype == torch.uint8 and target["labels"].dtype == torch.int64
+        assert target["has_mask"].shape == target["labels"].shape
         for box, mask in zip(target["boxes"], target["masks"], strict=True):
             rows, columns = mask.nonzero().unbind(1)
             ends = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]

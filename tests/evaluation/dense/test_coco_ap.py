@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ranks import in_ranks
 
-from util.data.dense.rle import decode_rle, segmentation, to_mask
+from util.data.dense.rle import compress_counts, decode_rle, encode_rle, segmentation, to_mask
 from util.evaluation.dense import coco_ap
 
 KINDS = {"bbox": "box", "segm": "mask"}
@@ -37,6 +37,11 @@ def random_truth(num_images=12, seed=0, size=(90, 120)) -> dict:
     }
 
 
+def compressed(mask: np.ndarray) -> dict:
+    rle = encode_rle(mask)
+    return rle | {"counts": compress_counts(rle["counts"])}
+
+
 def noisy_predictions(truth: dict, seed=1) -> list[dict]:
     """Objects moved, missed, doubled and mistaken."""
     rng, entries = np.random.default_rng(seed), []
@@ -51,7 +56,7 @@ def noisy_predictions(truth: dict, seed=1) -> list[dict]:
                 "boxes": boxes + torch.from_numpy(rng.normal(0, 2, (1, 4))),
                 "labels": torch.tensor([[2, 5, 9].index(about["category_id"]) + 1]),
                 "scores": torch.from_numpy(rng.random(1)),
-                "masks": torch.from_numpy(mask[None]),
+                "masks": [compressed(mask)],
             }
             if rng.random() < 0.1:
                 detection["labels"] = torch.tensor([rng.integers(1, 4)])
@@ -107,7 +112,7 @@ def entries_of(masks: list[np.ndarray], scores: list[float]) -> list[dict]:
         boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
     detection = {
         "boxes": torch.tensor(np.array(boxes)).float(), "labels": torch.ones(len(masks)).long(),
-        "scores": torch.tensor(scores), "masks": torch.from_numpy(np.stack(masks)),
+        "scores": torch.tensor(scores), "masks": [compressed(mask) for mask in masks],
     }  # fmt: skip
     return coco_ap.as_coco(detection, 4, [7])
 
@@ -131,6 +136,49 @@ def test_hand_made_cases():
     assert found["box_AP"] == found["mask_AR100"] == 0 and np.isnan(found["box_AP_small"])
 
 
+def test_ids_of_any_size_are_renumbered_for_the_evaluator():
+    truth = random_truth()
+    entries = noisy_predictions(truth)
+    expected = coco_ap.average_precisions(truth, entries)
+    for factor, shift in ((1, 2**70), (-(2**65), 0), (10**18, 0)):
+        other = json.loads(json.dumps(truth))
+        for part, keys in (
+            ("images", ["id"]), ("categories", ["id"]),
+            ("annotations", ["id", "image_id", "category_id"]),
+        ):  # fmt: skip
+            for entry in other[part]:
+                entry.update({key: entry[key] * factor + shift for key in keys})
+        moved = [
+            entry | {key: entry[key] * factor + shift for key in ("image_id", "category_id")}
+            for entry in entries
+        ]
+        found = coco_ap.average_precisions(other, moved)
+        assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_objects_without_a_mask_count_for_boxes_and_are_ignored_for_masks():
+    truth, mask = one_object()
+    other = np.zeros_like(mask)
+    other[70:90, 40:60] = True
+    about = segmentation(other) | {"id": 2, "image_id": 4, "category_id": 7}
+    whole = truth | {"annotations": [*truth["annotations"], about]}
+    blind = truth | {"annotations": [*truth["annotations"], about | {"segmentation": None}]}
+    entries = entries_of([other, mask], [0.9, 0.8])
+    for known in (whole, blind):
+        found = coco_ap.average_precisions(known, entries)
+        assert found["box_AP"] == found["mask_AP"] == pytest.approx(100)
+    # The mask of the other is not asked for, its box is.
+    found = coco_ap.average_precisions(blind, entries_of([mask], [0.8]))
+    assert found["mask_AP"] == pytest.approx(100) and found["box_AR100"] == pytest.approx(50)
+    found = coco_ap.average_precisions(whole, entries_of([mask], [0.8]))
+    assert found["mask_AR100"] == pytest.approx(50)
+    # None has a mask: there is nothing to say about masks.
+    none = [about | {"segmentation": None} for about in whole["annotations"]]
+    found = coco_ap.average_precisions(whole | {"annotations": none}, entries)
+    assert found["box_AP"] == pytest.approx(100)
+    assert all(np.isnan(found[name]) for name in found if name.startswith("mask"))
+
+
 def test_a_detection_comes_back_to_the_original_image():
     detection = {
         "boxes": torch.tensor([[10.0, 20, 30, 40]]), "labels": torch.tensor([1]),
@@ -138,13 +186,11 @@ def test_a_detection_comes_back_to_the_original_image():
     }  # fmt: skip
     found = coco_ap.on_original(detection, (64, 32), (128, 96))
     assert found["boxes"].tolist() == [[30, 40, 90, 80]]
-    rows, columns = found["masks"][0].nonzero().unbind(1)
-    assert abs(int(rows.min()) - 40) <= 1 and abs(int(rows.max()) + 1 - 80) <= 1
-    assert abs(int(columns.min()) - 30) <= 1 and abs(int(columns.max()) + 1 - 90) <= 1
+    expected = np.zeros((128, 96), dtype=bool)
+    expected[40:80, 30:90] = True
     (entry,) = coco_ap.as_coco(found, 11, [42])
     assert entry["bbox"] == [30, 40, 60, 40] and entry["category_id"] == 42
-    decoded = decode_rle(entry["segmentation"])
-    assert np.array_equal(decoded, found["masks"][0].numpy())
+    assert np.array_equal(decode_rle(entry["segmentation"]), expected)
 
 
 def score_on_ranks(rank: int, folder: str) -> dict:

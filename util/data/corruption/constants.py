@@ -112,7 +112,7 @@ PUBLISHED = {
 
 
 def nearest_published(height: int, width: int) -> str:
-    """Whose constants an image takes: those of the size nearest to its shorter side, in ratio.
+    """The published table that an image takes: of the size nearest to its shorter side, in ratio.
 
     So 8 to 45 pixels take CIFAR-10-C's, 46 to 119 Tiny-ImageNet-C's, larger ones ImageNet-C's.
     Our choice: lengths in pixels are not scaled between these sizes. The authors tuned each table

@@ -1,10 +1,10 @@
 """The 15 corruptions of ImageNet-C at 5 severities, for images of any size from 8 pixels on.
 
 After the published definitions (Hendrycks & Dietterich, ICLR 2019, and `make_imagenet_c.py` of its
-authors), on numpy, scipy and PIL. `corruption_constants.py` has the numbers; images of 8 to 119
-pixels take those published for CIFAR-10-C or Tiny-ImageNet-C. Frost's textures are procedural
-(`frost_textures.py`), so a set made here is "-C-like": its errors stand beside others of the same
-set, not beside those on the published images.
+authors), on numpy, scipy and PIL. `constants.py` has the numbers; images of 8 to 119 pixels take
+those published for CIFAR-10-C or Tiny-ImageNet-C. Frost's textures are procedural (`frost.py`), so
+a set made here is "-C-like": its errors stand beside others of the same set, not beside those on
+the published images.
 
 On the fly: `Corruption("fog", 3)(image, index)`. A folder SRC/CLASS/IMAGE, in ImageNet-C's layout
 DST/CORRUPTION/SEVERITY/CLASS/IMAGE.JPEG:
@@ -58,12 +58,12 @@ def gaussian_noise(image: np.ndarray, rng: Rng, std: float) -> np.ndarray:
 
 
 def shot_noise(image: np.ndarray, rng: Rng, photons: float) -> np.ndarray:
-    """A white pixel counts so many photons on average."""
+    """Poisson noise of photons, `photons` of which a white pixel counts on average."""
     return rng.poisson(_to_unit(image) * photons) / photons
 
 
 def impulse_noise(image: np.ndarray, rng: Rng, share: float) -> np.ndarray:
-    """Salt and pepper: so many of the values become 0 or 255, either as often."""
+    """Salt and pepper: this share of the values becomes 0 or 255, either as often."""
     draw = rng.random(image.shape, dtype=np.float32)
     noisy = np.where(draw < share / 2, np.uint8(255), image)
     return np.where((draw >= share / 2) & (draw < share), np.uint8(0), noisy)

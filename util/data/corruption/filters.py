@@ -1,4 +1,4 @@
-"""What several corruptions are made of: blurs, zooms, warps, fractal heights, frost's textures.
+"""The filters that several corruptions use: blurs, zooms, warps, fractal heights.
 
 Shapes: images [H, W, C], float32 in 0..1; lengths in pixels.
 """
@@ -7,11 +7,11 @@ import functools
 import math
 
 import numpy as np
-from scipy import fft, ndimage, signal
+from scipy import fft, ndimage
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """Luma: [H, W, 1 or 3] -> [H, W, 1]."""
+    """The image's luma: [H, W, 1 or 3] -> [H, W, 1]."""
     if image.shape[2] == 1:
         return image
     red, green, blue = np.moveaxis(image, 2, 0)
@@ -20,7 +20,7 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def disc_kernel(radius: float, alias_blur: float) -> np.ndarray:
-    """A disc of that radius, its rim softened by a Gaussian of `alias_blur` pixels: [K, K]."""
+    """A disc of this radius, its rim softened by a Gaussian of `alias_blur` pixels: [K, K]."""
     reach = 8 if radius <= 8 else int(radius)
     taps = 1 if radius <= 8 else 2  # either side of the softening Gaussian's middle
     across = np.arange(-reach, reach + 1)
@@ -32,10 +32,12 @@ def disc_kernel(radius: float, alias_blur: float) -> np.ndarray:
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """With a symmetric kernel [K, K], K odd; beyond the border the image is mirrored."""
+    """Convolve with a symmetric kernel [K, K], K odd; beyond the border the image is mirrored."""
+    from scipy.signal import fftconvolve  # here: it takes a second to import
+
     reach = len(kernel) // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
-    return signal.fftconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1))
+    return fftconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1))
 
 
 def gaussian(image: np.ndarray, sigma: float) -> np.ndarray:

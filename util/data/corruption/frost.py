@@ -64,7 +64,7 @@ def _bent(field: np.ndarray, rng: np.random.Generator, distance: np.ndarray) -> 
 
 
 def _noise(rng: np.random.Generator, amplitude: np.ndarray) -> np.ndarray:
-    """Periodic noise of mean 0 and variance 1 with that spectrum: [S, S]."""
+    """Periodic noise of mean 0 and variance 1 with this amplitude spectrum: [S, S]."""
     white = rng.standard_normal((SIDE, SIDE), dtype=np.float32)
     spectrum = fft.rfft2(white) * amplitude
     spectrum[0, 0] = 0

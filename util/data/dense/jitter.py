@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 from util.data.dense.coco import Annotated, Object
 from util.data.dense.rle import decode_rle, fill_polygons
+from util.data.transforms import resize
 
-Target = dict[str, Tensor]  # boxes [n, 4] x0 y0 x1 y1, labels [n], masks [n, h, w] uint8
+# boxes [n, 4] x0 y0 x1 y1, labels [n], masks [n, h, w] uint8, has_mask [n]: else it is the box.
+Target = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class View:
     def image(self, image: Tensor) -> Tensor:
         """[C, H, W] -> [C, *size]."""
         if self.resized != self.original:
-            image = VF.resize(image, list(self.resized), antialias=True)
+            image = resize(image, self.resized, "bilinear")
         image = image[:, self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
         return image.flip(2) if self.flipped else image
 
@@ -55,19 +56,21 @@ class View:
 
     def target(self, objects: list[Object]) -> Target:
         """What a detector is trained on; objects of which nothing is left are left out."""
-        labels, boxes, masks = [], [], []
-        for label, segmentation in objects:
+        labels, boxes, masks, has_mask = [], [], [], []
+        for label, segmentation, is_mask in objects:
             mask = self.mask(segmentation)
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             if len(rows):
                 labels.append(label)
                 boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
                 masks.append(mask)
+                has_mask.append(is_mask)
         stacked = np.stack(masks) if masks else np.zeros((0, *self.size), dtype=bool)
         return {
             "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": torch.from_numpy(stacked.astype(np.uint8)),
+            "has_mask": torch.tensor(has_mask, dtype=torch.bool),
         }
 
 

@@ -16,49 +16,86 @@ _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
 def encode_rle(mask: np.ndarray) -> dict:
     """COCO's uncompressed RLE: {"size": [height, width], "counts": [int, ...]}."""
-    # A nought before, whose run may be empty, and at the end what differs from both values.
-    flat = np.concatenate([[0], mask.T.ravel(), [2]])
-    ends = np.flatnonzero(flat[1:] != flat[:-1])
-    return {"size": [int(side) for side in mask.shape], "counts": np.diff(ends, prepend=0).tolist()}
+    counts = counts_of(changes_in(mask.T, 0, 0, mask.shape[0]), mask.size)
+    return {"size": [int(side) for side in mask.shape], "counts": counts.tolist()}
+
+
+def changes_in(columns: np.ndarray, top: int, left: int, height: int) -> np.ndarray:
+    """Where a mask's value changes, as places in the image counted down its columns.
+
+    Args:
+        columns: a window of the mask, column by column: [its width, its height]. Around it the
+            mask is empty. top, left: where the window lies. height: of the image.
+    """
+    width, rows = columns.shape
+    is_change = np.empty((width, rows + 1), dtype=bool)  # a column begins and ends outside
+    is_change[:, 0], is_change[:, -1] = columns[:, 0], columns[:, -1]
+    np.not_equal(columns[:, 1:], columns[:, :-1], out=is_change[:, 1:-1])
+    column, row = np.divmod(np.flatnonzero(is_change), rows + 1)
+    return (left + column) * height + top + row
+
+
+def counts_of(changes: np.ndarray, num_pixels: int) -> np.ndarray:
+    """Run lengths of a mask from the places at which its value changes, in ascending order."""
+    # A run that ends with its column where the next column's begins is one with it.
+    goes_on = changes[1:-1:2] == changes[2::2]
+    is_kept = np.ones(len(changes), dtype=bool)
+    is_kept[1:-1:2], is_kept[2::2] = ~goes_on, ~goes_on
+    counts = np.diff(changes[is_kept], prepend=0, append=num_pixels)
+    return counts[:-1] if counts[-1] == 0 else counts
 
 
 def decode_rle(rle: dict) -> np.ndarray:
     """The mask of an RLE whose counts are a list, or a compressed string.
 
     Raises:
-        ValueError: counts that do not fill the mask.
+        ValueError: not of that form, or counts that do not fill the mask.
     """
-    height, width = rle["size"]
-    counts = rle["counts"]
+    height, width = sides_of(rle)
+    counts = rle.get("counts")
     if isinstance(counts, (str, bytes)):
         counts = decompress_counts(counts)
+    elif not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        raise ValueError("an RLE whose counts are neither whole numbers nor a string")
     if sum(counts) != height * width or min(counts, default=0) < 0:
         raise ValueError(f"an RLE of {sum(counts)} pixels for a mask of {height} x {width}")
     is_inside = np.arange(len(counts)) % 2 == 1
     return np.repeat(is_inside, counts).reshape(width, height).T
 
 
-def compress_counts(counts: Sequence[int]) -> str:
+def sides_of(rle: dict) -> tuple[int, int]:
+    """(height, width) of an RLE. Raises: ValueError: it has no such size."""
+    size = rle.get("size")
+    if not isinstance(size, list | tuple) or [type(side) for side in size] != [int, int]:
+        raise ValueError("an RLE whose size is not two whole numbers")
+    return tuple(size)
+
+
+def compress_counts(counts: Sequence[int] | np.ndarray) -> str:
     """COCO's compressed string: from the fourth on, each count less the one two before it; five
     bits to a character, low ones first, the sixth bit telling that more follow.
     """
-    characters = []
-    for i, count in enumerate(counts):
-        value = count - counts[i - 2] if i > 2 else count
-        more = True
-        while more:
-            bits, value = value & 31, value >> 5
-            # Done where what is left is nothing but the sign of the last five bits.
-            more = value != (-1 if bits & 16 else 0)
-            characters.append(chr(48 + bits + 32 * more))
-    return "".join(characters)
+    values = np.array(counts, dtype=np.int64)
+    values[3:] -= values[1:-2].copy()
+    characters, is_open = [], np.ones(len(values), dtype=bool)
+    while is_open.any():
+        bits, values = values & 31, values >> 5
+        # Done where what is left is nothing but the sign of the last five bits.
+        has_more = values != -(bits >> 4)
+        characters.append(np.where(is_open, 48 + bits + 32 * has_more, 0))
+        is_open &= has_more
+    text = np.stack(characters, axis=1).astype(np.uint8)
+    return text[text > 0].tobytes().decode()
 
 
 def decompress_counts(text: str | bytes) -> list[int]:
+    """Raises: ValueError: characters that it cannot have, or an end within a number."""
     counts: list[int] = []
     value = shift = 0
     for byte in text.encode() if isinstance(text, str) else text:
         bits = byte - 48
+        if not 0 <= bits < 64:
+            raise ValueError("a compressed RLE with strange characters")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
@@ -66,6 +103,8 @@ def decompress_counts(text: str | bytes) -> list[int]:
                 value -= 1 << shift
             counts.append(value + counts[-2] if len(counts) > 2 else value)
             value = shift = 0
+    if shift:
+        raise ValueError("a compressed RLE that ends within a number")
     return counts
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 from util.data.dense.ade20k import NOTHING
 from util.data.images import to_float
+from util.data.transforms import resize
 
 Pair = tuple[Tensor, Tensor]
 
@@ -34,7 +34,7 @@ def resize_image(image: Tensor, size: Sequence[int], antialias: bool = False) ->
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return VF.resize(image, list(size), antialias=antialias)
+    return resize(image, size, "bilinear", antialias)
 
 
 def resize_map(labels: Tensor, size: Sequence[int]) -> Tensor:
@@ -111,6 +111,8 @@ class PhotometricDistortion:
     """
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
+        from torchvision.transforms.v2.functional import adjust_hue
+
         pixels = to_float(image)
         if _coin():
             pixels = (pixels + _between(-32 / 255, 32 / 255)).clamp(0, 1)
@@ -121,7 +123,7 @@ class PhotometricDistortion:
             if _coin():
                 pixels = saturated(pixels, _between(0.5, 1.5))
             if _coin():
-                pixels = VF.adjust_hue(pixels, _between(-0.1, 0.1))
+                pixels = adjust_hue(pixels, _between(-0.1, 0.1))
         if not contrast_first:
             pixels = _contrast(pixels)
         if image.dtype == torch.uint8:

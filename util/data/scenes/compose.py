@@ -1,4 +1,4 @@
-"""One scene of pasted objects: what lies where, what hides what, and the picture of it."""
+"""Compose one scene of pasted objects: where each lies, what it hides, and the picture."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MIN_VISIBLE_SHARE, MIN_VISIBLE = 0.15, 4  # of an object, and pixels: what shows
 
 @dataclass(frozen=True)
 class World:
-    """All that a scene follows from, but for its split and index."""
+    """Everything that determines a scene, except its split and index."""
 
     stickers: Stickers
     grounds: Photographs | Textures
@@ -116,7 +116,7 @@ def _place(
     world: World, rng: np.random.Generator, sticker: Image.Image, label: int, is_crowd: bool,
     sources: list[str],
 ) -> Thing:  # fmt: skip
-    """Wholly inside, or with its centre anywhere."""
+    """Put a sticker wholly inside the scene, or only with its centre inside."""
     place = []
     may_hang_over = rng.random() < OVER_BORDER_SHARE
     for side, room in ((sticker.height, world.height), (sticker.width, world.width)):
@@ -138,7 +138,7 @@ def _window(thing: Thing, height: int, width: int) -> tuple[tuple, tuple]:
 
 
 def _see(things: list[Thing], height: int, width: int) -> list[Thing]:
-    """Those that are seen, with their visible masks, which are disjoint.
+    """The things that are visible, with their visible masks, which are disjoint.
 
     From the nearest to the farthest, so that what is left out hides nothing.
     """

@@ -1,4 +1,4 @@
-"""The files of a folder of scenes: pictures, label maps, COCO's annotations; see `tools.scenes`."""
+"""Write and resume a folder of scenes: pictures, label maps, COCO's annotations; `tools.scenes`."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ BLOCK = 32  # scenes that a process makes in one go
 
 
 def write_scene(world: World, out: str, split: str, index: int) -> dict:
-    """Write image and label map; what COCO's JSON says of them, but for the annotations' ids."""
+    """Write a scene's image and label map; its entries of COCO's JSON, annotations without ids."""
     image, things = compose(world, split, index)
     labels = np.zeros((world.height, world.width), dtype=np.uint8)
     annotations = []
@@ -63,14 +63,14 @@ def _write_block(world: World | None, out: str, split: str, first: int, last: in
 
 
 def _write_json(path: str, content) -> None:
-    """At once or not at all."""
+    """Write the file by a rename, so that it is never half written."""
     with open(f"{path}.tmp", "w") as file:
         json.dump(content, file, separators=(",", ":"))
     os.replace(f"{path}.tmp", path)
 
 
 def _blocks(world: World, out: str, counts: dict[str, int], num_workers: int) -> Iterator[tuple]:
-    """(split, its scenes' records), block after block, whatever process makes them."""
+    """(split, records of its scenes) block by block in order, whichever process makes them."""
     tasks = [
         (split, first, min(first + BLOCK, count))
         for split, count in counts.items()
@@ -96,7 +96,7 @@ def _blocks(world: World, out: str, counts: dict[str, int], num_workers: int) ->
 
 
 def write_world(world: World, out: str, counts: dict[str, int], num_workers: int) -> list[dict]:
-    """Write all files of `counts[split]` scenes; the annotations of all splits."""
+    """Write all files of `counts[split]` scenes of each split; the annotations of all splits."""
     for folder in ("images", "annotations"):
         for split in counts:
             os.makedirs(f"{out}/{folder}/{split}", exist_ok=True)
@@ -123,7 +123,7 @@ def write_world(world: World, out: str, counts: dict[str, int], num_workers: int
 
 
 def open_folder(out: str, flags: dict) -> bool:
-    """Make OUT the folder of these flags' scenes; whether all of them are there already.
+    """Make the folder for these flags' scenes; True where all of them are in it already.
 
     Raises:
         UsageError: it holds other things, or scenes of other flags; nothing is touched.

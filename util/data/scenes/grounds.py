@@ -1,4 +1,4 @@
-"""What lies behind the objects of a scene: textures drawn by rule, or crops of photographs."""
+"""The backgrounds of scenes: textures drawn by rule, or crops of photographs."""
 
 import colorsys
 import os
@@ -19,7 +19,7 @@ def split_files(names: list[str], split: str) -> list[str]:
 
 
 class Photographs:
-    """Crops of the photographs below a folder."""
+    """Backgrounds that are crops of the photographs below a folder."""
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -52,7 +52,7 @@ class Photographs:
 
 
 class Textures:
-    """Clouds, stripes, rings, tiles and weaves in two related colours, unevenly lit."""
+    """Backgrounds of clouds, stripes, rings, tiles or weaves in two related colours."""
 
     def draw(self, rng: np.random.Generator, split: str, height: int, width: int) -> np.ndarray:
         """A texture of [height, width, 3] as float32 in 0..255."""

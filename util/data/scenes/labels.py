@@ -1,4 +1,4 @@
-"""Scenes (tools/scenes.py) as images of one class each: that of which most is seen."""
+"""Scenes (tools/scenes.py) as images of one class each: the one that covers most pixels."""
 
 import json
 import os

@@ -24,8 +24,8 @@ ENLARGED = 8  # digits are drawn from 8 x 8 pixels at 64 x 64
 class Stickers:
     """Objects with an exact outline, in classes, of two splits that share none.
 
-    `targets[split]`: the class of each, 0 for the first; `draw` gives one as RGBA; `max_turn` in
-    degrees and `may_flip` are what leaves its class what it is.
+    `targets[split]` [n] are their classes, numbered from 0; `draw` gives one as RGBA; turns of up
+    to `max_turn` degrees, and flips if `may_flip`, do not change its class.
     """
 
     classes: tuple[str, ...]
@@ -38,7 +38,7 @@ class Stickers:
         raise NotImplementedError
 
     def name(self, split: str, number: int) -> str:
-        """What it was made from."""
+        """A name of what the object was made from."""
         raise NotImplementedError
 
 
@@ -77,7 +77,7 @@ class Digits(_GreyStickers):
 
 
 class FashionMnist(_GreyStickers):
-    """Clothes, tinted."""
+    """Fashion-MNIST's clothes, tinted."""
 
     dataset = "fashion_mnist"
     classes = (

@@ -5,17 +5,17 @@ The numbers are those of COCO's own evaluator, in percent, computed by faster-co
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from util.cluster import agreement, distributed
-from util.data.dense.rle import compress_counts, encode_rle
 from util.errors import UsageError
+from util.evaluation.dense.pasting import encode_mask
 
 # COCO's twelve, in its order: over IoUs of 0.5 to 0.95; at 0.5 and 0.75; of small, medium and large
 # objects; recall with 1, 10 and 100 predictions an image; recall by size.
@@ -37,42 +37,42 @@ def require_evaluator() -> None:
         ) from None
 
 
+Detected = dict[str, Any]  # boxes [n, 4], labels [n], scores [n], masks: n compressed RLEs
+
+
 def on_original(
-    detection: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int]
-) -> dict[str, Tensor]:
-    """A detection on a resized image -> on the original one, its masks boolean [n, H, W].
+    detection: Mapping[str, Tensor], resized: tuple[int, int], original: tuple[int, int]
+) -> Detected:
+    """A detection on a resized image -> on the original one, its masks as RLEs.
 
     Args:
-        detection: `boxes` [n, 4], `labels`, `scores` and `masks` [n, 1, m, m], probabilities
-            inside the box. resized, original: (height, width) in pixels.
+        detection: on the CPU; `boxes` [n, 4], `labels`, `scores` and `masks` [n, 1, m, m],
+            probabilities inside the box. resized, original: (height, width) in pixels.
     """
-    boxes = detection["boxes"].cpu()
     (new_height, new_width), (height, width) = resized, original
-    boxes = boxes * torch.tensor([width / new_width, height / new_height] * 2)
-    masks = torch.zeros((len(boxes), height, width), dtype=torch.bool)
-    for number, mask in enumerate(detection["masks"].cpu()):  # as numbers, all of them are large
-        pasted = paste_masks_in_image(mask[None], boxes[number : number + 1], original)
-        masks[number] = pasted[0, 0] > 0.5
-    found = {name: detection[name].cpu() for name in ("labels", "scores")}
-    return found | {"boxes": boxes, "masks": masks}
+    scale = torch.tensor([width / new_width, height / new_height] * 2)
+    boxes = detection["boxes"].float() * scale
+    masks = zip(detection["masks"][:, 0].float().numpy(), boxes.tolist(), strict=True)
+    rles = [encode_mask(mask, box, original) for mask, box in masks]
+    found = {name: detection[name] for name in ("labels", "scores")}
+    return found | {"boxes": boxes, "masks": rles}
 
 
-def as_coco(
-    detection: dict[str, Tensor], image_id: int | str, category_ids: Sequence[int]
-) -> list[dict]:
+def as_coco(detection: Detected, image_id: int | str, category_ids: Sequence[int]) -> list[dict]:
     """A detection on the original image as entries of COCO's format of results."""
-    entries = []
-    boxes, masks = detection["boxes"].double().numpy(), detection["masks"].numpy()
-    for number, (x0, y0, x1, y1) in enumerate(boxes.round(2).tolist()):
-        rle = encode_rle(masks[number])
-        entries.append({
+    return [
+        {
             "image_id": image_id,
-            "category_id": category_ids[int(detection["labels"][number]) - 1],
+            "category_id": category_ids[label - 1],
             "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
-            "score": round(float(detection["scores"][number]), 5),
-            "segmentation": {"size": rle["size"], "counts": compress_counts(rle["counts"])},
-        })  # fmt: skip
-    return entries
+            "score": round(score, 5),
+            "segmentation": rle,
+        }
+        for (x0, y0, x1, y1), label, score, rle in zip(
+            detection["boxes"].double().numpy().round(2).tolist(), detection["labels"].tolist(),
+            detection["scores"].tolist(), detection["masks"], strict=True,
+        )
+    ]  # fmt: skip
 
 
 def gather_predictions(own: list[dict]) -> list[dict] | None:
@@ -93,7 +93,8 @@ def score(truth: dict, own: list[dict], output_dir: str) -> dict[str, float]:
     no object for. All ranks call this, and get the numbers.
 
     Args:
-        truth: in COCO's format. own: this rank's entries, no image on two ranks.
+        truth: in COCO's format; an annotation's `segmentation` may be None. own: this rank's
+            entries, no image on two ranks.
     """
     predictions = gather_predictions(own)
 
@@ -111,24 +112,67 @@ def write_predictions(predictions: list[dict], path: str) -> None:
 
 
 def average_precisions(truth: dict, predictions: list[dict]) -> dict[str, float]:
-    """`box_AP`, `box_AP50`, … `mask_AR_large`, in percent."""
+    """`box_AP`, `box_AP50`, … `mask_AR_large`, in percent; NaN for masks of which none is known."""
+    truth, predictions = _renumbered(truth, predictions)
+    return {
+        f"{name}_{number}": value
+        for kind, name in KINDS.items()
+        for number, value in _twelve(truth, predictions, kind).items()
+    }
+
+
+def _renumbered(truth: dict, predictions: list[dict]) -> tuple[dict, list[dict]]:
+    """With ids from 1 on: evaluators take 0 for none, and no number beyond 64 bits."""
+    images, categories = (
+        {entry["id"]: number for number, entry in enumerate(truth[part], 1)}
+        for part in ("images", "categories")
+    )
+
+    def renumbered(entries: list[dict]) -> list[dict]:
+        return [
+            entry | {
+                "id": number, "image_id": images[entry["image_id"]],
+                "category_id": categories[entry["category_id"]],
+            }
+            for number, entry in enumerate(entries, 1)
+        ]  # fmt: skip
+
+    known = {
+        "images": [image | {"id": images[image["id"]]} for image in truth["images"]],
+        "categories": [c | {"id": categories[c["id"]]} for c in truth["categories"]],
+        "annotations": renumbered(truth["annotations"]),
+    }
+    return known, renumbered(predictions)
+
+
+def _twelve(truth: dict, predictions: list[dict], kind: str) -> dict[str, float]:
+    """COCO's twelve numbers of one kind, in percent."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    numbers = {}
-    known = COCO(truth)
-    for kind, name in KINDS.items():
-        entries = [dict(entry) for entry in predictions]  # the library writes into them
-        if kind == "segm":  # as COCO's own: an object's size is that of its mask
-            for entry in entries:
-                del entry["bbox"]
-        evaluation = COCOeval_faster(known, known.loadRes(entries), kind, print_function=_quiet)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-        stats = np.asarray(evaluation.stats[: len(NUMBERS)], dtype=np.float64)
-        stats = np.where(stats < 0, np.nan, 100 * stats)
-        numbers |= {f"{name}_{n}": float(v) for n, v in zip(NUMBERS, stats, strict=True)}
-    return numbers
+    objects, entries = truth["annotations"], [dict(entry) for entry in predictions]
+    if kind == "segm":
+        if objects and all(about["segmentation"] is None for about in objects):
+            return dict.fromkeys(NUMBERS, float("nan"))
+        objects = [_with_mask(about) for about in objects]
+        for entry in entries:  # as COCO's own: an object's size is that of its mask
+            del entry["bbox"]
+    known = COCO(truth | {"annotations": objects})
+    evaluation = COCOeval_faster(known, known.loadRes(entries), kind, print_function=_quiet)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    stats = np.asarray(evaluation.stats[: len(NUMBERS)], dtype=np.float64)
+    stats = np.where(stats < 0, np.nan, 100 * stats)
+    return dict(zip(NUMBERS, stats.tolist(), strict=True))
+
+
+def _with_mask(about: dict) -> dict:
+    """An object without a mask is ignored where it is hit, as a crowd that fills its box."""
+    if about["segmentation"] is not None:
+        return about
+    x, y, width, height = about["bbox"]
+    box = [x, y, x + width, y, x + width, y + height, x, y + height]
+    return about | {"segmentation": [box], "iscrowd": 1}
 
 
 def _quiet(*_) -> None:

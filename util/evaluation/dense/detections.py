@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from util.cluster import distributed
 from util.data.dense.coco import Categories
 from util.data.dense.jitter import FitCanvas
+from util.data.dense.rle import decode_rle
 from util.data.images import to_float
 from util.evaluation.charts import COLOURS
 from util.evaluation.dense.coco_ap import (
@@ -49,6 +51,7 @@ def write_detections(
     def write(path: str, name: str, image: Tensor) -> None:
         resized, (_, *original) = fit(image, (0, []))
         (found,) = detect([resized])
+        found = {name: values.cpu() for name, values in found.items()}
         found = on_original(found, tuple(resized.shape[1:]), tuple(original))
         own.extend(as_coco(found, path, categories.ids))
         picture = os.path.join(args.output_dir, "pictures", f"{name}.png")
@@ -63,12 +66,12 @@ def write_detections(
 
 
 def draw_detections(
-    image: Tensor, found: Mapping[str, Tensor], names: Sequence[str], min_score: float = 0.5
+    image: Tensor, found: Mapping[str, Any], names: Sequence[str], min_score: float = 0.5
 ) -> Image.Image:
     """An image with what was found in it, each object in a colour of its own, the surest on top.
 
     Args:
-        image: [C, H, W], uint8 or in 0..1. found: `boxes` [n, 4], `masks` [n, H, W] boolean,
+        image: [C, H, W], uint8 or in 0..1. found: `boxes` [n, 4], `masks` [n, H, W] or n RLEs,
             `labels` [n] from 1 on, and `scores` [n], descending; or none of those for the truth.
         names: of the labels. min_score: what is less sure is not drawn.
     """
@@ -82,7 +85,8 @@ def draw_detections(
     ]
     pixels = np.asarray(picture).astype(np.float32)
     for number in shown:
-        mask = found["masks"][number].numpy().astype(bool)
+        mask = found["masks"][number]
+        mask = decode_rle(mask) if isinstance(mask, dict) else mask.numpy().astype(bool)
         colour = np.array(COLOURS[number % len(COLOURS)], dtype=np.float32)
         pixels[mask] += OPACITY * (colour - pixels[mask])
     picture = Image.fromarray(pixels.round().astype(np.uint8))

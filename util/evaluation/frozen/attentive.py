@@ -77,7 +77,7 @@ class EfficientProbe(nn.Module):
 
 
 def check_queries(dim: int, num_queries: int) -> None:
-    """Raises UsageError where the queries do not share out the channels."""
+    """Raise UsageError where the number of queries does not divide the channels."""
     if dim % num_queries:
         raise UsageError(
             f"--attentive_queries {num_queries} does not divide the encoder's width {dim}: "
@@ -86,10 +86,10 @@ def check_queries(dim: int, num_queries: int) -> None:
 
 
 class KeptTokens(Dataset):
-    """Tokens on disk, as the loader reads them: (epoch, index) -> (tokens [L, D], label, −1).
+    """Patch tokens on disk as the loader reads them: (epoch, index) -> (tokens [L, D], label, −1).
 
     Args:
-        ids: of the images, [n].
+        store: has the tokens under the name TOKENS. ids: of the images that are read, [n].
     """
 
     def __init__(self, store: FeatureStore, ids: np.ndarray):
@@ -104,10 +104,12 @@ class KeptTokens(Dataset):
 
 
 def are_kept(tokens: str, folders: Mapping[str, int]) -> bool:
-    """Whether patch tokens are kept, by --tokens and the disk's free space: all encoders' or none.
+    """Whether the patch tokens of all encoders, or of none, are to be kept on the disk.
+
+    By --tokens; with `auto`, where they take no more than DISK_SHARE of the free space.
 
     Args:
-        folders: of the encoders' tokens, and how many numbers each has, in half precision.
+        folders: of each encoder's tokens, and how many numbers they have, in half precision.
     """
     missing = {folder: count for folder, count in folders.items() if not os.path.isdir(folder)}
     if tokens != "auto" or not missing:
@@ -127,7 +129,7 @@ def are_kept(tokens: str, folders: Mapping[str, int]) -> bool:
 def evaluate(
     encoder, tests: Mapping[str, TestSet], args: argparse.Namespace, device: torch.device
 ) -> Probe:
-    """Train the probe on an encoder's training images, and ask it for all test sets.
+    """Train the probe on an encoder's training images, and test it on all test sets.
 
     Args:
         encoder: has `encode_tokens(images [B, C, H, W]) -> [B, L, D]`, the stores `train`,
@@ -154,7 +156,7 @@ def evaluate(
 
 
 class _Trainer:
-    """Probes of one encoder, of which those of several learning rates see the same batches.
+    """Trains probes of one encoder; those of several learning rates see the same batches.
 
     Args:
         size: images a step.
@@ -172,7 +174,7 @@ class _Trainer:
         )
 
     def train(self, rates: Sequence[float], ids: np.ndarray) -> nn.ModuleList:
-        """A probe for each base rate, on some of the training images."""
+        """Train a probe for each base rate, on the training images `ids`."""
         args, encoder, images = self.args, self.encoder, self.encoder.train.images
         if encoder.tokens is None:
             crop = CropAndFlip(encoder.view.size, args.min_crop, args.flip, tf_style=True)
@@ -231,11 +233,11 @@ def train(
     probes: nn.ModuleList, rates: Sequence[float], batches: Batches,
     encode: Callable[[Tensor], Tensor], epochs: int, path: str, label: str = "",
 ) -> None:  # fmt: skip
-    """Probes, each at its learning rate, to the last epoch.
+    """Train probes side by side, each at its own learning rate, to the last epoch.
 
     Args:
-        encode: what the batches hold -> tokens [B, L, D].
-        path: of the state after each epoch, from which this goes on.
+        rates: absolute, one for each probe. encode: what the batches hold -> tokens [B, L, D].
+        path: where the state is saved after each epoch, and from which this goes on.
     """
     optimizers = [optim.LARS(probe.parameters()) for probe in probes]
     start = _resume(path, probes, optimizers)
@@ -262,7 +264,7 @@ def train(
 
 
 def _resume(path: str, probes: nn.ModuleList, optimizers: list[torch.optim.Optimizer]) -> int:
-    """Load the state in `path`, if there is one; epochs done."""
+    """Load the state in `path`, if there is one, and return the number of epochs done."""
     if not os.path.exists(path):
         return 0
     state = read_checkpoint(path)

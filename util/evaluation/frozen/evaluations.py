@@ -1,4 +1,4 @@
-"""All the frozen evaluations of one encoder, from its features on the disk."""
+"""Run all the frozen evaluations of one encoder, from its features on the disk."""
 
 import argparse
 import logging
@@ -24,10 +24,11 @@ VIEWED = 2048  # images whose masks are compared
 
 @dataclass
 class Frozen:
-    """What was found of one encoder; per-image hits are kept for paired comparisons.
+    """The results of one encoder; hits of each image are kept for paired comparisons.
 
-    probes: by evaluation. few: accuracies on the first test set by draw, by what was asked for.
-    blocks: accuracies on the first test set, by kind. label_free: monitors. dense: on --dense.
+    probes: by evaluation. few: which images of the first test set were right in each draw, by the
+    number or share of labels. blocks: accuracies (percent) on the first test set, block by block,
+    by kind of feature. label_free: monitors. dense: the evaluations on --dense.
     """
 
     probes: dict[str, Probe] = field(default_factory=dict)
@@ -41,7 +42,7 @@ def evaluate(
     encoder, args: argparse.Namespace, real: list[frozenset[int]] | None,
     lists: dict[str, Tensor], device: torch.device,
 ) -> Frozen:  # fmt: skip
-    """Everything that --only asks for.
+    """Run the evaluations of one encoder that --only asks for, and --attentive.
 
     Args:
         encoder: has `model.kinds`, `model.depth`, the stores `train` and `tests`, `views`, and what
@@ -111,7 +112,10 @@ def few_labels(
     train: dict[str, Tensor], targets: Tensor, test: TestSet, args: argparse.Namespace,
     lists: dict[str, Tensor], device: torch.device,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """On all kinds side by side, so that nothing is left to choose."""
+    """Train on each number of labels of --few, --few_shares, --few_list: hits [draws, n] by name.
+
+    All kinds of feature are used side by side, so that nothing is left to choose.
+    """
     features, queries = (_side_by_side(kinds) for kinds in (train, test.features))
     wanted: dict[str, int | float] = {f"{n} per class": n for n in args.few}
     wanted |= {f"{100 * share:g} %": float(share) for share in args.few_shares}
@@ -133,7 +137,7 @@ def _side_by_side(kinds: dict[str, Tensor]) -> Tensor:
 
 
 def blocks(encoder, test: TestSet, device: torch.device) -> dict[str, list[float]]:
-    """Logistic regression on each block's output: test accuracies (percent), by kind."""
+    """Logistic regression on each block's output: accuracies (percent) by kind, block by block."""
     found: dict[str, list[float]] = {kind: [] for kind in encoder.model.kinds}
     for number in range(encoder.model.depth):
         for kind in encoder.model.kinds:

@@ -40,6 +40,7 @@ DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 
 def check_batch_size(batch_size: int) -> None:
+    """Raise UsageError where the batch size does not divide a shard."""
     if SHARD % batch_size:
         raise UsageError(f"--batch_size {batch_size} does not divide {SHARD}: use 32, 64, 128 …")
 
@@ -60,7 +61,7 @@ def checksum(*parts: object) -> str:
 
 
 def images_checksum(images: Images) -> str:
-    """Of the images' names (their last two parts) and labels, which stand for the images."""
+    """A checksum of the images' names (their last two parts) and labels, not of their pixels."""
     digest = hashlib.sha256(images.targets.tobytes())
     for index in range(len(images)):
         digest.update("/".join(images.name(index).split(os.sep)[-2:]).encode() + b"\0")
@@ -71,12 +72,12 @@ class FeatureStore:
     """The features of one image set by one encoder, in a folder.
 
     Args:
-        folder: of its own. about: plain values from which the features follow; a folder of others
-            is refused.
+        folder: of these features alone.
+        about: plain values that the features depend on; a folder with other values is refused.
         images: the set. dtype: `fp16` or `fp32`, in which features are kept.
-        detailed: so many images, the first, in whole shards, are encoded in detail; a later run may
-            ask for more.
-        flag: names the folder's parent.
+        detailed: how many images, the first ones, are encoded in detail (block by block), rounded
+            up to whole shards; a later run may ask for more.
+        flag: the flag that errors name, whose value is the folder's parent.
 
     Raises:
         UsageError: a folder that holds other features, or that cannot be written.
@@ -282,7 +283,7 @@ class Rows:
 
 
 def _write(path: str, write: Callable) -> None:
-    """Whole or not at all: to a temporary file that is renamed."""
+    """Write a file whole or not at all: to a temporary one that is renamed."""
     temporary = f"{path}.{distributed.rank()}.tmp"
     try:
         with open(temporary, "wb") as file:

@@ -16,9 +16,9 @@ CHUNK_BYTES = 2**28  # of the logits that are held at once
 
 @dataclass
 class Heads:
-    """H trained heads on standardised features.
+    """H trained heads (linear classifiers) on standardised features.
 
-    weight: [H, D, C]. bias: [H, C]. mean, scale: [D] of the features that they were trained on.
+    weight: [H, D, C]. bias: [H, C]. mean, scale: [D], by which features are standardised.
     """
 
     weight: Tensor
@@ -35,7 +35,7 @@ class Heads:
         return torch.cat([empty, *parts], dim=1)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Of features [n, D], by head: [H, n, C]."""
+        """The logits of features [n, D], by head: [H, n, C]."""
         inputs = (features.to(self.mean) - self.mean) / self.scale
         return inputs @ self.weight + self.bias[:, None]
 
@@ -52,7 +52,7 @@ def fit(
     Args:
         features: [n, D], of any floating type; computed with in float32.
         targets: [n] in 0 … C − 1. penalties: H numbers above 0.
-        tolerance: of the gradient's largest entry, relative to that at the start.
+        tolerance: stop when the gradient's largest entry is below this share of that at the start.
         like: features [m, D] by whose mean and deviation they are standardised, in place of theirs.
     """
     features = features.float()

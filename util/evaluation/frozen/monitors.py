@@ -45,8 +45,8 @@ def nearest_is_same_image(views: Tensor) -> float:
 
 
 def label_free(features: Tensor, views: Tensor | None) -> dict[str, float]:
-    """All of them, of an image set's features [n, D] and, where there are some, of the features of
-    its images' masks [B, N, D]."""
+    """All monitors by name, of an image set's features [n, D] and, where there are some, of the
+    features of its images under N masks [B, N, D]."""
     part = features[:MAX_IMAGES]
     found = {"effective rank": effective_rank(part), "RankMe": rank_me(part)}
     if views is not None:

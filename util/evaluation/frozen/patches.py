@@ -1,4 +1,4 @@
-"""Frozen patch tokens of images with label maps: which class is where, by k-NN and regression.
+"""Dense evaluation of frozen encoders: the class of each patch, by k-NN and logistic regression.
 
 Whole images are resized to the encoder's input. A training patch has the class that most of its
 labelled pixels have; scores of a test image's patches are enlarged to its map (bilinear), so that
@@ -46,7 +46,7 @@ class Dense:
 
 
 def mean_iou(counts: np.ndarray) -> float:
-    """Percent, from the sums [3, K] of `Dense.counts`; classes that are nowhere do not count."""
+    """mIoU, percent, from the sums [3, K] of `Dense.counts`; absent classes do not count."""
     found, truth, predicted = counts.astype(float)
     union = truth + predicted - found
     return 100 * float(np.mean(found[union > 0] / union[union > 0]))

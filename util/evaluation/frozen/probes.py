@@ -1,8 +1,8 @@
-"""What can be asked of frozen features: k-NN, logistic regression, few labels, block by block.
+"""The evaluations of frozen features: k-NN, logistic regression, few labels.
 
-Everything that is chosen (a regularisation, a kind of feature, k and its temperature, a block) is
-chosen on a tenth of the training set that is held out, never on a test set. Features are given by
-kind, each [n, D] in the order of its image set.
+Everything that is chosen (a regularisation, a kind of feature, k and its temperature) is chosen on
+a tenth of the training set that is held out, never on a test set. Features are given by kind, each
+[n, D] in the order of its image set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ ByKind = Mapping[str, Tensor]
 
 @dataclass
 class TestSet:
-    """Features by kind, and the truth: labels [n], or the labels of each image that are right."""
+    """A test set's features by kind, and its truth: labels [n], or each image's right labels."""
 
     features: ByKind
     truth: Tensor | Sequence[frozenset[int]]
@@ -42,24 +42,24 @@ class TestSet:
 
 @dataclass
 class Probe:
-    """One evaluation: what was chosen, and for each test set which images were right."""
+    """One evaluation: its setting in words, and for each test set which images were right."""
 
     chosen: str
     right: dict[str, np.ndarray] = field(default_factory=dict)  # by test set, [n]
     others: dict[str, float] = field(default_factory=dict)  # percentages on the first test set
 
     def accuracy(self, name: str) -> float:
-        """Percent on a test set."""
+        """Accuracy on a test set, percent."""
         return 100 * float(np.mean(self.right[name]))
 
 
 def held_out_tenth(targets: Tensor) -> Tensor:
-    """True for the tenth of each class that everything is chosen on, [n]."""
+    """True for the tenth of each class that is held out to choose settings on, [n]."""
     return torch.from_numpy(held_out(targets.numpy()))
 
 
 def with_both(features: ByKind) -> dict[str, Tensor]:
-    """The kinds, and all of them side by side where there are several."""
+    """The features by kind and, where there are several kinds, all side by side as BOTH."""
     kinds = dict(features)
     if len(kinds) > 1:
         kinds[BOTH] = torch.cat([value.float() for value in features.values()], dim=1)
@@ -69,7 +69,11 @@ def with_both(features: ByKind) -> dict[str, Tensor]:
 def knn(
     train: ByKind, targets: Tensor, tests: Mapping[str, TestSet], device: torch.device
 ) -> dict[str, Probe]:
-    """For each kind the standard setting, and the grid; `chosen` is the grid's best held out."""
+    """k-NN of each kind of feature in the standard setting, and `k-NN, chosen`.
+
+    The latter has the kind, k and temperature that are best on the held-out tenth; `others` has
+    the accuracies of the whole grid.
+    """
     is_held, found, best = held_out_tenth(targets), {}, (-1.0, "", KNN)
     for kind, features in train.items():
         rest = (features[~is_held], targets[~is_held])
@@ -102,7 +106,7 @@ def knn(
 def regression(
     train: ByKind, targets: Tensor, tests: Mapping[str, TestSet], device: torch.device
 ) -> dict[str, Probe]:
-    """Logistic regression on each kind and on both, and `chosen`: the best kind held out."""
+    """Logistic regression on each kind and on both; `logistic, chosen`: the kind best held out."""
     found, held = {}, {}
     kinds = with_both(train)
     views = {name: with_both(test.features) for name, test in tests.items()}
@@ -135,7 +139,8 @@ def few_labels(
     """Which test images are right after training on few labels, by draw: [draws, n].
 
     Args:
-        features, test: of one kind. listed: ids of a published list, instead of draws.
+        features, test: of one kind. truth: knows which are right. per_class: as the `amount` of
+            `balanced_draw`. listed: ids of a published list, instead of draws.
     """
     rows = []
     for draw in range(1 if listed is not None else draws):

@@ -1,4 +1,4 @@
-"""Frozen evaluations of several encoders side by side: Markdown, JSON and curves."""
+"""The report of several encoders' frozen evaluations: Markdown, JSON and curves."""
 
 import argparse
 from collections.abc import Mapping
@@ -89,7 +89,7 @@ def _head(num_train: int, num_test: int, left_out: Mapping[str, int]) -> list[st
 
 
 def differences(results: Mapping[str, Frozen]) -> list[str]:
-    """Each encoder against the first, image by image, on the first test set."""
+    """A table, in lines, of each encoder against the first, by paired test images."""
     names = list(results)
     if len(names) < 2:
         return []

@@ -1,4 +1,4 @@
-"""Corruption error [Hendrycks & Dietterich, ICLR 2019] and differences, from what was right.
+"""Corruption errors [Hendrycks & Dietterich, ICLR 2019] of classifiers, and their differences.
 
 Of corruption c at severity s a classifier has an error E[s, c]; its corruption error is
 CE[c] = Σ_s E[s, c] / Σ_s E'[s, c], where E' is the error of AlexNet, and mCE is its mean over the
@@ -47,17 +47,17 @@ class Robustness:
         return 100 * float(np.nanmean(self.clean[name]))
 
     def error(self, corruption: str, severity: int) -> float | None:
-        """Percent; None where it was not evaluated."""
+        """Error at one severity, percent; None where it was not evaluated."""
         right = self.corrupted.get((corruption, severity))
         return None if right is None else 100 * float(np.nanmean(1 - right))
 
     def mean_error(self, corruption: str) -> float | None:
-        """Percent, mean over the severities; None where one is missing."""
+        """Mean error over the severities, percent; None where one of them is missing."""
         errors = [self.error(corruption, severity) for severity in SEVERITIES]
         return None if None in errors else float(np.mean(errors))
 
     def missing(self) -> list[Key]:
-        """What the 15 corruptions at 5 severities lack."""
+        """The pairs of the 15 corruptions and 5 severities that were not evaluated."""
         return [(c, s) for c in CORRUPTIONS for s in SEVERITIES if (c, s) not in self.corrupted]
 
 
@@ -116,7 +116,7 @@ def in_both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def accuracy_by_severity(found: Robustness, clean: str | None) -> list[float | None]:
-    """Percent on the clean set, then at each severity, mean over the standard corruptions."""
+    """Accuracy, percent: on the clean set, then at each severity, mean over the corruptions."""
     curve = [found.accuracy(clean) if clean in found.clean else None]
     for severity in SEVERITIES:
         errors = [found.error(corruption, severity) for corruption in CORRUPTIONS]

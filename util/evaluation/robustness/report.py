@@ -1,4 +1,4 @@
-"""What a robustness evaluation writes: Markdown, JSON and a picture, with the protocol in each."""
+"""The report of a robustness evaluation: Markdown, JSON and a picture, each with the protocol."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -53,10 +53,10 @@ def protocol(args: argparse.Namespace, sets: Sequence[TestSet]) -> list[str]:
 
 @dataclass
 class Report:
-    """The results of several classifiers, the first being what the others are compared with.
+    """The results of several classifiers, of which the first is what the others are compared with.
 
-    baseline: the one whose errors are the unit, if one was given. is_published: the corrupted
-    images are ImageNet-C's own, so that AlexNet's errors are.
+    baseline: the name of the classifier whose errors are the unit, if the user gave one.
+    is_published: the corrupted images are ImageNet-C's own, so AlexNet's published errors apply.
     """
 
     results: Mapping[str, Robustness]
@@ -145,7 +145,7 @@ class Report:
         )
 
     def _mean_errors(self) -> dict[str, float | None]:
-        """Of each classifier over the 15 corruptions, percent."""
+        """Each classifier's mean error over the 15 corruptions, percent."""
         ones = dict.fromkeys(CORRUPTIONS, 100.0)
         return {n: mean_corruption_error(found, ones) for n, found in self.results.items()}
 
@@ -220,7 +220,7 @@ class Report:
         }  # fmt: skip
 
     def headline(self) -> dict[str, float]:
-        """The numbers of results.json."""
+        """The numbers for results.json, by name."""
         numbers = {}
         for name, found in self.results.items():
             numbers |= {f"{name}, {label}": found.accuracy(label) for label in found.clean}
