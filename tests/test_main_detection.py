@@ -21,6 +21,7 @@ from util.evaluation.dense.coco_ap import as_coco, average_precisions, on_origin
 MODEL = ("--model", "vit_tiny_patch4", "--input_size", 32)
 SHORT = ("--batch_size", 2, "--iterations", 2, "--eval_every", 2, "--warmup_iterations", 0)
 MAIN = "main_detection"
+ROUND = 36  # iterations: heads that are drawn as small as published take some to begin
 
 
 def squares(root, count=(12, 4), category_ids=(3, 8)):
@@ -56,9 +57,10 @@ def squares(root, count=(12, 4), category_ids=(3, 8)):
 def detected(run_main_script, tmp_path_factory):
     data = squares(tmp_path_factory.mktemp("squares"))
     outcome = run_main_script(
-        MAIN, "--data_path", data, *MODEL, "--batch_size", 4, "--iterations", 24, "--eval_every",
-        12, "--warmup_iterations", 4, "--lr", 2e-3, "--lr_schedule", "cosine", "--layer_decay", 1,
-        "--drop_path", 0, "--scales", 0.8, 1.2, "--ema_decay", 0.8, "--log_every", 10,
+        MAIN, "--data_path", data, *MODEL, "--batch_size", 4, "--iterations", 2 * ROUND,
+        "--eval_every", ROUND, "--warmup_iterations", 4, "--lr", 1e-3, "--lr_schedule", "cosine",
+        "--layer_decay", 1, "--drop_path", 0, "--scales", 0.8, 1.2, "--ema_decay", 0.8,
+        "--log_every", 10,
         folder=tmp_path_factory.mktemp("detection"),
     )  # fmt: skip
     outcome.data = data
@@ -67,10 +69,10 @@ def detected(run_main_script, tmp_path_factory):
 
 def test_it_learns_and_logs_by_rounds(detected):
     lines = detected.log()
-    assert [line["steps"] for line in lines] == [12, 24]
+    assert [line["steps"] for line in lines] == [ROUND, 2 * ROUND]
     first, last = lines
     assert last["train_loss"] < 0.8 * first["train_loss"]
-    assert last["test_box_AP50"] > 40 and last["test_mask_AP50"] > 40
+    assert last["test_box_AP50"] > 20 and last["test_mask_AP50"] > 20
     assert last["max_box_AP"] == max(line["test_box_AP"] for line in lines)
     parts = ("classifier", "box_reg", "mask", "objectness", "rpn_box_reg")
     total = sum(last[f"train_{part}"] for part in parts)
@@ -187,10 +189,11 @@ def test_going_on_with_other_classes_names_the_flags_that_there_are(refuses, det
     for file in data.glob("instances_*.json"):
         file.write_text(file.read_text().replace('"green"', '"blue"'))
     saved = detected.folder / "checkpoint-last.pth"
-    line = refuses(MAIN, "--data_path", data, *MODEL, *SHORT, "--eval_every", 12, "--resume", saved,
+    line = refuses(MAIN, "--data_path", data, *MODEL, *SHORT, "--eval_every", ROUND,
+                   "--resume", saved,
                    names=("for classes", "restore --data_path and --train_json\n"))  # fmt: skip
     assert "--classes" not in line
-    line = refuses(MAIN, "--data_path", detected.data, *MODEL, *SHORT, "--eval_every", 12,
+    line = refuses(MAIN, "--data_path", detected.data, *MODEL, *SHORT, "--eval_every", ROUND,
                    "--ema_decay", 0.8, "--input_size", 64, "--resume", saved,
                    names=("another architecture", "Check --model and --input_size\n"))  # fmt: skip
 

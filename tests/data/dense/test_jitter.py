@@ -62,10 +62,7 @@ def test_masks_are_looked_up_at_pixels_centres_in_every_form(draw):
 
 def test_boxes_are_those_of_the_masks_and_what_is_gone_is_left_out():
     jitter = LargeScaleJitter((48, 40), (0.1, 2.0), flip=True)
-    objects = [
-        (i % 5 + 1, segmentation(mask)["segmentation"], i % 3 > 0)
-        for i, mask in enumerate(shapes(37, 29))
-    ]
+    objects = [(i % 5 + 1, encode_rle(mask), i % 3 > 0) for i, mask in enumerate(shapes(37, 29))]
     sizes, kept = set(), set()
     for draw in range(30):
         seed_libraries(draw)
@@ -105,6 +102,32 @@ def test_the_image_moves_as_the_masks_do():
             assert (along - expected).abs().max() < 0.5 * max(old / new, 1) ** 2
             inner = slice(4, -4)
             torch.testing.assert_close(along[inner], expected[inner], rtol=0, atol=0.1)
+
+
+def test_boxes_are_to_the_corner_of_what_is_not_cut():
+    """In fractions of pixels, as published: those of the polygon that moves with the image."""
+    seen = cut = 0
+    for draw in range(60):
+        seed_libraries(draw)
+        view = LargeScaleJitter((48, 40), (0.5, 2.0), flip=True).draw((37, 29))
+        x, y = torch.rand(2).numpy() * (19, 27) + 5
+        triangle = [x, y - 4.3, x + 4.7, y + 3.1, x - 3.9, y + 2.2]
+        target = view.target([(1, [triangle], True)])
+        if not len(target["boxes"]):
+            continue
+        points = np.reshape(triangle, (-1, 2)) * view.resized[::-1] / view.original[::-1]
+        points -= (view.left, view.top)
+        if view.flipped:
+            points[:, 0] = view.size[1] - points[:, 0]
+        exact = np.concatenate([points.min(0), points.max(0)])
+        if (exact >= 0).all() and (exact <= view.size[::-1] * 2).all():
+            seen += 1
+            np.testing.assert_allclose(target["boxes"][0].numpy(), exact, atol=1e-4)
+        else:
+            cut += 1
+            assert (target["boxes"] >= 0).all()
+            assert (target["boxes"][0, 2:] <= torch.tensor(view.size[::-1])).all()
+    assert seen > 20 and cut > 3
 
 
 def test_the_ranges_are_used_evenly():

@@ -1,7 +1,7 @@
 """Large-scale jitter [Ghiasi et al., 2021] of images with objects, and the evaluation's view.
 
 A pixel's centre is what moves: that of a new pixel is looked up in the old image, where a polygon
-holds it or not, and an RLE's pixel is on or off. Boxes are those of the masks that come out.
+holds it or not, and an RLE's pixel is on or off. Boxes are those of what is seen of the masks.
 """
 
 from dataclasses import dataclass
@@ -43,9 +43,7 @@ class View:
         """COCO's segmentation of the original -> a boolean mask of `size`."""
         scales = [new / old for new, old in zip(self.resized, self.original, strict=True)]
         if isinstance(segmentation, list):
-            scale, corner = np.array(scales[::-1]), (self.left, self.top)
-            polygons = [np.reshape(p, (-1, 2)) * scale - corner for p in segmentation]
-            mask = fill_polygons(polygons, *self.size)
+            mask = fill_polygons(self._moved(segmentation), *self.size)
         else:
             places = [
                 ((np.arange(side) + start + 0.5) / scale).astype(int)
@@ -54,15 +52,38 @@ class View:
             mask = decode_rle(segmentation)[np.ix_(*places)]
         return mask[:, ::-1] if self.flipped else mask
 
+    def _moved(self, polygons: list) -> list[np.ndarray]:
+        """[n, 2] each, (x, y) in the window's pixels before it is flipped."""
+        scale = np.array(self.resized[::-1]) / self.original[::-1]
+        return [np.reshape(p, (-1, 2)) * scale - (self.left, self.top) for p in polygons]
+
+    def box(self, segmentation: dict | list, mask: np.ndarray) -> list[float]:
+        """x0, y0, x1, y1 of what is seen of a segmentation, of which `mask` has at least a pixel.
+
+        A polygon's corners tell it more exactly than pixels; where the window cuts it, those that
+        lie within a pixel.
+        """
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+        if isinstance(segmentation, dict):
+            return box.tolist()
+        points = np.concatenate(self._moved(segmentation))
+        low, high = points.min(0), points.max(0)
+        is_whole = (low >= 0).all() and (high <= self.size[::-1]).all()
+        low, high = low.clip(0), high.clip(None, self.size[::-1])
+        if self.flipped:
+            low[0], high[0] = self.size[1] - high[0], self.size[1] - low[0]
+        exact = np.concatenate([low, high])
+        return np.where(is_whole | (abs(exact - box) < 1), exact, box).tolist()
+
     def target(self, objects: list[Object]) -> Target:
         """What a detector is trained on; objects of which nothing is left are left out."""
         labels, boxes, masks, has_mask = [], [], [], []
         for label, segmentation, is_mask in objects:
             mask = self.mask(segmentation)
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            if len(rows):
+            if mask.any():
                 labels.append(label)
-                boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+                boxes.append(self.box(segmentation, mask))
                 masks.append(mask)
                 has_mask.append(is_mask)
         stacked = np.stack(masks) if masks else np.zeros((0, *self.size), dtype=bool)
@@ -101,9 +122,8 @@ class LargeScaleJitter:
         scale = torch.empty(()).uniform_(*self.scales).item()
         resized = fitted(original, tuple(side * scale for side in self.canvas))
         size = tuple(min(new, side) for new, side in zip(resized, self.canvas, strict=True))
-        top, left = (
-            int(torch.randint(new - side + 1, ())) for new, side in zip(resized, size, strict=True)
-        )
+        share = torch.rand(()).item()  # one for both sides, as published: along the diagonal
+        top, left = (round(share * (n - side)) for n, side in zip(resized, size, strict=True))
         flipped = self.flip and torch.rand(()).item() < 0.5
         return View(original, resized, top, left, size, flipped)
 
