@@ -29,6 +29,7 @@ from util.flags.parser import ArgumentParser, number
 from util.training import optim, preflight
 from util.training.drop_path import DropPaths
 from util.training.nonfinite import NonFiniteLoss
+from util.training.roi_sampling import RoISampling
 from util.training.run import Run
 from util.training.weight_mean import WeightMean
 from util.weights.fit import load_weights
@@ -192,8 +193,6 @@ def main(args: argparse.Namespace) -> None:
         evaluated = mean.model
         objects = mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler)
         run.start(objects, config_of(args, encoder, categories), batches)
-        from util.training.roi_sampling import RoISampling
-
         drop_paths, sampling = DropPaths(model, args.seed), RoISampling(model, args.seed)
         if args.compile:
             distributed.compile_in_place(model.backbone, args.grad_checkpointing)

@@ -218,8 +218,7 @@ def main(args: argparse.Namespace) -> None:
                 test_set = sets.pop(0)  # and with it the images that it keeps
                 for classifier in members:
                     predicted = predict(run, precision, classifier, test_set)
-                    if distributed.is_main():
-                        keep(classifier, test_set, predicted, real)
+                    keep(classifier, test_set, predicted, real)
         if distributed.is_main():
             write(run, args, classifiers, list(dict.fromkeys(protocol)))
 
@@ -275,6 +274,8 @@ def keep(
     Args:
         real: ReaL's labels of ImageNet's images; None: they were not asked for.
     """
+    if not distributed.is_main():
+        return
     predicted, found = predictions.read("predicted").long().numpy(), classifier.found
     ids, right = predictions.ids(), np.full(len(test_set.images), np.nan)
     right[ids] = predicted == predictions.targets().numpy()

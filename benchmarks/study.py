@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from util.evaluation.paired import Comparison, compare_seeds
+from util.evaluation import paired
+from util.evaluation.paired import Comparison, Difference, compare_seeds
 
 Record = dict
 
@@ -112,9 +113,23 @@ def differences(
     lines += ["|---" * (len(scores) + 1) + "|"]
     against = {score: compare(others, variants[reference], score) for score in scores}
     for name in others:
-        cells = [_shown(against[score].get(name)) for score in scores]
+        cells = [
+            _shown(against[score].get(name), images_alone(others[name], variants[reference], score))
+            for score in scores
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def images_alone(records: list[Record], reference: list[Record], score: str) -> Difference | None:
+    """The first common seed's difference, with the interval over test images: of these two
+    encoders, not of two ways of training."""
+    by_seed = {record["seed"]: record for record in reference}
+    for record in records:
+        if record["seed"] in by_seed:
+            other = by_seed[record["seed"]]
+            return paired.compare(percentages(record, score), percentages(other, score))
+    return None
 
 
 def _mean(values: list, digits: int) -> str:
@@ -123,10 +138,11 @@ def _mean(values: list, digits: int) -> str:
     return f"{np.mean(known):.{digits}f}{spread}" if known else "–"
 
 
-def _shown(comparison: Comparison | None) -> str:
+def _shown(comparison: Comparison | None, of_images: Difference | None) -> str:
     if comparison is None:
         return "–"
     if not math.isfinite(comparison.low):
-        return f"{comparison.difference:+.1f} (one seed)"
+        interval = f"[{of_images.low:+.1f}, {of_images.high:+.1f}]"
+        return f"{comparison.difference:+.1f} (one seed; over images alone {interval})"
     interval = f"[{comparison.low:+.1f}, {comparison.high:+.1f}]"
     return f"{comparison.difference:+.1f} {interval} {comparison.verdict}"

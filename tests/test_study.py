@@ -1,5 +1,7 @@
 """A study's records and its verdicts, on runs whose truth is known."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -94,3 +96,12 @@ def test_balanced_scores_are_means_over_classes():
     assert (x["scores"]["knn"], y["scores"]["knn"]) == (pytest.approx(75), pytest.approx(50))
     assert study.compare({"x": [x]}, [y], "knn")["x"].difference == pytest.approx(25)
     assert rows[0]["scores"]["knn"] == pytest.approx(60)  # as it was
+
+
+def test_one_seed_tells_an_interval_over_images_alone():
+    rng = np.random.default_rng(4)
+    one, other = runs("a", 0.9, [3], rng), runs("b", 0.8, [3], rng)
+    (cell,) = re.findall(r"\| a \| (\+.*) \|", study.report(one + other, ["b"]))
+    low, high = map(float, re.search(r"one seed; over images alone \[(.*), (.*)\]", cell).groups())
+    half = 1.96 * 100 * np.sqrt((0.9 * 0.1 + 0.8 * 0.2) / 2000)  # two independent shares
+    assert (high - low) / 2 == pytest.approx(half, rel=0.2) and low < 10 < high

@@ -142,15 +142,19 @@ class Batches:
             elif is_read.any():
                 yield ids[is_read], imgs[is_read], targets[is_read]
 
-    def left_out(self) -> list[int]:
+    def left_out(self, is_score: bool = True) -> list[int]:
         """The ids of what `each_once` has left out, on any rank. For all ranks.
+
+        Args:
+            is_score: what the set is read for; a mere monitor may be of a part of a published set.
 
         Raises:
             RunError: where the set is a published one, of which a part is no score.
         """
         own = self.own_left_out
         parts = [own] if self.is_alone else agreement.gather(own)
-        return unreadable.leave_out(self.dataset.images, sorted(itertools.chain(*parts)))
+        ids = sorted(itertools.chain(*parts))
+        return unreadable.leave_out(self.dataset.images, ids, is_score)
 
     def _epoch(
         self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset()

@@ -20,13 +20,16 @@ LEFT_OUT = -1  # in place of a label, or a predicted class, of an image that cou
 NUM_THREADS, CHUNK = 16, 256  # most of the time is a network disk's
 
 
-def leave_out(images: Images, ids: Sequence[int]) -> list[int]:
+def leave_out(images: Images, ids: Sequence[int], is_score: bool = True) -> list[int]:
     """Say how many of a set's images are left out of its scores; their ids, as given.
+
+    Args:
+        is_score: not a mere monitor of a training run.
 
     Raises:
         RunError: of a published set.
     """
-    if ids and images.published:
+    if ids and images.published and is_score:
         names = ", ".join(images.name(index) for index in ids[:3])
         raise RunError(
             f"{images.published}: {len(ids)} of {len(images)} images cannot be read ({names}): "

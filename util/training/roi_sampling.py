@@ -3,19 +3,24 @@
 W ranks, G = W·B images in a global micro-batch; rank r has positions r, r + W, …
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from util.cluster import distributed
 from util.randomness import STREAM_ROIS, seed_libraries
 
 
-class PositionalSampler(BalancedPositiveNegativeSampler):
-    """torchvision's sampler, whose draws follow from (seed, step, position in the step)."""
+class PositionalSampler:
+    """A detector's sampler, whose draws follow from (seed, step, position in the step).
 
-    def __init__(self, other: BalancedPositiveNegativeSampler, stage: int):
-        super().__init__(other.batch_size_per_image, other.positive_fraction)
-        self.stage, self.counters, self.first = stage, (0, 0), 0
+    Args:
+        sampler: torchvision's, of images' matches -> their positive and negative samples.
+        stage: tells the region proposals' sampler from the RoIs'.
+    """
+
+    def __init__(self, sampler: Callable[[list[Tensor]], tuple], stage: int):
+        self.sampler, self.stage, self.counters, self.first = sampler, stage, (0, 0), 0
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         rank, world = distributed.rank(), distributed.world_size()
@@ -23,7 +28,7 @@ class PositionalSampler(BalancedPositiveNegativeSampler):
         for number, matched in enumerate(matched_idxs):
             position = self.first + number * world + rank
             seed_libraries(*self.counters, STREAM_ROIS, self.stage, position, device=matched.device)
-            for kept, drawn in zip((positive, negative), super().__call__([matched]), strict=True):
+            for kept, drawn in zip((positive, negative), self.sampler([matched]), strict=True):
                 kept += drawn
         return positive, negative
 

@@ -12,10 +12,11 @@ from torch import nn
 
 import main_pretrain
 from util.cluster import distributed, node_memory
+from util.data.datasets import Images
 from util.data.loader import Batches
 from util.data.transforms import Normalize
 from util.errors import RunError
-from util.evaluation.frozen.knn import extract_features, weighted_knn
+from util.evaluation.frozen.knn import KNNMonitor, extract_features, readable, weighted_knn
 from util.training.precision import Precision
 
 
@@ -74,6 +75,51 @@ def test_features_come_in_the_order_of_the_set():
     assert features[:, 0].tolist() == list(range(10))
     assert targets.tolist() == [3 * i for i in range(10)]
     assert encoder.training
+
+
+class Unreadable(torch.utils.data.Dataset, Images):
+    """Images of the value of their index, classes by turns; those at `bad` cannot be read."""
+
+    def __init__(self, bad, published=""):
+        self.bad, self.published, self.images = bad, published, self
+        self.targets = np.arange(12) % 2
+
+    def name(self, index):
+        return f"image-{index}"
+
+    problem = name
+
+    def __getitem__(self, item):
+        index = item[1]
+        shown = 11 if index in self.bad else index
+        pixels = torch.full((1, 2, 2), float(shown))
+        return pixels, int(self.targets[shown]), index if index in self.bad else -1
+
+
+def test_what_cannot_be_read_has_no_features():
+    bad, precision = (0, 4, 5, 6, 7), Precision("none", torch.device("cpu"))
+    batches = Batches(Unreadable(bad), 4, training=False)
+    features, targets = extract_features(nn.Flatten(), batches, nn.Identity(), precision)
+    rest = [i for i in range(12) if i not in bad]
+    assert targets[list(bad)].tolist() == [-1] * 5 and not features[list(bad)].any()
+    kept = readable(features, targets)
+    assert kept[0][:, 0].tolist() == rest and kept[1].tolist() == [i % 2 for i in rest]
+    features, targets = extract_features(nn.Flatten(), batches, nn.Identity(), precision, True)
+    assert features[list(bad), 0].tolist() == [11] * 5 and targets[list(bad)].tolist() == [1] * 5
+
+
+def test_a_score_needs_a_published_set_whole_and_a_monitor_does_not(caplog):
+    class Model(nn.Module):
+        def encode(self, imgs):
+            return torch.cat([imgs.flatten(1), 1 + 0 * imgs.flatten(1)], 1)[:, None]
+
+    precision = Precision("none", torch.device("cpu"))
+    train, val = (Batches(Unreadable((2, 3), name), 4, training=False) for name in ("", "Set-A"))
+    with pytest.raises(RunError, match=r"Set-A: 2 of 12 images cannot be read \(image-2, image-3"):
+        extract_features(nn.Flatten(), val, nn.Identity(), precision)
+    found = KNNMonitor(train, val, nn.Identity(), precision)(Model())
+    assert found["knn_unreadable"] == 2 and 0 <= found["knn_acc1"] <= 100
+    assert "2 of 12 images cannot be read and are left out" in caplog.text
 
 
 # ------------------------------------------------------------------------------------- processes

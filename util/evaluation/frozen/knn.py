@@ -17,7 +17,7 @@ from util.training.precision import Precision
 @torch.no_grad()
 def extract_features(
     encoder: nn.Module, batches: Batches, normalize: nn.Module, precision: Precision,
-    to_train: bool = False,
+    to_train: bool = False, is_score: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Features [n, D] (float32, CPU) and targets [n] of a whole set, in its order, on all ranks.
 
@@ -27,9 +27,10 @@ def extract_features(
         encoder: images [B, C, H, W] -> features [B, D].
         batches: an evaluation loader, each image once over all ranks.
         to_train: as in training another image takes the place of one that cannot be read.
+        is_score: as in `Batches.left_out`.
 
     Raises:
-        RunError: an unreadable image of a published set.
+        RunError: an unreadable image of a published set, for a score.
     """
     was_training = encoder.training
     encoder.eval()
@@ -45,7 +46,7 @@ def extract_features(
             rows[ids] = values
     for rows in whole:
         share_rows(rows)
-    left_out = batches.left_out()
+    left_out = batches.left_out(is_score)
     whole[0][left_out], whole[1][left_out] = 0.0, LEFT_OUT
     encoder.train(was_training)
     return whole
@@ -161,6 +162,8 @@ def weighted_knn(
 class KNNMonitor:
     """k-NN accuracy of a class token in training, from one labelled set to another.
 
+    A monitor: an image that cannot be read is left out and counted, of a published set, too.
+
     Between its runs it keeps no features.
 
     Args:
@@ -178,7 +181,7 @@ class KNNMonitor:
         """
         encoder = _ClassToken(model)
         train, test = (
-            extract_features(encoder, loader, self.normalize, self.precision)
+            extract_features(encoder, loader, self.normalize, self.precision, is_score=False)
             for loader in self.loaders
         )
         train, queries = readable(*train), readable(*test)

@@ -119,6 +119,8 @@ def evaluate(
             predicted = windows.largest(scores, labels.shape)[0].cpu()
             counts[name][index] = _counts(predicted, labels, num_classes)
     left_out = tuple(leave_out(val, pairs.left_out))
+    if not counts[KNN_NAME].any():
+        raise UsageError("--dense: no pixel of the validation maps is of a class: check the maps")
     seen = f"{len(features)} patches of {len(image.unique())} images"
     words = (f"{seen}, k {k}, temperature {temperature:g}", f"{seen}, penalty {penalty:g}")
     return {
