@@ -106,12 +106,16 @@ class CanvasRPN(RegionProposalNetwork):
     parts divided by the anchors that an image should have, found or not.
     """
 
+    def __init__(self, *args, batch_size_per_image: int, **options):
+        super().__init__(*args, batch_size_per_image=batch_size_per_image, **options)
+        self.num_sampled = batch_size_per_image  # whichever sampler draws them later
+
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         positive, negative = (torch.cat(kept).bool() for kept in self.fg_bg_sampler(labels))
-        count = self.fg_bg_sampler.batch_size_per_image * len(labels)
+        count = self.num_sampled * len(labels)
         box_loss = F.l1_loss(
             pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum"
         )

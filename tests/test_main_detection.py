@@ -198,6 +198,46 @@ def test_going_on_with_other_classes_names_the_flags_that_there_are(refuses, det
                    names=("another architecture", "Check --model and --input_size\n"))  # fmt: skip
 
 
+def test_boxes_without_masks_and_large_ids_train_and_evaluate(run_main_here, tmp_path):
+    data = squares(tmp_path / "boxes", count=(6, 4), category_ids=(3, 2**70))
+    for file in data.glob("instances_*.json"):
+        content = json.loads(file.read_text())
+        for about in content["annotations"]:
+            del about["segmentation"]
+            about.update(image_id=about["image_id"] + 2**65, area=None, iscrowd=None)
+        for image in content["images"]:
+            image["id"] += 2**65
+        file.write_text(json.dumps(content), encoding="utf-8-sig")
+    outcome = run_main_here(MAIN, "--data_path", data, *MODEL, *SHORT)
+    assert outcome.status == 0, outcome.err
+    (line,) = outcome.log()
+    assert line["train_mask"] == 0 < line["train_box_reg"]
+    assert line["test_mask_AP"] is None and line["test_box_AP"] >= 0
+    lines = [text for text in outcome.out.splitlines() if "without the mask loss" in text]
+    assert len(lines) == 2  # once for each file
+    saved = outcome.folder / "checkpoint-last.pth"
+    again = run_main_here(MAIN, "--eval", "--resume", saved, "--data_path", data)
+    assert again.status == 0, again.err
+    kept = json.loads((again.folder / "predictions.json").read_text())
+    assert {entry["category_id"] for entry in kept} <= {3, 2**70}
+    assert all(entry["image_id"] >= 2**65 for entry in kept)
+
+
+def test_coordinates_that_are_shares_are_refused_in_training_and_evaluation(
+    refuses, detected, tmp_path
+):
+    data = shutil.copytree(detected.data, tmp_path / "data")
+    for file in data.glob("instances_*.json"):
+        content = json.loads(file.read_text())
+        for about in content["annotations"]:
+            about["bbox"] = [value / 32 for value in about["bbox"]]
+            about["segmentation"] = [[v / 32 for v in p] for p in about["segmentation"]]
+        file.write_text(json.dumps(content))
+    saved = detected.folder / "checkpoint-last.pth"
+    for flags in ((*MODEL, *SHORT), ("--eval", "--resume", saved)):
+        refuses(MAIN, "--data_path", data, *flags, names=("covers a pixel", "multiply"))
+
+
 def test_without_the_evaluator_one_line_says_what_to_install(refuses, scenes, monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     refuses(MAIN, "--data_path", scenes, names=("pip install faster-coco-eval",))

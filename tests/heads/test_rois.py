@@ -11,6 +11,7 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou
 from encoders.load import build_encoder
 from heads.maskrcnn import build_detector
 from heads.rois import CanvasAnchors, CanvasRoIAlign, box_losses, mask_targets
+from util.training.roi_sampling import RoISampling
 
 STRIDES = [4, 8, 16, 32]
 
@@ -173,7 +174,9 @@ def small_detector():
 
 
 def test_the_proposals_losses_are_divided_by_the_anchors_that_an_image_should_have():
-    rpn = small_detector().rpn
+    detector = small_detector()
+    RoISampling(detector, seed=0)  # whichever sampler draws them
+    rpn = detector.rpn
     labels = [torch.full((900,), -1.0), torch.full((900,), -1.0)]
     labels[0][:5], labels[0][5:45], labels[1][7:9] = 1, 0, 0  # far fewer than 256
     objectness, deltas = torch.randn(1800, 1), torch.randn(1800, 4)
