@@ -38,6 +38,11 @@ CASES = {
         r": [\d.]+ s, [\d.]+ TFLOP and [\d.]+ GiB kept per image.*\n"
         r"184375 steps of 64 images on 8 GPUs.*\(calculated\)",
     ),
+    "mask_ceiling": (
+        "--objects 3 --megapixels 0.5 --detections 3",
+        r"encoded in the box +612 x 816 +[\d.]+ s +[\d.]+ MiB[^$]*\n"
+        r"at centres +at centres +large +0\.9\d+ +[\d.]+ +100\.0",
+    ),
     "equal_samples": (
         "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "
         "--probe_images 200 --few 4 --draws 2 --baselines --jobs 2",
