@@ -114,6 +114,11 @@ class Reproduction:
 
     def _scale(self):
         if self.args.scale in SMALL_SCALES:
+            if self.args.nproc_per_node > 1:
+                raise UsageError(
+                    f"--scale {self.args.scale} has runs for one process: take --jobs in place of "
+                    '--nproc_per_node, or --slurm "--nodes 1 --ngpus 1"'
+                )
             return SMALL_SCALES[self.args.scale]
         return ImageNet({n: getattr(self.args, n) for n in PLACES if getattr(self.args, n)})
 
