@@ -87,7 +87,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--mixup_prob", type=number(float, 0, 1), default=1.0, help="of either")
     add("--mixup_switch_prob", type=number(float, 0, 1), default=0.5, help="of cutmix, of both")
     add("--mixup_mode", choices=("batch", "pair", "elem"), default="batch",
-        help="one draw per global micro-batch, pair or image")
+        help="one draw per 32 images of the global batch, as MAE, per pair or per image")
     # fmt: on
     return parser
 

@@ -62,10 +62,35 @@ def test_each_image_or_pair_is_mixed_by_a_draw_of_its_own(mode, changes):
     whole = PositionalMixup(**MIXING | changes)
     for place in range(8):
         unit = place % 4 if mode == "pair" else place
-        whole._draw = lambda shape, counters, _, unit=unit: mixup._draw(shape, counters, unit)
+        whole._units = lambda size, micro, unit=unit: [unit] * size
         expected, expected_soft = whole(imgs.clone(), targets, (1, 2))
         torch.testing.assert_close(mixed[place], expected[place])
         torch.testing.assert_close(soft[place], expected_soft[place])
+
+
+def shares_of_a_step(as_rank, world: int, num_micro: int, size: int = 1024) -> torch.Tensor:
+    """The share of each image of a global batch, by micro-batch and position, [size]."""
+    mix = PositionalMixup(mixup_alpha=0.8, cutmix_alpha=0.0, label_smoothing=0.0, num_classes=2)
+    own_size, found = size // num_micro // world, []
+    targets = (torch.arange(own_size) >= own_size // 2).long()  # partners differ
+    for micro in range(num_micro):
+        shares = torch.empty(own_size * world)
+        for rank in range(world):
+            as_rank(rank, world)
+            _, soft = mix(torch.zeros(own_size, 1, 2, 2), targets, (4, 9), micro)
+            shares[rank::world] = soft[range(own_size), targets]
+        found.append(shares)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(("world", "num_micro"), [(1, 1), (8, 1), (4, 4), (2, 64), (1, 128)])
+def test_each_32_images_of_the_global_batch_have_a_share_of_their_own(as_rank, world, num_micro):
+    """MAE fine-tunes 32 images on each of 32 GPUs, each with its own draw [He et al., 2022]."""
+    shares = shares_of_a_step(as_rank, world, num_micro)
+    values, counts = shares.unique(return_counts=True)
+    assert len(values) == 32 and counts.tolist() == [32] * 32
+    in_pairs = shares.view(num_micro, 2, -1)  # partners have the same
+    assert torch.equal(in_pairs[:, 0], in_pairs[:, 1])
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -108,8 +133,8 @@ def test_the_number_of_processes_changes_nothing(as_rank, mode, changes, remode)
         as_rank(rank, world)
         erase = RandomErasing(0.6, mode=remode, max_count=2)
         mix = PositionalMixup(**MIXING | changes, mode=mode)
-        own = list(positions(24 // world))
-        imgs, targets = batch(24)
+        own = list(positions(96 // world))
+        imgs, targets = batch(96)
         return BatchAugmentation(nn.Identity(), erase, mix, 1)(imgs[own], targets[own], step, 0)
 
     for step in range(6):

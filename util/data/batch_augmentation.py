@@ -18,6 +18,7 @@ from util.cluster import distributed
 from util.randomness import STREAM_ERASE, STREAM_MIX, derive_seed, seed_libraries, to_device
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right; in pixels
+PAIRS_PER_DRAW = 16  # MAE's fine-tuning has 1024 images on 32 GPUs, and a draw on each
 
 
 class BatchAugmentation:
@@ -44,7 +45,7 @@ class BatchAugmentation:
                 self.erase(image)  # in place
         if self.mix is None:
             return imgs, targets
-        return self.mix(imgs, targets, (self.seed, STREAM_MIX, step, micro))
+        return self.mix(imgs, targets, (self.seed, STREAM_MIX, step), micro)
 
 
 def positions(batch_size: int) -> range:
@@ -54,59 +55,64 @@ def positions(batch_size: int) -> range:
 
 
 class PositionalMixup(Mixup):
-    """timm's Mixup whose partners and draws depend on positions in the global micro-batch alone.
+    """timm's Mixup whose partners and draws depend on positions in the global batch alone.
 
     The partner of position g is g + G/2 (modulo G), where timm has G − 1 − g: a rank has both, for
     every W for which B is even. The order of images is random in each epoch, so this pairs them as
-    much at random. `batch` draws once for the *global* micro-batch (timm in each process for
-    itself), `pair` for each pair, `elem` for each image.
+    much at random.
+
+    timm draws one share in each process, and MAE fine-tuned with 32 images in each: `batch` draws
+    for each 16 pairs of the global batch, whatever the number of processes and micro-batches;
+    `pair` for each pair, `elem` for each image.
     """
 
-    def __call__(self, x: Tensor, target: Tensor, counters: Sequence[int] = ()):
+    def __call__(self, x: Tensor, target: Tensor, counters: Sequence[int] = (), micro: int = 0):
         """Mix x [B, C, H, W] and target [B]; -> the same, the target [B, classes].
 
         Args:
-            counters: from which the draws follow, as seed, step and micro-batch.
+            counters: from which the draws follow, as seed and step. micro: the micro-batch of it.
         """
         half = len(x) // 2
         assert len(x) == 2 * half  # the flags' check
+        units = self._units(len(x), micro)
+        drawn = {u: self._draw(tuple(x.shape), counters, u) for u in dict.fromkeys(units)}
+        of_target, of_image, boxes = (
+            to_device(torch.tensor([drawn[u][i] for u in units]), x.device) for i in range(3)
+        )  # [B], [B], [B, 4]
+        own = of_image[:, None, None, None] * ~inside(boxes, *x.shape[2:])  # [B, 1, H, W]
+        own, of_target = own.to(x.dtype), of_target[:, None].to(x.dtype)
         soft = mixup_target(target, self.num_classes, 1.0, self.label_smoothing).to(x.dtype)
-        if self.mode == "batch":
-            share, box = self._draw(tuple(x.shape), counters, 0)
-            x = _blend(x, x.roll(half, 0), share, box)
-        else:
-            x, share = self._mix_each(x, counters)  # share: [B, 1]
-        return x, soft * share + soft.roll(half, 0) * (1 - share)
+        return (
+            x * own + x.roll(half, 0) * (1 - own),
+            soft * of_target + soft.roll(half, 0) * (1 - of_target),
+        )
 
-    def _mix_each(self, x: Tensor, counters: Sequence[int]) -> tuple[Tensor, Tensor]:
-        half, own = len(x) // 2, positions(len(x))
-        pairs = distributed.world_size() * half  # in the global micro-batch
-        units = [g % pairs for g in own] if self.mode == "pair" else own
-        draws = [self._draw(tuple(x.shape), counters, unit) for unit in units]
-        rows = zip(x, x.roll(half, 0), draws, strict=True)
-        mixed = torch.stack([_blend(row, other, *draw) for row, other, draw in rows])
-        shares = torch.tensor([share for share, _ in draws], dtype=x.dtype)
-        return mixed, to_device(shares, x.device)[:, None]
+    def _units(self, batch_size: int, micro: int) -> list[int]:
+        """For each image of this rank the number of its draw within the step, [B]."""
+        size = distributed.world_size() * batch_size  # G
+        if self.mode == "elem":
+            return [micro * size + g for g in positions(batch_size)]
+        pairs = [micro * size // 2 + g % (size // 2) for g in positions(batch_size)]
+        return pairs if self.mode == "pair" else [pair // PAIRS_PER_DRAW for pair in pairs]
 
     def _draw(
         self, shape: tuple[int, ...], counters: Sequence[int], unit: int
-    ) -> tuple[float, Box | None]:
-        """The share of the image itself, and the box that comes from its partner, if any."""
+    ) -> tuple[float, float, Box]:
+        """The image's share of the target, its share outside the box, and the partner's box."""
         np.random.seed(derive_seed(*counters, unit) & 0xFFFFFFFF)
-        lam, use_cutmix = self._params_per_batch()
-        if not use_cutmix or lam == 1:
-            return lam, None
-        box, lam = cutmix_bbox_and_lam(
-            shape, lam, ratio_minmax=self.cutmix_minmax, correct_lam=self.correct_lam
+        share, use_cutmix = self._params_per_batch()
+        if not use_cutmix or share == 1:
+            return float(share), float(share), (0, 0, 0, 0)
+        box, share = cutmix_bbox_and_lam(
+            shape, share, ratio_minmax=self.cutmix_minmax, correct_lam=self.correct_lam
         )
-        return float(lam), tuple(map(int, box))
+        return float(share), 1.0, tuple(map(int, box))
 
 
-def _blend(image: Tensor, partner: Tensor, share: float, box: Box | None) -> Tensor:
-    """An image [..., H, W] with `box` from its partner; without one, the two mixed by `share`."""
-    if box is None:
-        return image if share == 1 else image * share + partner * (1 - share)
-    top, bottom, left, right = box
-    mixed = image.clone()
-    mixed[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
-    return mixed
+def inside(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels lie in an image's box; boxes [B, 4] -> [B, 1, H, W]."""
+    top, bottom, left, right = boxes[:, :, None].unbind(1)  # [B, 1] each
+    rows, columns = (torch.arange(size, device=boxes.device) for size in (height, width))
+    in_rows = (rows >= top) & (rows < bottom)  # [B, H]
+    in_columns = (columns >= left) & (columns < right)  # [B, W]
+    return (in_rows[:, :, None] & in_columns[:, None])[:, None]
