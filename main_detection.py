@@ -191,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
         preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         mean = WeightMean(model, args.ema_decay)
         evaluated = mean.model
-        objects = mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler)
+        objects = mean.objects() | dict(optimizer=optimizer, scaler=precision)
         run.start(objects, config_of(args, encoder, categories), batches)
         drop_paths, sampling = DropPaths(model, args.seed), RoISampling(model, args.seed)
         if args.compile:

@@ -24,6 +24,7 @@ from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset, load_images, load_test_folder
 from util.data.imagenet import read_real_labels
 from util.data.loader import evaluation_view
+from util.data.same_data import check_same
 from util.data.transforms import Normalize
 from util.data.unreadable import beside
 from util.entry import run_main
@@ -181,8 +182,19 @@ def image_sets(args: argparse.Namespace, in_chans: int) -> tuple[Images, dict[st
     for name, folder in named("--test", args.test).items():
         if name in ("train", "tokens", "val", "ReaL"):
             raise UsageError(f"--test {name}={folder}: that name is taken, give another one")
-        tests[name] = load_test_folder(folder, train.classes, in_chans)
+        found = (folder, train.classes, in_chans)
+        tests[name] = agreement.all_or_none(lambda found=found: load_test_folder(*found))
+        check_same(tests[name].targets, train.classes, f"images of --test {name}", "folder")
     return train, tests
+
+
+def label_files(
+    args: argparse.Namespace, train: Images, val: Images
+) -> tuple[list[frozenset[int]] | None, dict[str, torch.Tensor]]:
+    """What --real_labels and the --few_list say of the images."""
+    real = read_real_labels(args.real_labels, val) if args.real_labels else None
+    listed = named("--few_list", args.few_list).items()
+    return real, {name: frozen.listed_ids(path, train) for name, path in listed}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -197,11 +209,7 @@ def main(args: argparse.Namespace) -> None:
         sets = {n: image_sets(args, n) for n in channels}
         mapped = {n: patches.load(args, n) for n in channels} if args.dense else {}
         train, tests = next(iter(sets.values()))
-        real = read_real_labels(args.real_labels, tests["val"]) if args.real_labels else None
-        lists = {
-            name: frozen.listed_ids(path, train)
-            for name, path in named("--few_list", args.few_list).items()
-        }
+        real, lists = agreement.all_or_none(lambda: label_files(args, train, tests["val"]))
         encoders = [
             Encoder(run, name, model, flags, *sets[flags.in_chans])
             for name, (model, flags) in zip(args.names, opened, strict=True)

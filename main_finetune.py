@@ -187,7 +187,7 @@ def main(args: argparse.Namespace) -> None:
         optimizer = optim.adamw(groups)
         preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         mean = WeightMean(model, args.ema_decay)
-        objects = mean.objects() | dict(optimizer=optimizer, scaler=precision.scaler)
+        objects = mean.objects() | dict(optimizer=optimizer, scaler=precision)
         about = dict(grid=list(model.patch_embed.grid_size), classes=train_images.classes)
         run.start(objects, describe(args, model, **about), batches)
         drop_paths = DropPaths(model, args.seed)

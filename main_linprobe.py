@@ -42,6 +42,7 @@ from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
 from util.weights.checkpoint_file import read_checkpoint
 from util.weights.fit import load_weights
+from util.weights.opened_by_all import opened_by_all
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def build_frozen(args: argparse.Namespace) -> tuple[nn.Module, int]:
     """The frozen encoder that the flags describe, and the width of its features."""
     pretrained = described = open_checkpoint(args.finetune, args)
     if args.eval:
-        config = read_checkpoint(args.resume).get("config")
+        config = opened_by_all(args.resume, lambda: read_checkpoint(args.resume)).get("config")
         if isinstance(config, dict) and config.get("model") == "pixels":
             take_from_checkpoint(args, config)
         else:
@@ -168,7 +169,7 @@ def main(args: argparse.Namespace) -> None:
         optimizer = kind(probe.head.parameters(), weight_decay=args.weight_decay, momentum=0.9)
         preflight.log_plan(args, probe, batches, precision, 1, [], run.device)
         before = [weight.clone() for weight in encoder.parameters()]
-        objects = dict(model=probe, optimizer=optimizer, scaler=precision.scaler)
+        objects = dict(model=probe, optimizer=optimizer, scaler=precision)
         run.start(objects, describe(args, getattr(encoder, "vit", None)), batches)
         if trained is not probe:
             check_same_encoder(before, encoder, args.resume)

@@ -199,7 +199,7 @@ def main(args: argparse.Namespace) -> None:
         monitor = knn_monitor(args, normalize, precision) if args.knn_every else None
 
         preflight.log_plan(args, model, batches, precision, num_masks, shapes, run.device)
-        objects = dict(model=model, optimizer=optimizer, scaler=precision.scaler)
+        objects = dict(model=model, optimizer=optimizer, scaler=precision)
         mi = getattr(model, "mi", None)  # MAE alone has none
         if mi is not None:
             objects["gate"] = BufferState(mi.gate)

@@ -157,7 +157,7 @@ def open_classifier(args: argparse.Namespace, name: str, path: str) -> Classifie
     pretrained = open_checkpoint(path, flags)
     model = load_classifier(pretrained, flags)
     flags.input_size = list(image_size(flags.input_size, 1))
-    classes = class_names(pretrained, model.num_classes, flags)
+    classes = agreement.all_or_none(lambda: class_names(pretrained, model.num_classes, flags))
     width = max(dim for _, dim, _ in block_shapes(model))
     model = nn.Sequential(Normalize(flags.mean, flags.std), model).eval()
     return Classifier(name, model, width, flags, classes)
@@ -196,9 +196,7 @@ def class_names(pretrained: Pretrained, num_logits: int, args: argparse.Namespac
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         words = list(zip(args.names, args.checkpoints, strict=True))
-        classifiers = agreement.all_or_none(
-            lambda: [open_classifier(args, name, path) for name, path in words]
-        )
+        classifiers = [open_classifier(args, name, path) for name, path in words]
         precision = run.precision(min(one.width for one in classifiers))
         # Classifiers with the same view of the images share them.
         groups: dict[str, list[Classifier]] = {}

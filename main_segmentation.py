@@ -296,7 +296,7 @@ def main(args: argparse.Namespace) -> None:
         optimizer = optim.adamw(groups)
         preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         run.start(
-            dict(model=model, optimizer=optimizer, scaler=precision.scaler),
+            dict(model=model, optimizer=optimizer, scaler=precision),
             config_of(args, model, labels),
             batches,
         )

@@ -10,6 +10,7 @@ from encoders import beit, swin, vit
 from encoders.position_bias import fit_weights, has_position_biases
 from util.errors import UsageError
 from util.flags.settings import take_from_checkpoint
+from util.weights.opened_by_all import opened_by_all
 
 SIZES = vit.SIZES | swin.SIZES
 
@@ -29,6 +30,8 @@ def open_checkpoint(
 ) -> vit.Pretrained | None:
     """Open the checkpoint at `path`, if any; flags that the user left open become its encoder's.
 
+    For all ranks, which have all opened the same one then.
+
     Args:
         with_size: --input_size, too.
 
@@ -37,7 +40,7 @@ def open_checkpoint(
     """
     if not path:
         return None
-    pretrained = vit.Pretrained(path, args.num_heads)
+    pretrained = opened_by_all(path, lambda: vit.Pretrained(path, args.num_heads))
     config = pretrained.encoder_config() | {"model": model_name(pretrained)}
     if not with_size:
         config.pop("input_size", None)

@@ -17,6 +17,7 @@ _WITHOUT_EFFECT = {
     "max_rollbacks", "eval", "test_every", "grad_checkpointing", "help",
 }  # fmt: skip
 GIVEN = ("command line", "@")  # how the source of what the user gave begins
+AUTO = "auto"  # the source of what such a flag has taken
 
 
 class Settings:
@@ -24,8 +25,8 @@ class Settings:
 
     Args:
         groups: the flags' names by the title of their group in `--help`.
-        sources: `command line`, `@FILE`, `checkpoint`, `model` or `data set`, by the flag's name;
-            a flag without one has the parser's default.
+        sources: `command line`, `@FILE`, `checkpoint`, `model`, `data set` or `auto`, by the flag's
+            name; a flag without one has the parser's default.
     """
 
     def __init__(self, groups: Mapping[str, Sequence[str]], sources: Mapping[str, str]):
@@ -60,11 +61,13 @@ class Settings:
         return f"{name} {shown(value)}{source}"
 
     def changes(self, args: argparse.Namespace, saved: Mapping[str, object]) -> list[str]:
-        """A line for each flag that has another value than in a checkpoint's namespace."""
+        """A line for each flag that was set to another value than in a checkpoint's namespace."""
         return [
             f"--{name} {shown(value)} (the checkpoint's run: {shown(saved[name])})"
             for name, value in self.values(args).items()
-            if name in saved and shown(saved[name]) != shown(value)
+            if name in saved
+            and shown(saved[name]) != shown(value)
+            and self.sources.get(name) != AUTO
         ]
 
 

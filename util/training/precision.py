@@ -21,6 +21,9 @@ MAX_SKIPPED = 20  # loss scaling starts at 2^16 and halves with each
 class Precision:
     """Autocast, loss scaling, clipping and the optimiser's step, for one device.
 
+    A checkpoint keeps its state: what `auto` took is decided once for a run, and stays when the
+    run is resumed on other hardware.
+
     Args:
         amp: `auto`, `bf16`, `fp16` or `none`. auto takes bf16 where the device gains by it, fp16
             with loss scaling on other GPUs (V100), and fp32 on other CPUs.
@@ -28,13 +31,28 @@ class Precision:
     """
 
     def __init__(self, amp: str, device: torch.device, width: int = 0):
-        if amp == "auto":
-            amp = agreed_amp(device, width)
-        self.name = amp
-        self.device = device
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[self.name]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        self.device, self.is_auto = device, amp == "auto"
+        self._take(agreed_amp(device, width) if self.is_auto else amp)
         self.num_skipped = torch.zeros((), device=device)  # steps in a row
+
+    def _take(self, name: str) -> None:
+        self.name = name
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[name]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == "fp16")
+
+    def state_dict(self) -> dict:
+        return {"amp": self.name} | self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the loss scale, and with `auto` the precision that the run began with."""
+        scale = dict(state)
+        name = scale.pop("amp", "fp16")  # older files have the state of a scaler alone
+        if self.is_auto and name != self.name:
+            log.info("--amp auto stays %s, as the run began, where it would take %s now",
+                     name, self.name)  # fmt: skip
+            self._take(name)
+        if scale:
+            self.scaler.load_state_dict(scale)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.dtype is None:

@@ -17,6 +17,7 @@ from util.checks import check_compression
 from util.cluster import agreement, distributed
 from util.data.loader import Batches
 from util.errors import EXIT_NONFINITE, RunError, UsageError
+from util.flags.settings import AUTO
 from util.logging import ProgressLine, setup_logging
 from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.training.checkpoint import Checkpointer, Progress, Stateful, require_saved
@@ -66,10 +67,15 @@ class Run:
 
     def precision(self, width: int) -> Precision:
         """Mixed precision by --amp, which from then on says what `auto` took."""
-        precision = Precision(self.args.amp, self.device, width)
-        check_compression(precision.name, self.args.grad_compression)
-        self.args.amp = precision.name
-        return precision
+        self.mixed = Precision(self.args.amp, self.device, width)
+        self._set_amp()
+        return self.mixed
+
+    def _set_amp(self) -> None:
+        check_compression(self.mixed.name, self.args.grad_compression)
+        self.args.amp = self.mixed.name
+        if self.mixed.is_auto:
+            self.args.settings.sources["amp"] = AUTO
 
     def start(self, objects: dict[str, Stateful], config: dict, batches: Batches) -> None:
         """Resume, if that is asked for, and open the journal.
@@ -88,6 +94,7 @@ class Run:
         self.batches = batches
         self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
         resumed = self.checkpointer.resume(args.resume)
+        self._set_amp()  # which the checkpoint may know
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
         self.was_finished = self.is_finished()  # before this run began
