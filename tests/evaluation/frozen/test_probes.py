@@ -14,6 +14,7 @@ from util.data.datasets import load_images
 from util.errors import UsageError
 from util.evaluation import paired
 from util.evaluation.frozen import logistic, probes
+from util.evaluation.frozen.columns import Columns
 from util.evaluation.frozen.knn import predict_knn_grid
 from util.evaluation.frozen.probes import TestSet
 
@@ -95,7 +96,7 @@ def test_nothing_is_chosen_on_the_test_set():
 def test_the_strongest_of_equal_penalties_is_taken():
     targets = torch.arange(2).repeat(100)
     features = torch.eye(2)[targets]
-    assert probes.choose_penalty(features, targets, CPU) == (max(probes.PENALTIES), 100.0)
+    assert probes.choose_penalty(Columns([features]), targets) == (max(probes.PENALTIES), 100.0)
 
 
 def test_any_of_an_images_labels_is_right_and_images_without_do_not_count():

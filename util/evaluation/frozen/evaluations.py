@@ -116,24 +116,17 @@ def few_labels(
 
     All kinds of feature are used side by side, so that nothing is left to choose.
     """
-    features, queries = (_side_by_side(kinds) for kinds in (train, test.features))
+    features = probes.side_by_side(train)
     wanted: dict[str, int | float] = {f"{n} per class": n for n in args.few}
     wanted |= {f"{100 * share:g} %": float(share) for share in args.few_shares}
     drawn = {name: len(balanced_draw(targets.numpy(), n)) for name, n in wanted.items()}
     wanted = {name: wanted[name] for name in sorted(wanted, key=drawn.get)}  # for the curve
     found = {}
     for name, per_class in wanted.items():
-        found[name] = probes.few_labels(
-            features, targets, queries, test, per_class, args.draws, device
-        )
+        found[name] = probes.few_labels(features, targets, test, per_class, args.draws, device)
     for name, ids in lists.items():
-        found[name] = probes.few_labels(features, targets, queries, test, 0, 1, device, ids)
+        found[name] = probes.few_labels(features, targets, test, 0, 1, device, ids)
     return found
-
-
-def _side_by_side(kinds: dict[str, Tensor]) -> Tensor:
-    both = probes.with_both(kinds)
-    return both.get(probes.BOTH, next(iter(both.values())))
 
 
 def blocks(encoder, test: TestSet, device: torch.device) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ shard is computed anew.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -236,13 +237,15 @@ class FeatureStore:
     def read(self, name: str, in_detail: bool = False) -> Tensor:
         """An output of the images in `ids`, of all or of those that are encoded in detail:
         [n, ...]."""
-        ids, parts = self.ids(in_detail), []
-        starts = np.searchsorted(ids, SHARD * np.arange(1, self.num_shards()))
-        for shard, own_ids in enumerate(np.split(ids, starts)):
-            if len(own_ids):
-                array, rows = np.load(self._path(name, shard)), own_ids - shard * SHARD
-                parts.append(array if len(rows) == len(array) else array[rows])
-        return torch.from_numpy(np.concatenate(parts))
+        ids, whole = self.ids(in_detail), None
+        places = np.searchsorted(ids, SHARD * np.arange(self.num_shards() + 1))
+        for shard, (start, end) in enumerate(itertools.pairwise(places)):
+            if start < end:
+                array = np.load(self._path(name, shard))
+                if whole is None:  # filled part by part: together they take half the memory
+                    whole = np.empty((len(ids), *array.shape[1:]), array.dtype)
+                whole[start:end] = array[ids[start:end] - shard * SHARD]
+        return torch.from_numpy(whole)
 
     def rows(self, name: str) -> "Rows":
         """An output that is too large to be read whole."""

@@ -11,6 +11,7 @@ from util.cluster import distributed
 from util.cluster.node_memory import node_tensor, share_rows
 from util.data.loader import Batches
 from util.data.unreadable import LEFT_OUT
+from util.evaluation.frozen.columns import Columns
 from util.training.precision import Precision
 
 
@@ -82,7 +83,7 @@ def predict_knn(
 
 @torch.no_grad()
 def predict_knn_grid(
-    train: tuple[Tensor, Tensor], queries: Tensor, ks: Sequence[int],
+    train: tuple[Tensor | Columns, Tensor], queries: Tensor, ks: Sequence[int],
     temperatures: Sequence[float], device: torch.device | str = "cpu", **sizes: int,
 ) -> dict[tuple[int, float], Tensor]:  # fmt: skip
     """The classes of queries [n, D] for each (k, temperature), from one search: [n] each.
@@ -122,8 +123,8 @@ def _votes(similarity: Tensor, labels: Tensor, temperature: float, num_classes: 
 
 @torch.no_grad()
 def nearest_neighbours(
-    train: tuple[Tensor, Tensor], queries: Tensor, k: int, device: torch.device | str = "cpu",
-    chunk: int = 4096, block: int = 2**15,
+    train: tuple[Tensor | Columns, Tensor], queries: Tensor, k: int,
+    device: torch.device | str = "cpu", chunk: int = 4096, block: int = 2**15,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Cosines and targets of each query's k nearest, the nearest first: [n, k] each.
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from util.evaluation.frozen.columns import Columns, as_columns, mean_and_deviation
+
 HISTORY = 10  # steps that L-BFGS remembers
-CHUNK_BYTES = 2**28  # of the logits that are held at once
+CHUNK_BYTES = 2**27  # of the logits, and of the features, that are held at once
 
 
 @dataclass
@@ -26,53 +28,51 @@ class Heads:
     mean: Tensor
     scale: Tensor
 
-    def predict(self, features: Tensor) -> Tensor:
+    def predict(self, features: Tensor | Columns) -> Tensor:
         """Classes of features [n, D], by head: [H, n]."""
-        parts = [
-            self.logits(part).argmax(2) for part in features.split(_chunk(self.weight))
-        ]  # [H, m, C] each
-        empty = features.new_empty((len(self.weight), 0), dtype=torch.long)
+        heads, dim, num_classes = self.weight.shape
+        rows = _rows_at_once(heads * num_classes, dim)
+        parts = [self.logits(part).argmax(2) for part in as_columns(features).split(rows)]
+        empty = self.weight.new_empty((heads, 0), dtype=torch.long)
         return torch.cat([empty, *parts], dim=1)
 
     def logits(self, features: Tensor) -> Tensor:
         """The logits of features [n, D], by head: [H, n, C]."""
-        inputs = (features.to(self.mean) - self.mean) / self.scale
+        inputs = (features.to(self.mean) - self.mean).div_(self.scale)
         return inputs @ self.weight + self.bias[:, None]
 
 
 def fit(
-    features: Tensor, targets: Tensor, num_classes: int, penalties: Sequence[float],
-    max_iter: int = 300, tolerance: float = 1e-3, like: Tensor | None = None,
+    features: Tensor | Columns, targets: Tensor, num_classes: int, penalties: Sequence[float],
+    max_iter: int = 300, tolerance: float = 1e-3, like: Tensor | Columns | None = None,
 ) -> Heads:  # fmt: skip
     """Minimise mean cross-entropy + penalty / 2 · ‖W‖² for each penalty.
 
     scikit-learn's `C` is 1 / (n · penalty). The bias is not penalised; features are standardised
-    by their own mean and standard deviation first.
+    by their own mean and standard deviation first. They are computed with in float32, some images
+    at a time, so that ImageNet's take no more memory than they have.
 
     Args:
-        features: [n, D], of any floating type; computed with in float32.
+        features: [n, D], of any floating type.
         targets: [n] in 0 … C − 1. penalties: H numbers above 0.
         tolerance: stop when the gradient's largest entry is below this share of that at the start.
         like: features [m, D] by whose mean and deviation they are standardised, in place of theirs.
     """
-    features = features.float()
-    like = features if like is None else like.float()
-    mean = like.mean(0)
-    scale = (like - mean).square().mean(0).sqrt()
-    scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))
-    heads, dim = len(penalties), features.shape[1]
+    features = as_columns(features)
+    heads, dim = len(penalties), features.dim
+    rows = _rows_at_once(heads * num_classes, dim)
+    mean, scale = mean_and_deviation(features if like is None else as_columns(like), rows)
     shape = (heads, dim + 1, num_classes)  # the last row is the bias
-    penalty = features.new_tensor(penalties)[:, None, None].expand(heads, dim + 1, 1).clone()
+    penalty = mean.new_tensor(penalties)[:, None, None].expand(heads, dim + 1, 1).clone()
     penalty[:, -1] = 0
-    chunk = max(1, CHUNK_BYTES // (4 * heads * num_classes))
 
     def objective(flat: Tensor) -> tuple[Tensor, Tensor]:
         """Values [H] and gradients [H, P] at weights [H, P]."""
         weight = flat.view(shape)
         value = (penalty * weight.square()).sum((1, 2)) / 2
         gradient = penalty * weight
-        for part, labels in zip(features.split(chunk), targets.split(chunk), strict=True):
-            inputs = (part - mean) / scale
+        for part, labels in zip(features.split(rows), targets.split(rows), strict=True):
+            inputs = (part - mean).div_(scale)
             log_p = (inputs @ weight[:, :-1] + weight[:, -1:]).log_softmax(2)  # [H, m, C]
             value -= log_p.gather(2, labels.expand(heads, -1)[..., None]).sum((1, 2)) / len(
                 features
@@ -86,7 +86,7 @@ def fit(
             gradient[:, -1] += error.sum(1)
         return value, gradient.flatten(1)
 
-    start = features.new_zeros(heads, shape[1] * shape[2])
+    start = mean.new_zeros(heads, shape[1] * shape[2])
     best = minimise(objective, start, max_iter, tolerance).view(shape)
     return Heads(best[:, :-1], best[:, -1], mean, scale)
 
@@ -146,6 +146,6 @@ def _inverse_hessian(memory: list[tuple[Tensor, Tensor, Tensor]], gradient: Tens
     return result
 
 
-def _chunk(weight: Tensor) -> int:
-    """Images whose logits of all heads fit into CHUNK_BYTES."""
-    return max(1, CHUNK_BYTES // (4 * weight.shape[0] * weight.shape[2]))
+def _rows_at_once(num_logits: int, dim: int) -> int:
+    """Images whose logits, and features, fit into CHUNK_BYTES."""
+    return max(1, CHUNK_BYTES // (4 * max(num_logits, dim)))

@@ -22,6 +22,7 @@ from util.errors import EXIT_DATA, RunError, UsageError, first_line
 from util.evaluation import paired
 from util.evaluation.dense import iou, windows
 from util.evaluation.frozen import logistic
+from util.evaluation.frozen.columns import Columns
 from util.evaluation.frozen.knn import knn_votes
 from util.evaluation.frozen.probes import KNN, PENALTIES
 from util.logging import ProgressLine
@@ -99,10 +100,10 @@ def evaluate(
     num_classes = len(train.classes)
     features, targets, image = _bank(encoder, train, args, device)
     is_held = image % 10 == 9  # a tenth of the images
-    heads = logistic.fit(
-        features[~is_held], targets[~is_held], num_classes, PENALTIES, max_iter=100
-    )
-    right = [(row == targets[is_held]).sum().item() for row in heads.predict(features[is_held])]
+    bank = Columns([features])
+    rest = (bank.of(~is_held), targets[~is_held])
+    heads = logistic.fit(*rest, num_classes, PENALTIES, max_iter=100)
+    right = [(row == targets[is_held]).sum().item() for row in heads.predict(bank.of(is_held))]
     # The strongest of equals, so that a tie is no chance.
     penalty = max(zip(right, PENALTIES, strict=True))[1]
     heads = logistic.fit(features, targets, num_classes, [penalty], max_iter=100)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from util.data.few_labels import balanced_draw, held_out
 from util.evaluation.frozen import logistic
+from util.evaluation.frozen.columns import Columns
 from util.evaluation.frozen.knn import predict_knn_grid
 
 KS, TEMPERATURES = (5, 10, 20, 50, 100, 200), (0.07, 0.1, 0.2)
@@ -58,12 +59,14 @@ def held_out_tenth(targets: Tensor) -> Tensor:
     return torch.from_numpy(held_out(targets.numpy()))
 
 
-def with_both(features: ByKind) -> dict[str, Tensor]:
+def with_both(features: ByKind) -> dict[str, Columns]:
     """The features by kind and, where there are several kinds, all side by side as BOTH."""
-    kinds = dict(features)
-    if len(kinds) > 1:
-        kinds[BOTH] = torch.cat([value.float() for value in features.values()], dim=1)
-    return kinds
+    kinds = {kind: Columns([value]) for kind, value in features.items()}
+    return kinds | ({BOTH: side_by_side(features)} if len(kinds) > 1 else {})
+
+
+def side_by_side(features: ByKind) -> Columns:
+    return Columns([*features.values()])
 
 
 def knn(
@@ -76,7 +79,7 @@ def knn(
     """
     is_held, found, best = held_out_tenth(targets), {}, (-1.0, "", KNN)
     for kind, features in train.items():
-        rest = (features[~is_held], targets[~is_held])
+        rest = (Columns([features]).of(~is_held), targets[~is_held])
         grid = predict_knn_grid(rest, features[is_held], KS, TEMPERATURES, device)
         scores = {s: _percent(p, targets[is_held]) for s, p in grid.items()}
         setting = max(scores, key=scores.get)
@@ -108,59 +111,56 @@ def regression(
 ) -> dict[str, Probe]:
     """Logistic regression on each kind and on both; `logistic, chosen`: the kind best held out."""
     found, held = {}, {}
-    kinds = with_both(train)
+    targets = targets.to(device)
+    kinds = with_both({kind: features.to(device) for kind, features in train.items()})
     views = {name: with_both(test.features) for name, test in tests.items()}
     for kind, features in kinds.items():
-        penalty, held[kind] = choose_penalty(features, targets, device)
-        heads = _fit(features, targets, [penalty], device)
+        penalty, held[kind] = choose_penalty(features, targets)
+        heads = logistic.fit(features, targets, _classes(targets), [penalty])
         probe = Probe(f"{kind}, penalty {penalty:g}")
         for name, test in tests.items():
-            probe.right[name] = test.right(heads.predict(views[name][kind].to(device))[0])
+            probe.right[name] = test.right(heads.predict(views[name][kind])[0])
         found[f"logistic, {kind}"] = probe
     best = max(held, key=held.get)
     return found | {"logistic, chosen": found[f"logistic, {best}"]}
 
 
-def choose_penalty(features: Tensor, targets: Tensor, device: torch.device) -> tuple[float, float]:
+def choose_penalty(features: Columns, targets: Tensor) -> tuple[float, float]:
     """The penalty that is best on the held-out tenth, and its accuracy (percent) there."""
-    is_held = held_out_tenth(targets)
-    heads = _fit(features[~is_held], targets[~is_held], PENALTIES, device, _classes(targets))
-    predicted = heads.predict(features[is_held].to(device)).cpu()
-    scores = [_percent(row, targets[is_held]) for row in predicted]
+    is_held = held_out_tenth(targets.cpu()).to(targets.device)
+    rest = (features.of(~is_held), targets[~is_held])
+    heads = logistic.fit(*rest, _classes(targets), PENALTIES)
+    predicted = heads.predict(features.of(is_held))
+    scores = [_percent(row, targets[is_held].cpu()) for row in predicted]
     # The strongest of equals, so that a tie is no chance.
     best = max(range(len(scores)), key=lambda i: (scores[i], PENALTIES[i]))
     return PENALTIES[best], scores[best]
 
 
 def few_labels(
-    features: Tensor, targets: Tensor, test: Tensor, truth: TestSet, per_class: int | float,
+    features: Columns, targets: Tensor, test: TestSet, per_class: int | float,
     draws: int, device: torch.device, listed: Tensor | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Which test images are right after training on few labels, by draw: [draws, n].
 
+    All kinds of feature are used side by side.
+
     Args:
-        features, test: of one kind. truth: knows which are right. per_class: as the `amount` of
-            `balanced_draw`. listed: ids of a published list, instead of draws.
+        features: of the training set. per_class: as the `amount` of `balanced_draw`.
+        listed: ids of a published list, instead of draws.
     """
-    rows = []
+    rows, queries = [], side_by_side(test.features)
     for draw in range(1 if listed is not None else draws):
         drawn = listed if listed is not None else balanced_draw(targets.numpy(), per_class, draw)
         ids = torch.as_tensor(drawn)
-        heads = _fit(features[ids], targets[ids], [FEW_PENALTY], device, _classes(targets))
-        rows.append(truth.right(heads.predict(test.to(device))[0]))
+        few = (features.of(ids).to(device), targets[ids].to(device))
+        heads = logistic.fit(*few, _classes(targets), [FEW_PENALTY])
+        rows.append(test.right(heads.predict(queries)[0]))
     return np.stack(rows)
 
 
 def _classes(targets: Tensor) -> int:
     return int(targets.max()) + 1
-
-
-def _fit(
-    features: Tensor, targets: Tensor, penalties: Sequence[float], device: torch.device,
-    num_classes: int | None = None,
-) -> logistic.Heads:  # fmt: skip
-    classes = num_classes or _classes(targets)
-    return logistic.fit(features.to(device), targets.to(device), classes, penalties)
 
 
 def _percent(predicted: Tensor, targets: Tensor) -> float:
