@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from util.cluster import distributed
 from util.cluster.distributed import unwrap, without_exchange
 from util.randomness import mask_noise, to_device
+from util.training.effective_rank import effective_rank
 from util.training.exact_accumulation import Share, share_step
-from util.training.metrics import effective_rank
 from util.training.optim import set_lr
 from util.training.precision import Precision
 from util.training.run import Run
+
+RANK_EVERY = 10  # log steps: eigenvalues take a GPU longer than a small model's step
 
 
 def train_one_epoch(
@@ -44,7 +46,7 @@ def train_one_epoch(
         )
         run.count(step, losses)
         clock.count(num_images)
-        run.log(step, partial(_monitors, bare, latent, clock))
+        run.log(step, partial(_monitors, bare, latent, clock, (step + 1) // args.log_every))
         run.save_or_stop(step)
     return run.close_epoch()
 
@@ -122,12 +124,16 @@ def step_noise(
     return to_device(noise, device)
 
 
-def _monitors(model: nn.Module, latent: Tensor | None, clock: "_Clock") -> dict[str, float]:
-    """What log steps show besides the losses; not for every step, since it waits for the device."""
-    if latent is None:
-        return {"images_per_second": clock.rate()}
-    model.gate.stop_watching_once_open()
-    return {"rank": effective_rank(latent), "images_per_second": clock.rate()}
+def _monitors(
+    model: nn.Module, latent: Tensor | None, clock: "_Clock", number: int
+) -> dict[str, float]:
+    """What log step `number` shows besides the losses; this waits for the device."""
+    found = {"images_per_second": clock.rate()}
+    if latent is not None:
+        model.gate.stop_watching_once_open()
+        if number % RANK_EVERY == 1 and distributed.is_main():
+            found["rank"] = effective_rank(latent)
+    return found
 
 
 class _Clock:

@@ -1,4 +1,4 @@
-"""Means over an epoch, the check for finite losses, effective rank and the files."""
+"""Means over an epoch, the check for finite losses and the files."""
 
 import json
 import math
@@ -8,22 +8,9 @@ import torch
 
 from util.training.checkpoint import Progress
 from util.training.journal import Journal, write_results
-from util.training.metrics import Meters, NonFiniteLoss, effective_rank
+from util.training.metrics import Meters, NonFiniteLoss
 
 CPU = torch.device("cpu")
-
-
-def test_effective_rank_closed_forms():
-    axes = torch.eye(4)
-    cross = torch.cat([axes, -axes])  # centred, four equal singular values
-    assert effective_rank(cross) == pytest.approx(4.0, rel=1e-5)
-    assert effective_rank(torch.outer(torch.arange(9.0), torch.ones(5))) == pytest.approx(1.0)
-    collapsed = torch.ones(8, 5)
-    assert effective_rank(collapsed) == pytest.approx(1.0)
-    # Singular values in proportion 3 : 1.
-    features = torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]])
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert effective_rank(features) == pytest.approx(math.exp(entropy), rel=1e-5)
 
 
 def test_means_of_an_epoch_go_on_after_a_checkpoint():

@@ -1,4 +1,4 @@
-"""Running means of the losses, the check that they are finite, and the latents' effective rank."""
+"""Running means of the losses, and the check that they are finite."""
 
 import logging
 from collections.abc import Mapping
@@ -68,11 +68,3 @@ class Meters:
         """Start the next epoch's means."""
         self.progress.sums, self.progress.count = {}, 0
         self.names, self.sums = [], self.sums[:0]
-
-
-def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of features [rows, D] (RankMe)."""
-    features = features.float()
-    singular = torch.linalg.svdvals(features - features.mean(0))
-    share = singular / singular.sum().clamp_min(1e-12)
-    return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))

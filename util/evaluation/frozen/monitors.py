@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from util.training.metrics import effective_rank
+from util.training.effective_rank import effective_rank, singular_values
 
 MAX_IMAGES = 4096  # whose features are looked at
 
@@ -14,7 +14,7 @@ def rank_me(features: Tensor) -> float:
 
     The features are not centred, unlike `effective_rank`'s.
     """
-    singular = torch.linalg.svdvals(features.float())
+    singular = singular_values(features)
     share = singular / singular.sum() + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))
 
