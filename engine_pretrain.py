@@ -1,7 +1,7 @@
 """Pre-train for one epoch, from any step of it on, with or without gradient accumulation."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from util.cluster import distributed
 from util.cluster.distributed import unwrap, without_exchange
 from util.randomness import mask_noise, to_device
-from util.training.effective_rank import effective_rank
+from util.training.effective_rank import effective_rank, image_share
 from util.training.exact_accumulation import Share, share_step
 from util.training.optim import set_lr
 from util.training.precision import Precision
@@ -55,7 +55,7 @@ def train_step(
     model: nn.Module, micro_batches: Iterable[Tensor], noise: Tensor,
     optimizer: torch.optim.Optimizer, precision: Precision, clip_grad: float | None = None,
     exact_accum: bool = False,
-) -> tuple[dict[str, Tensor], Tensor | None]:  # fmt: skip
+) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
     """One optimiser step: accumulate gradients, move the gate, update.
 
     Args:
@@ -63,12 +63,13 @@ def train_step(
         noise: [micro-batches, B, ...], from which the masks follow.
 
     Returns:
-        The step's mean losses on this rank, and the last micro-batch's latents, if any.
+        The step's mean losses on this rank, and the last micro-batch's latents [B·N, ·].
     """
     losses, latent = accumulate(model, micro_batches, noise, precision, exact_accum)
-    gate = getattr(unwrap(model), "gate", None)  # MAE alone has none
-    if gate is not None:
-        gate.update(losses["rec"])
+    bare = unwrap(model)
+    bare.mean_patch.update()
+    if hasattr(bare, "gate"):  # MAE alone has none
+        bare.gate.update(losses["rec"], losses["mean_patch"])
     losses["grad_norm"] = precision.step(optimizer, clip_grad)
     return losses, latent
 
@@ -76,9 +77,9 @@ def train_step(
 def accumulate(
     model: nn.Module, micro_batches: Iterable[Tensor], noise: Tensor, precision: Precision,
     exact: bool = False,
-) -> tuple[dict[str, Tensor], Tensor | None]:  # fmt: skip
+) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
     """Add up the gradients of a step's micro-batches; arguments and results as in `train_step`."""
-    num_micro, means, rows, shares = len(noise), {}, None, []
+    num_micro, means, shares = len(noise), {}, []
     if exact and num_micro > 1:
         micro_batches = list(micro_batches)
         shares = _share_step(unwrap(model), micro_batches, noise, precision)
@@ -90,10 +91,11 @@ def accumulate(
                     losses = shares[micro].put_into(losses, unwrap(model).mi.total)
             precision.backward(losses["loss"] / num_micro)
         rows = losses.pop("rows", None)
+        latent = rows.g.detach() if rows else losses.pop("latent")
         for name, loss in losses.items():
             share = loss.detach() / num_micro
             means[name] = means[name] + share if name in means else share
-    return means, rows and rows.g.detach()
+    return means, latent
 
 
 @torch.no_grad()
@@ -125,15 +127,23 @@ def step_noise(
 
 
 def _monitors(
-    model: nn.Module, latent: Tensor | None, clock: "_Clock", number: int
+    model: nn.Module, latent: Tensor, clock: "_Clock", number: int, losses: dict[str, float]
 ) -> dict[str, float]:
-    """What log step `number` shows besides the losses; this waits for the device."""
-    found = {"images_per_second": clock.rate()}
-    if latent is not None:
+    """What log step `number` shows besides the mean losses; this waits for the device."""
+    found = {"images_per_second": clock.rate(), "explained": explained(losses)}
+    model.mean_patch.stop_once_known()
+    if hasattr(model, "gate"):
         model.gate.stop_watching_once_open()
-        if number % RANK_EVERY == 1 and distributed.is_main():
+    if distributed.is_main():
+        found["image_share"] = image_share(latent, model.masks.num_masks)
+        if number % RANK_EVERY == 1:
             found["rank"] = effective_rank(latent)
     return found
+
+
+def explained(losses: Mapping[str, float]) -> float:
+    """The share of what the data's mean patch leaves that is predicted: 1 − L_rec / its L_rec."""
+    return 1 - losses["rec"] / max(losses["mean_patch"], 1e-12)
 
 
 class _Clock:

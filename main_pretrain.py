@@ -16,7 +16,7 @@ import models_mae
 import models_mimae
 import models_simmim
 from encoders.load import describe
-from engine_pretrain import train_one_epoch
+from engine_pretrain import explained, train_one_epoch
 from util.cluster import distributed
 from util.data.datasets import load_images
 from util.data.images import to_tensor
@@ -28,14 +28,16 @@ from util.errors import UsageError
 from util.evaluation.frozen.knn import KNNMonitor
 from util.evaluation.pictures import reconstruction_sheet
 from util.flags import args as arguments
-from util.flags.parser import ArgumentParser, number
+from util.flags.defaults import shown
+from util.flags.parser import ArgumentParser, loss_or_share, number
 from util.training import optim, preflight
-from util.training.checkpoint import BufferState
+from util.training.checkpoint import MEAN_PATCH, BufferState
 from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
 
+LITTLE = 0.05  # a run that explains less of the pixels is warned of
 MODELS = models_mimae.MODELS | models_mae.MODELS | models_simmim.MODELS
 
 
@@ -113,11 +115,11 @@ def _add_mutual_information_flags(parser: argparse.ArgumentParser) -> None:
         help="train the approximation network")
     add("--no_train_approximation", action="store_false", dest="train_approximation",
         help="leave it at its random weights (the paper's ablation d)")
-    add("--mi_start_loss", type=number(float, 0), default=0.7,
+    add("--mi_start_loss", type=loss_or_share, default="auto", metavar="LOSS",
         help="epsilon of Assumption 3: the MI losses count once the running mean of the "
-        "reconstruction loss has been below it; inf: from the first step. The paper's number is "
-        "not known; ours is for pixels normalised per patch, whose mean has a loss of 1. Opened "
-        "early, with a high learning rate, small runs lost their latents' variety")
+        "reconstruction loss has been below it. A share such as 80%% is of the loss of predicting "
+        "the data's mean patch, above which nothing of an image is learnt; auto: "
+        f"{models_mimae.AUTO_START}%; inf: from the first step. The paper's number is not known")
     # fmt: on
 
 
@@ -140,7 +142,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_model(args: argparse.Namespace) -> nn.Module:
     """The model that the flags describe, on the CPU."""
-    if args.lambda_rec == 0 and args.mi_start_loss < math.inf:
+    if args.lambda_rec == 0 and args.mi_start_loss != math.inf:
         raise UsageError("--lambda_rec 0 never reaches --mi_start_loss: use --mi_start_loss inf")
     options = dict(
         img_size=args.input_size,
@@ -200,6 +202,7 @@ def main(args: argparse.Namespace) -> None:
 
         preflight.log_plan(args, model, batches, precision, num_masks, shapes, run.device)
         objects = dict(model=model, optimizer=optimizer, scaler=precision)
+        objects[MEAN_PATCH] = BufferState(model.mean_patch)
         mi = getattr(model, "mi", None)  # MAE alone has none
         if mi is not None:
             objects["gate"] = BufferState(mi.gate)
@@ -220,7 +223,8 @@ def main(args: argparse.Namespace) -> None:
         while not run.is_finished():
             try:
                 means = train_one_epoch(wrapped, normalize, optimizer, precision, run)
-                extra = {"mi_losses": int(uses_mi and mi.gate.is_open)}
+                extra = {"explained": explained(means)}
+                extra |= {"mi_losses": int(uses_mi and mi.gate.is_open)}
                 if monitor and (run.is_finished() or run.progress.epoch % args.knn_every == 0):
                     extra |= monitor(model)
                 run.log_epoch(means, extra)
@@ -230,12 +234,24 @@ def main(args: argparse.Namespace) -> None:
 
         if args.visualize and distributed.is_main():
             _visualize(model, batches, normalize, run, args)
-        if uses_mi and run.progress.total_steps and not mi.gate.is_open:
-            log.warning(
-                "L_rec never fell below --mi_start_loss %g: the run went on without MI losses",
-                args.mi_start_loss,
-            )
+        if run.progress.total_steps and distributed.is_main():
+            warn_of_little_learnt(run.journal.last_line(), args, uses_mi)
         run.finish()
+
+
+def warn_of_little_learnt(found: dict[str, float], args: argparse.Namespace, uses_mi: bool) -> None:
+    """Say where the last line of the log shows that images were not learnt, or not compared."""
+    if found.get("explained", 1.0) < LITTLE:
+        log.warning(
+            "this run has learnt next to nothing of images: L_rec %.4g explains %.0f %% of the "
+            "%.4g that predicting the data's mean patch costs; train longer, or with another --lr",
+            found["train_rec"], 100 * found["explained"], found["train_mean_patch"],
+        )  # fmt: skip
+    if uses_mi and not found.get("mi_losses"):
+        log.warning(
+            "L_rec never fell below --mi_start_loss %s: the run went on without MI losses",
+            shown(args.mi_start_loss),
+        )
 
 
 def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KNNMonitor:

@@ -1,6 +1,7 @@
 """MAE [He et al., 2022]: an encoder sees a quarter of the patches, a decoder predicts the others.
 
 `MAEViT` builds and trains alone; `models_mimae` adds the paper's masks and its mutual information.
+Its mask, patches and L_rec are in `models_masked`.
 
 Shapes: B images on this rank, N masks per image (1 in MAE), L patches per image, K of them visible
 to a mask and M masked ones that are decoded, D encoder width, p patch size, C channels, P = p·p·C
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from encoders.pos_embed import sincos_pos_embed
 from encoders.vit import NORM
 from encoders.vit import SIZES as ENCODER_SIZES
+from models_masked import MaskedImageModel, RandomMasks, take_rows
 from util.checks import image_size
 from util.errors import UsageError
 
@@ -30,142 +32,6 @@ SIZES = {
 }
 
 NewNorm = Callable[[int], nn.Module]  # a norm of a width
-
-
-# ------------------------------------------------------------------------------ masks and patches
-
-
-class RandomMasks:
-    """One random mask for each image, as in MAE.
-
-    Raises:
-        UsageError: a ratio that cannot be used; the line names the flag.
-    """
-
-    num_masks = 1  # N
-
-    def __init__(self, num_patches: int, mask_ratio: float):
-        if not 0 < mask_ratio < 1:
-            raise UsageError(f"--mask_ratio {mask_ratio} is not between 0 and 1: MAE uses 0.75")
-        self.num_patches = num_patches
-        self.num_visible = int(num_patches * (1 - mask_ratio) + 1e-6)  # 100 · (1 − 0.9) is 9.999…
-        if self.num_visible < 1:
-            raise UsageError(
-                f"--mask_ratio {mask_ratio} leaves none of {num_patches} patches visible: "
-                "lower it, or use a larger --input_size or a smaller patch"
-            )
-
-    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
-        """The shape of the uniform noise from which the masks of a batch follow."""
-        return (batch_size, self.num_patches)
-
-    def order(self, noise: Tensor) -> Tensor:
-        """Patches in an order for each mask, [B, N, L]: a mask sees the first K of a row."""
-        return noise.argsort(dim=1).unsqueeze(1)
-
-
-def take_rows(x: Tensor, ids: Tensor) -> Tensor:
-    """Rows of x [B, L, D] at ids [B, N, M], all masks in one batch: [B·N, M, D]."""
-    index = ids.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[2])  # [B, N·M, D]
-    return x.gather(1, index).view(-1, ids.shape[2], x.shape[2])
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """x in fp32 where it is fp16 or bf16; fp32 and fp64 stay as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-class MaskedImageModel(nn.Module):
-    """Images as patches, and the pixels of those that a mask hides: what MAE and SimMIM share.
-
-    A subclass has `masks`, and `predict(imgs, ids)`: the pixels of the masked patches among `ids`
-    [B, N, L], in their order, [B·N, M, P].
-
-    Args:
-        grid: patches in (height, width). patch_size: p.
-        norm_pix_loss: the pixels of each target patch are normalised.
-    """
-
-    masks: RandomMasks
-
-    def __init__(self, grid: tuple[int, int], patch_size: int, norm_pix_loss: bool):
-        super().__init__()
-        self.grid, self.patch_size, self.norm_pix_loss = grid, patch_size, norm_pix_loss
-
-    def draw_masks(self, imgs: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Patch order for each mask, [B, N, L], the visible ones first.
-
-        Args:
-            noise: uniform, of `masks.noise_shape(B)`; None draws it.
-        """
-        if noise is None:
-            noise = torch.rand(self.masks.noise_shape(len(imgs)), device=imgs.device)
-        return self.masks.order(noise)
-
-    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch order [B, N, K + M] -> visible patches [B, N, K], masked ones [B, N, M]."""
-        patches_per_unit = self.grid[0] * self.grid[1] // self.masks.num_patches
-        num_visible = self.masks.num_visible * patches_per_unit
-        return ids[:, :, :num_visible], ids[:, :, num_visible:]
-
-    def masked_targets(self, imgs: Tensor, ids: Tensor) -> Tensor:
-        """What is to be predicted of the masked patches among `ids`: [B·N, M, P]."""
-        return take_rows(self.targets(imgs), self.split(ids)[1])
-
-    def targets(self, imgs: Tensor) -> Tensor:
-        """What is predicted: pixels per patch, normalised with `norm_pix_loss`; [B, L, P]."""
-        target = self.patchify(full_precision(imgs))
-        if self.norm_pix_loss:
-            var, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased, as in MAE
-            target = (target - mean) / (var + 1e-6).sqrt()
-        return target
-
-    def patchify(self, imgs: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, L, P], pixels in the order (row, column, channel).
-
-        Raises:
-            ValueError: images of another size than the model's.
-        """
-        expected = tuple(side * self.patch_size for side in self.grid)
-        if imgs.shape[2:] != expected:
-            raise ValueError(f"images of {tuple(imgs.shape[2:])} pixels for a model of {expected}")
-        x = imgs.unflatten(3, (self.grid[1], -1)).unflatten(2, (self.grid[0], -1))
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [B, C, h, p, w, p] -> ...
-
-    def unpatchify(self, patches: Tensor) -> Tensor:
-        """[B, L, P] -> [B, C, H, W], the inverse of `patchify`."""
-        p = self.patch_size
-        x = patches.unflatten(1, self.grid).unflatten(3, (p, p, -1))  # [B, h, w, p, p, C]
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-    @torch.no_grad()
-    def reconstruct(
-        self, imgs: Tensor, noise: Tensor | None = None, patch_statistics: str = "true"
-    ) -> tuple[Tensor, Tensor]:
-        """What each mask sees and what is predicted from it.
-
-        Args:
-            patch_statistics: with `norm_pix_loss`, what de-normalises a predicted patch: its own
-                (`true`) mean and variance, or their means over the `visible` patches.
-
-        Returns:
-            is_masked [B·N, L] and reconstructions [B·N, C, H, W], visible patches as they are.
-        """
-        ids = self.draw_masks(imgs, noise)
-        pred = full_precision(self.predict(imgs, ids))
-        ids_visible, ids_masked = self.split(ids)
-        patches = self.patchify(full_precision(imgs))  # [B, L, P]
-        if self.norm_pix_loss:
-            source = ids_masked if patch_statistics == "true" else ids_visible
-            var, mean = torch.var_mean(take_rows(patches, source), dim=-1, keepdim=True)
-            if patch_statistics == "visible":
-                var, mean = var.mean(1, keepdim=True), mean.mean(1, keepdim=True)
-            pred = pred * (var + 1e-6).sqrt() + mean
-        full = patches.repeat_interleave(self.masks.num_masks, 0)  # [B·N, L, P]
-        ids_masked = ids_masked.flatten(0, 1)  # [B·N, L − K]
-        full = full.scatter(1, ids_masked.unsqueeze(-1).expand_as(pred), pred)
-        is_masked = torch.zeros(full.shape[:2], dtype=torch.bool, device=imgs.device)
-        return is_masked.scatter(1, ids_masked, True), self.unpatchify(full)
 
 
 # --------------------------------------------------------------------------------------- the ViT
@@ -236,11 +102,6 @@ def _last_tokens(block: nn.Module, count: int, x: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
-def reconstruction_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """L_rec: mean squared error of the masked patches' pixels, [B·N, M, P] each [Eq. 1]."""
-    return F.mse_loss(full_precision(pred), target)
-
-
 class MAEViT(ViTEncoder, MaskedImageModel):
     """MAE with a ViT: images -> the loss of a batch.
 
@@ -269,7 +130,7 @@ class MAEViT(ViTEncoder, MaskedImageModel):
     ):  # fmt: skip
         height, width = image_size(img_size, patch_size)
         grid = (height // patch_size, width // patch_size)
-        super().__init__(grid, patch_size, norm_pix_loss)
+        super().__init__(grid, patch_size, in_chans, norm_pix_loss)
         if not 0 < pred_ratio <= 1:
             raise UsageError(f"--pred_ratio {pred_ratio} is not above 0 and at most 1 (MAE's)")
         self.masks, self.pred_ratio = RandomMasks(grid[0] * grid[1], mask_ratio), pred_ratio
@@ -295,11 +156,13 @@ class MAEViT(ViTEncoder, MaskedImageModel):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, imgs: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """imgs [B, C, H, W], normalised -> `loss`, which in MAE is `rec`, L_rec."""
-        ids = self.draw_masks(imgs, noise)  # [B, 1, L]
+        """imgs [B, C, H, W], normalised -> `loss`, which in MAE is `rec`, L_rec; and for the log
+        `mean_patch`, that of the data's mean patch, and the class tokens `latent` [B, D]."""
+        ids, target = self.draw_masks(imgs, noise), self.targets(imgs)  # [B, 1, L], [B, L, P]
         z, _ = self.forward_encoder(imgs, ids)  # [B, 1 + K, D]
-        rec = self.rec_loss(imgs, z, ids)
-        return {"loss": rec, "rec": rec}
+        rec = self.decoded_loss(z, target, ids)
+        about = {"mean_patch": self.mean_patch_loss(target), "latent": z[:, 0].detach()}
+        return {"loss": rec, "rec": rec} | about
 
     def embed_patches(self, imgs: Tensor) -> Tensor:
         """Patch and position embedding, without the class token: [B, L, D].
@@ -344,10 +207,11 @@ class MAEViT(ViTEncoder, MaskedImageModel):
         x = self.run_blocks(self.decoder_blocks, x, num_read=ids.shape[2] - num_visible)
         return self.decoder_pred(self.decoder_norm(x))
 
-    def rec_loss(self, imgs: Tensor, z: Tensor, ids: Tensor) -> Tensor:
-        """L_rec of the masked patches, or of as many of them as `pred_ratio` says."""
+    def decoded_loss(self, z: Tensor, target: Tensor, ids: Tensor) -> Tensor:
+        """L_rec of the masked patches, or of as many of them as `pred_ratio` says, from z
+        [B·N, 1 + K, D] and the targets [B, L, P]."""
         ids = ids[:, :, : self.masks.num_visible + self.num_predicted]  # [B, N, K + M]
-        return reconstruction_loss(self.forward_decoder(z, ids), self.masked_targets(imgs, ids))
+        return self.rec_loss(self.forward_decoder(z, ids), target, ids)
 
     @property
     def num_predicted(self) -> int:

@@ -1,7 +1,7 @@
 """MI-MAE in one file: orthogonal masks, InfoNCE, CLUB, and their sum with MAE's loss.
 
-*Learning Mask Invariant Mutual Information for Masked Image Modeling*, ICLR 2025. MAE, with Eq. 1,
-is in `models_mae`: with one mask and `lambda_max = lambda_min = 0` this model is that one.
+*Learning Mask Invariant Mutual Information for Masked Image Modeling*, ICLR 2025. MAE is in
+`models_mae`: with one mask and `lambda_max = lambda_min = 0` this model is that one.
 
 Shapes: B images on this rank, N masks per image, L patches per image, K visible patches per mask,
 D encoder width, W ranks. Losses are means over the *global* batch: averaged over the ranks, the
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models_mae import SIZES, MAEViT, RandomMasks, draw_weights, full_precision
+from models_mae import SIZES, MAEViT, draw_weights
+from models_masked import RandomMasks, full_precision
 from util.checks import check_one_of
 from util.cluster import distributed
 from util.errors import UsageError
@@ -145,8 +146,7 @@ class ApproximationNetwork(nn.Module):
 
 def gaussian_nll(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     """L_apx, −log q(z | x) in nats per dimension, averaged over rows and dimensions [Eq. 9]."""
-    squared = (z - mean) ** 2 * (-logvar).exp()
-    return 0.5 * (squared + logvar + math.log(2 * math.pi)).mean()
+    return 0.5 * ((z - mean) ** 2 * (-logvar).exp() + logvar + math.log(2 * math.pi)).mean()
 
 
 def club_upper_bound(z: Tensor, mean: Tensor, logvar: Tensor, group: int | None) -> Tensor:
@@ -177,10 +177,8 @@ def club_upper_bound(z: Tensor, mean: Tensor, logvar: Tensor, group: int | None)
 
 def follow_above(bound: Tensor, floor: str) -> tuple[Tensor, Tensor]:
     """`bound`, and whether it is followed; with the floor `batch` it is without its gradient where
-    its mean over the global batch is below zero.
-
-    Our choice. Mutual information is not negative: there φ lags behind the encoder and Eq. 10 is
-    no bound [Appendix A.4]. Followed on, L_min alone turned an image's latents from each other.
+    its mean over the global batch is below zero. Our choice: mutual information is not negative,
+    there φ lags behind the encoder and Eq. 10 is no bound [Appendix A.4].
     """
     is_followed = (distributed.reduce_mean(bound) > 0) | (floor == "none")
     return torch.where(is_followed, bound, bound.detach()), is_followed
@@ -188,30 +186,36 @@ def follow_above(bound: Tensor, floor: str) -> tuple[Tensor, Tensor]:
 
 # ------------------------------------------------------------------------- Assumption 3 [Eq. 5]
 
+AUTO_START = "80%"  # ε
+
 
 class ReconstructionGate(nn.Module):
     """Assumption 3: the MI losses count only once L_rec has fallen below ε.
 
-    Our choice: a running mean over all ranks is tested; once met it stays met. Saved by the run.
-    """
+    Our choice: a running mean over all ranks is tested; once met it stays met. `start` is ε, or as
+    `80%` a share of the loss of the data's mean patch, above which nothing of an image is learnt;
+    `auto` is AUTO_START. Infinite: open from the first step. Saved by the run."""
 
     decay = 0.95
 
-    def __init__(self, threshold: float):
+    def __init__(self, start: float | str):
         super().__init__()
-        self.threshold, self.is_watched = threshold, threshold < math.inf
-        self.register_buffer("is_open", torch.tensor(float(not self.is_watched)), False)
-        self.register_buffer("rec_mean", torch.tensor(0.0), False)
-        self.register_buffer("num_updates", torch.tensor(0.0), False)
+        start = AUTO_START if start == "auto" else start
+        self.is_share = isinstance(start, str)
+        self.threshold = float(start[:-1]) / 100 if self.is_share else start
+        self.is_watched = self.threshold < math.inf
+        for name, value in dict(is_open=not self.is_watched, rec_mean=0, num_updates=0).items():
+            self.register_buffer(name, torch.tensor(float(value)), persistent=False)
 
     @torch.no_grad()
-    def update(self, rec: Tensor) -> None:
-        """Count an optimiser step's mean L_rec on this rank."""
+    def update(self, rec: Tensor, mean_patch: Tensor) -> None:
+        """Count an optimiser step's mean L_rec on this rank, and that of the data's mean patch."""
         if not self.is_watched:
             return
-        rec = distributed.reduce_mean(rec).to(self.rec_mean.dtype)
+        rec, mean_patch = distributed.reduce_mean(torch.stack([rec, mean_patch]).float())
+        rec = rec / mean_patch if self.is_share else rec
         self.num_updates += 1
-        self.rec_mean.lerp_(rec, 1 - self.decay)
+        self.rec_mean.lerp_(rec.to(self.rec_mean.dtype), 1 - self.decay)
         unbiased = self.rec_mean / (1 - self.decay**self.num_updates)
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
@@ -233,6 +237,7 @@ class Losses(TypedDict):
     apx: Tensor  # L_apx
     info_nce_accuracy: Tensor  # for the log
     min_mi_followed: Tensor  # for the log: whether L_min moves the encoder in this step
+    mean_patch: Tensor  # for the log and the gate: L_rec of predicting the data's mean patch
     rows: "Rows"
 
 
@@ -268,7 +273,7 @@ class MutualInformation:
     club_negatives: str = "image"  # it is compared with rows of its `image`, or of the `batch`
     club_floor: str = "batch"  # follow L_min where the `batch`'s is above zero, or always (`none`)
     train_approximation: bool = True  # by L_apx; else φ keeps its random weights [Table 3a, d]
-    mi_start_loss: float = math.inf  # ε of Assumption 3; infinite: the gate is open from the start
+    mi_start_loss: float | str = math.inf  # ε of Assumption 3, as `ReconstructionGate` has it
     lambda_uniformity: float = 0.0  # weight of U-MAE's term, a control of studies
 
     def __post_init__(self):
@@ -278,14 +283,12 @@ class MutualInformation:
         check_one_of("--club_negatives", self.club_negatives, ("image", "batch"))
         check_one_of("--club_floor", self.club_floor, ("batch", "none"))
         if not self.temperature > 0:  # nor NaN
-            raise UsageError(
-                f"--temperature {self.temperature} is not positive: the paper has 0.07"
-            )
+            raise UsageError(f"--temperature {self.temperature} is not positive: use 0.07")
         in_image = self.club_level == self.club_negatives == "image"
         if self.num_masks == 1 and (self.lambda_max or (self.lambda_min and in_image)):
             raise UsageError(
-                "--num_masks 1 has no other mask for --lambda_max and --lambda_min to compare "
-                "with: set both to 0, or use more masks"
+                "--num_masks 1 leaves --lambda_max and --lambda_min no other mask to compare with: "
+                "set both to 0, or use more masks"
             )
         self.is_used = self.lambda_max > 0 or self.lambda_min > 0
         self.gate = ReconstructionGate(self.mi_start_loss if self.is_used else math.inf)
@@ -321,15 +324,15 @@ class MutualInformation:
         losses = dict.fromkeys(names, z.new_zeros(()))
         with torch.autocast(x.device.type, enabled=False):  # in full precision
             if self.num_masks > 1:
+                compared = (g, self.num_masks, self.temperature)
                 with torch.set_grad_enabled(self.lambda_max > 0 and torch.is_grad_enabled()):
-                    losses["max_mi"] = info_nce(g, self.num_masks, self.temperature)
-                accuracy = info_nce_accuracy(g, self.num_masks, self.temperature)
-                losses["info_nce_accuracy"] = accuracy
+                    losses["max_mi"] = info_nce(*compared)
+                losses["info_nce_accuracy"] = info_nce_accuracy(*compared)
             if self.approximation is not None:
                 mean, logvar = self.approximation(x.detach())
                 losses["apx"] = gaussian_nll(z.detach(), mean, logvar)
-                rows_per_image = self.num_masks * len(z) // len(g)
-                group = rows_per_image if self.club_negatives == "image" else None
+                in_image = self.club_negatives == "image"
+                group = self.num_masks * len(z) // len(g) if in_image else None
                 bound = club_upper_bound(z, mean.detach(), logvar.detach(), group)
                 losses["min_mi"], is_followed = follow_above(bound, self.club_floor)
                 losses["min_mi_followed"] = is_followed * self.gate.is_open
@@ -339,21 +342,20 @@ class MutualInformation:
 
     def total(self, rec: Tensor, mi: dict[str, Tensor]) -> Tensor:
         """L = λ_rec·L_rec + λ1·L_max + λ2·L_min (+ L_apx), gated by Assumption 3 [Eq. 11]."""
-        mi_loss = self.lambda_max * mi["max_mi"] + self.lambda_min * mi["min_mi"]
-        loss = self.lambda_rec * rec + self.gate.is_open.clone() * mi_loss
-        if self.lambda_uniformity:
-            loss = loss + self.lambda_uniformity * mi["uniformity"]
+        gate = self.gate.is_open.clone()
+        mi_loss = gate * (self.lambda_max * mi["max_mi"] + self.lambda_min * mi["min_mi"])
+        loss = self.lambda_rec * rec + mi_loss + self.lambda_uniformity * mi.get("uniformity", 0.0)
         return loss + mi["apx"] if self.train_approximation else loss
 
-    def all_losses(self, rec: Tensor, rows: Rows) -> Losses:
+    def all_losses(self, rec: Tensor, mean_patch: Tensor, rows: Rows) -> Losses:
         mi = self.losses(rows)
-        return Losses(loss=self.total(rec, mi), rec=rec, rows=rows, **mi)
+        return Losses(loss=self.total(rec, mi), rec=rec, mean_patch=mean_patch, rows=rows, **mi)
 
 
 def take_mi_options(options: dict[str, object]) -> dict[str, object]:
     """Take `MutualInformation`'s options out of a model's options, and return them."""
-    names = [field.name for field in fields(MutualInformation)[3:]]  # what follows from no other
-    return {name: options.pop(name) for name in names if name in options}
+    names = {field.name for field in fields(MutualInformation)[3:]}  # what follows from no other
+    return {name: options.pop(name) for name in names & options.keys()}
 
 
 class MaskedAutoencoderViT(MAEViT):
@@ -382,10 +384,11 @@ class MaskedAutoencoderViT(MAEViT):
         Args:
             noise: uniform, of `masks.noise_shape(B)`, from which the masks follow; None draws it.
         """
-        ids = self.draw_masks(imgs, noise)  # [B, N, L]
+        ids, target = self.draw_masks(imgs, noise), self.targets(imgs)  # [B, N, L], [B, L, P]
         z, x_visible = self.forward_encoder(imgs, ids)  # [B·N, 1 + K, D], [B·N, K, D]
-        rec = self.rec_loss(imgs, z, ids)  # decodes [Eq. 1]
-        return self.mi.all_losses(rec, self.mi.rows(x_visible, z[:, 1:], z[:, 0]))  # [Eq. 7 - 11]
+        rec = self.decoded_loss(z, target, ids)  # [Eq. 1]
+        rows = self.mi.rows(x_visible, z[:, 1:], z[:, 0])
+        return self.mi.all_losses(rec, self.mean_patch_loss(target), rows)  # [Eq. 7 - 11]
 
     def mi_rows(self, imgs: Tensor, noise: Tensor) -> Rows:
         """What the losses of mutual information compare in a batch, without decoding it."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from encoders.swin import block_shapes, build_swin, cell_size
 from encoders.vit import SIZES
-from models_mae import MaskedImageModel, ViTEncoder, full_precision, take_rows
+from models_mae import ViTEncoder
+from models_masked import MaskedImageModel, take_rows
 from models_mimae import Losses, MutualInformation, OrthogonalMasks, Rows, take_mi_options
 from util.checks import image_size
 from util.errors import UsageError
@@ -45,6 +46,7 @@ class SimMIM(MaskedImageModel):
         UsageError: sizes that are no multiples of the mask unit; the line names the flag.
     """
 
+    pixel_loss = staticmethod(F.l1_loss)  # in place of Eq. 1's
     num_prefix = 0  # tokens of the encoder's output that stand before the cells
     outside_gradient_norm = ("approximation.",)  # moved by L_apx alone
 
@@ -54,7 +56,7 @@ class SimMIM(MaskedImageModel):
         mask_type: str = "orthogonal", norm_pix_loss: bool = False,
     ):  # fmt: skip
         height, width = image_size(img_size, mask_unit, "the mask unit of the model")
-        super().__init__((height // cell, width // cell), cell, norm_pix_loss)
+        super().__init__((height // cell, width // cell), cell, in_chans, norm_pix_loss)
         num_units = (height // mask_unit) * (width // mask_unit)
         self.masks = OrthogonalMasks(num_units, num_masks, mask_ratio, mask_type)
         self.img_size, self.mask_unit = (height, width), mask_unit
@@ -76,11 +78,11 @@ class SimMIM(MaskedImageModel):
 
     def forward(self, imgs: Tensor, noise: Tensor | None = None) -> Losses:
         """As `models_mimae.MaskedAutoencoderViT.forward`, with an L1 for Eq. 1."""
-        ids = self.draw_masks(imgs, noise)  # [B, N, L]
+        ids, target = self.draw_masks(imgs, noise), self.targets(imgs)  # [B, N, L], [B, L, P]
         z, x = self.forward_encoder(imgs, ids)  # [B·N, num_prefix + L, D], [B, L, d]
-        pred = self.forward_decoder(z, ids)  # [B·N, L − K, P]
-        rec = F.l1_loss(full_precision(pred), self.masked_targets(imgs, ids))
-        return self.mi.all_losses(rec, self.visible_rows(z, x, ids))
+        rec = self.rec_loss(self.forward_decoder(z, ids), target, ids)
+        mean_patch = self.mean_patch_loss(target)
+        return self.mi.all_losses(rec, mean_patch, self.visible_rows(z, x, ids))
 
     def visible_rows(self, z: Tensor, x: Tensor, ids: Tensor) -> Rows:
         """The rows of visible cells alone; our choice: the cells of mask tokens are left out."""

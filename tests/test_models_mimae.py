@@ -10,6 +10,7 @@ from models_mimae import (
     MODELS,
     MaskedAutoencoderViT,
     OrthogonalMasks,
+    ReconstructionGate,
     follow_above,
     info_nce,
     orthogonal_permutations,
@@ -337,6 +338,22 @@ def test_terms_of_weight_zero_cost_no_gradient(tiny):
 
 # ------------------------------------------------------------------------------------------- gate
 
+ONE = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize(("start", "share"), [("80%", 0.8), ("auto", 0.8), ("35.5%", 0.355)])
+def test_a_share_is_of_what_the_mean_patch_costs(start, share):
+    """The same rule for any scale of the targets."""
+    for scale in (0.01, 1.0, 50.0):
+        gate = ReconstructionGate(start)
+        mean_patch = torch.tensor(scale)
+        for _ in range(5):
+            gate.update(1.001 * share * mean_patch, mean_patch)
+        assert not gate.is_open
+        for _ in range(100):
+            gate.update(0.9 * share * mean_patch, mean_patch)
+        assert gate.is_open
+
 
 def test_the_gate_opens_by_the_running_mean_and_stays_open(tiny):
     model = tiny(mi_start_loss=0.5)
@@ -348,7 +365,7 @@ def test_the_gate_opens_by_the_running_mean_and_stays_open(tiny):
     gate.rec_mean.zero_()
     gate.num_updates.zero_()
     for count in range(1, 200):
-        gate.update(torch.tensor(0.4 if count > 10 else 1.0))
+        gate.update(torch.tensor(0.4 if count > 10 else 1.0), ONE)
         weights = [0.95**age for age in range(count)]  # newest first
         values = [0.4 if count - age > 10 else 1.0 for age in range(count)]
         mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
@@ -356,7 +373,7 @@ def test_the_gate_opens_by_the_running_mean_and_stays_open(tiny):
         if gate.is_open:
             break
     assert 10 < count < 199
-    gate.update(torch.tensor(50.0))
+    gate.update(torch.tensor(50.0), ONE)
     assert gate.is_open
     out = model.eval()(images(), torch.rand(3, 16))
     assert out["loss"] > out["rec"] + out["apx"]
@@ -382,15 +399,15 @@ def test_ranks_exchange_nothing_for_a_gate_that_is_open_or_not_needed(tiny, monk
     )
     gate = tiny(mi_start_loss=0.5).gate
     for rec in (1.0, 0.1, 0.1):
-        gate.update(torch.tensor(rec))
+        gate.update(torch.tensor(rec), ONE)
         gate.stop_watching_once_open()
         if not gate.is_open:
             assert gate.is_watched
     assert gate.is_open and not gate.is_watched
     before = len(exchanged)
-    gate.update(torch.tensor(0.1))
+    gate.update(torch.tensor(0.1), ONE)
     for needless in (tiny(lambda_max=0.0, lambda_min=0.0, mi_start_loss=0.5), tiny()):
-        needless.gate.update(torch.tensor(0.1))
+        needless.gate.update(torch.tensor(0.1), ONE)
     assert len(exchanged) == before > 0
 
 

@@ -98,7 +98,7 @@ def test_the_papers_numbers_are_the_defaults():
 def test_a_flag_beats_the_data_sets_default():
     args = main_pretrain.parse_args(["--dataset", "digits", "--epochs", "3", "--input_size", "16"])
     assert (args.epochs, args.input_size, args.warmup_epochs) == (3, [16], 5)
-    assert (args.lambda_max, args.lambda_min, args.mi_start_loss) == (1.0, 10.0, 0.45)
+    assert (args.lambda_max, args.lambda_min, args.mi_start_loss) == (1.0, 10.0, "auto")
     args = main_pretrain.parse_args(["--dataset", "digits", "--mi_start_loss", "0.6"])
     assert (args.mi_start_loss, args.min_crop) == (0.6, 0.8)
 
@@ -179,7 +179,8 @@ def test_lr_replaces_the_data_sets_base():
 
 
 def test_values_and_files_that_lead_nowhere(fails, tmp_path):
-    fails("--mi_start_loss", "nan", names=("--mi_start_loss",))
+    for value in ("nan", "-1", "-5%", "x%", "80 %%", "open"):
+        fails("--mi_start_loss", value, names=("--mi_start_loss",))
     fails("--betas", 0.9, 1, names=("--betas",))
     fails("--clip_grad", 0, names=("--clip_grad",))
     (tmp_path / "binary.args").write_bytes(bytes(range(128, 256)))

@@ -28,7 +28,7 @@ def test_each_value_knows_where_it_comes_from(tmp_path):
     assert found["epochs"] == found["blr"] == f"@{file}"
     assert found["flip"] == f"@{inner}"
     assert found["mask_ratio"] == found["seed"] == "command line"
-    assert found["warmup_epochs"] == found["mi_start_loss"] == found["mean"] == "data set"
+    assert found["warmup_epochs"] == found["min_crop"] == found["mean"] == "data set"
     assert "num_masks" not in found and "temperature" not in found  # the parser's
     found = sources(main_pretrain, "--mask_ratio", "0.5", f"@{file}")
     assert found["mask_ratio"] == f"@{file}"  # the last one counts
@@ -75,17 +75,17 @@ def test_what_a_run_writes_says_where_its_values_are_from(pretrained):
     """The log, results.json, TensorBoard and the checkpoint."""
     assert "flags, and where those come from" in pretrained.out
     shown = " ".join(pretrained.out.split())
-    assert "mi_start_loss 0.45 [data set]" in shown and "temperature 0.07," in shown
+    assert "min_crop 0.8 [data set]" in shown and "temperature 0.07," in shown
     assert "batch_size 128 [command line]" in shown
     results = pretrained.results()
-    assert results["flags"]["mi_start_loss"] == 0.45 and results["flags"]["temperature"] == 0.07
-    assert results["flag_sources"]["mi_start_loss"] == "data set"
+    assert results["flags"]["mi_start_loss"] == "auto" and results["flags"]["temperature"] == 0.07
+    assert results["flag_sources"]["min_crop"] == "data set"
     assert "temperature" not in results["flag_sources"]
     assert "output_dir" not in results["flags"]
     state = torch.load(pretrained.folder / "checkpoint-last.pth", weights_only=True)
     assert state["flag_sources"]["batch_size"] == "command line"
     events = next(pretrained.folder.glob("events.*")).read_bytes()
-    assert b"mi_start_loss 0.45 [data set]" in events
+    assert b"min_crop 0.8 [data set]" in events
 
 
 def test_resume_names_what_changed(run_main_here, tmp_path):

@@ -135,6 +135,13 @@ def epochs_or_share(text: str) -> float:
     return number(float, 0)(text)
 
 
+def loss_or_share(text: str) -> float | str:
+    """An argparse type: a loss of at least 0, a share of another one such as `80%`, or `auto`."""
+    if text.endswith("%"):
+        return f"{number(float, 0)(text[:-1]):g}%"
+    return text if text == "auto" else number(float, 0)(text)
+
+
 # ----------------------------------------------------------------- a command line's own words
 
 RATES = ("--lr", "--blr")

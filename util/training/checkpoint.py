@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 LAST = "checkpoint-last.pth"
 TRAINED = "trained"  # the weights that training goes on with, where `model` is their running mean
+MEAN_PATCH = "mean_patch"  # of pre-training; older checkpoints lack it, which is learnt anew then
 
 
 class Stateful(Protocol):
@@ -224,7 +225,7 @@ class Checkpointer:
     def _load(self, state: dict, path: str) -> None:
         named = self.args.settings.named
         wanted = (*self.objects, "progress", "config")
-        absent = [key for key in wanted if key not in state and key != TRAINED]
+        absent = [key for key in wanted if key not in state and key not in (TRAINED, MEAN_PATCH)]
         if absent:
             elsewhere = " (weights alone go to --finetune)" * bool(named("finetune"))
             raise UsageError(
@@ -237,7 +238,7 @@ class Checkpointer:
         check += " and whether --lambda_min is 0" * bool(named("lambda_min"))
         load_weights(self.objects["model"], state["model"], path, check=check)
         for name, obj in self.objects.items():
-            if name != "model" and state[name]:  # a scaler that was off has none
+            if name != "model" and state.get(name):
                 self._restore(name, obj, state[name], path)
         self.progress.load_state_dict(state["progress"])
 

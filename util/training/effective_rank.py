@@ -1,4 +1,4 @@
-"""How many directions features use: the monitor of collapse."""
+"""How many directions features use, and how much of them tells images apart: of collapse."""
 
 import torch
 from torch import Tensor
@@ -27,3 +27,15 @@ def effective_rank(features: Tensor) -> float:
     singular = singular_values(centred)
     share = singular / singular.sum().clamp_min(1e-12)
     return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
+
+
+def image_share(latents: Tensor, num_masks: int) -> float:
+    """How much of the latents depends on the image: the variance over images of their means over
+    an image's masks, as a share of the mean squared length. 0: all images have the same.
+
+    Args:
+        latents: [B·N, D], the N of an image adjacent.
+    """
+    of_image = latents.float().unflatten(0, (-1, num_masks)).mean(1)  # [B, D]
+    variance = of_image.var(0, correction=0).sum()
+    return float(variance / of_image.square().sum(1).mean().clamp_min(1e-12))

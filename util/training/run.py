@@ -158,19 +158,22 @@ class Run:
         self.progress.step, self.progress.total_steps = step - self.first_step + 1, step + 1
         self.progress.closed = False
 
-    def log(self, step: int, more: Callable[[], dict[str, float]] = dict) -> None:
+    def log(
+        self, step: int, more: Callable[[dict[str, float]], dict[str, float]] = lambda losses: {}
+    ) -> None:
         """At log steps the mean losses since the last one go to the terminal and to TensorBoard;
         at every step the progress line moves on.
 
         Args:
-            more: called at log steps, for what is shown besides.
+            more: called at log steps with those means, for what is shown besides.
 
         Raises:
             NonFiniteLoss: a loss since the last log step was not finite.
         """
         if (step + 1) % self.args.log_every:
             return self.line.update(self.progress.step)
-        numbers = self.meters.check() | more() | {"lr": self.lr}
+        numbers = self.meters.check()
+        numbers |= more(numbers) | {"lr": self.lr}
         self.journal.scalars({f"train/{name}": n for name, n in numbers.items()}, step + 1)
         shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
         self.line.update(self.progress.step, "  ".join(shown))
