@@ -67,19 +67,6 @@ def test_black_and_white(tmp_path):
     assert np.array_equal(read(tmp_path / "bw.png", 1), 255 * (GREY > 128))
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bits_are_scaled_and_not_clipped(tmp_path, suffix):
-    deep = np.linspace(0, 65535, 24).astype(np.uint16).reshape(6, 4)
-    Image.fromarray(deep).save(tmp_path / f"deep.{suffix}")
-    assert np.array_equal(read(tmp_path / f"deep.{suffix}", 1), np.round(deep / 257))
-    assert read(tmp_path / f"deep.{suffix}").shape == (6, 4, 3)
-
-
-def test_floating_point_tiff(tmp_path):
-    Image.fromarray(GREY.astype(np.float32) / 255).save(tmp_path / "float.tif")
-    assert np.array_equal(read(tmp_path / "float.tif", 1), GREY)
-
-
 def test_lab_becomes_grey_by_way_of_colours(tmp_path):
     Image.new("LAB", (2, 2), (200, 128, 128)).save(tmp_path / "lab.tif")
     colour, grey = (read(tmp_path / "lab.tif", channels) for channels in (3, 1))
