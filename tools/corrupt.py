@@ -33,7 +33,7 @@ from util.data.corruption.corruptions import (
     to_pil,
 )
 from util.data.file_index import find_images
-from util.data.images import read_image
+from util.data.images import read_image, to_bytes
 from util.entry import run_main
 from util.errors import EXIT_DATA, RunError, UsageError
 from util.flags.parser import ArgumentParser, number
@@ -220,9 +220,7 @@ def load(path: str, in_chans: int, keep_size: bool) -> np.ndarray:
     Raises:
         OSError, ValueError: it cannot be read as uint8.
     """
-    pixels = read_image(path, in_chans).permute(1, 2, 0).numpy()
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"holds {pixels.dtype}, not 8-bit pixels")
+    pixels = to_bytes(read_image(path, in_chans)).permute(1, 2, 0).numpy()
     if keep_size:
         return pixels
     image = to_pil(pixels)

@@ -1,4 +1,4 @@
-"""No tag beside the pixels throws a whole picture away: the orientation counts, if it can be read."""
+"""No tag beside the pixels throws a picture away: the orientation counts, if it can be read."""
 
 import io
 import struct
@@ -157,12 +157,16 @@ def tiff(more, orientation=6, pixels=PIXELS):
 
 
 TIFF_ODD = {
-    "none": [], "XResolution as text": [(282, ASCII, 4, b"abc\0")],
-    "YCbCrPositioning as text": [(531, ASCII, 4, b"abc\0")], "Make as a number": [(271, SHORT, 1, 3)],
-    "sub-tags nowhere": [(0x8769, LONG, 1, 0xFFFFFFF0)], "sub-tags as text": [(0x8769, ASCII, 4, b"ab\0")],
-    "an XMP of numbers": [(700, SHORT, 1, 9)], "a resolution's unit as text": [(296, ASCII, 3, b"ab\0")],
+    "none": [],
+    "XResolution as text": [(282, ASCII, 4, b"abc\0")],
+    "YCbCrPositioning as text": [(531, ASCII, 4, b"abc\0")],
+    "Make as a number": [(271, SHORT, 1, 3)],
+    "sub-tags nowhere": [(0x8769, LONG, 1, 0xFFFFFFF0)],
+    "sub-tags as text": [(0x8769, ASCII, 4, b"ab\0")],
+    "an XMP of numbers": [(700, SHORT, 1, 9)],
+    "a resolution's unit as text": [(296, ASCII, 3, b"ab\0")],
     "a profile nowhere": [(34675, 7, 900, 0xFFFF0000)],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("odd", TIFF_ODD)
@@ -179,8 +183,9 @@ def test_no_mutated_tag_of_a_tiff_throws_it_away(tmp_path):
             (283, RATIONAL, 1, 584), (296, SHORT, 1, 2), (531, SHORT, 1, 1)]  # fmt: skip
     whole = tiff(more)
     names = [struct.unpack_from("<H", whole, 10 + 12 * i)[0] for i in range(16)]
-    places = [10 + 12 * i + k for i, tag in enumerate(names) if tag in (270, 271, 282, 283, 296, 531)
-              for k in range(2, 12)]  # fmt: skip
+    own = (270, 271, 282, 283, 296, 531)
+    starts = [10 + 12 * i for i, tag in enumerate(names) if tag in own]
+    places = [start + k for start in starts for k in range(2, 12)]
     for seed in range(400):
         rng = np.random.default_rng(seed)
         data = bytearray(whole)
@@ -195,8 +200,8 @@ def test_other_junk_beside_the_pixels(tmp_path):
     data = with_exif("PNG", block([(0x0112, SHORT, 1, 6)]))
     broken = png_chunk(b"tEXt", b"Comment\0hello")
     broken = broken[:-1] + bytes([broken[-1] ^ 1])
-    for junk in (broken, png_chunk(b"iCCP", b"x\0\0junk"), png_chunk(b"zTXt", b"x\0\0junk"),
-                 png_chunk(b"iTXt", b"x"), png_chunk(b"pHYs", b"1"), png_chunk(b"cHRM", b"")):  # fmt: skip
+    odd = {b"iCCP": b"x\0\0junk", b"zTXt": b"x\0\0junk", b"iTXt": b"x", b"pHYs": b"1", b"cHRM": b""}
+    for junk in (broken, *(png_chunk(*chunk) for chunk in odd.items())):
         (tmp_path / "a.png").write_bytes(data[:33] + junk + data[33:])
         assert orientation_of(tmp_path / "a.png") == 6, junk[4:8]
     data = with_exif("JPEG", block([(0x0112, SHORT, 1, 6)]))

@@ -19,6 +19,7 @@ from util.data.images import convert, read_image, to_tensor
 from util.data.openclipart import load_drawings
 from util.data.same_data import check_same
 from util.data.scenes.labels import largest_objects
+from util.data.value_scale import check_scale
 from util.errors import UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,11 +30,13 @@ class Images:
     """Labelled images: `read(i)` [C, H, W], `name(i)`, `targets` (−1: none), `classes` (names).
 
     published: the test set that they are, whole as its authors published it; else empty.
+    value_range: --value_range, for files of more than 8 bits.
     """
 
     targets: np.ndarray  # int64
     classes: list[str]
     published = ""
+    value_range: Sequence[float] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -75,7 +78,7 @@ class FileImages(Images):
         self.targets = np.asarray(targets, dtype=np.int64)
 
     def read(self, index: int) -> torch.Tensor:
-        return read_image(self.name(index), self.in_chans)
+        return read_image(self.name(index), self.in_chans, self.value_range)
 
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
@@ -240,8 +243,9 @@ def _scenes(split: str, data_path: str, in_chans: int, download: bool) -> Images
 
 
 def load_test_folder(
-    folder: str, classes: list[str], in_chans: int, flag: str = "--test"
-) -> Images:
+    folder: str, classes: list[str], in_chans: int, flag: str = "--test",
+    value_range: Sequence[float] | None = None,
+) -> Images:  # fmt: skip
     """Labelled images FOLDER/CLASS/IMAGE, numbered as the classes of a training set are.
 
     Raises:
@@ -261,7 +265,7 @@ def load_test_folder(
             f"({', '.join(unknown[:3])}): both need the same names"
         )
     images = FileImages(folder, paths, [number[name] for name in names], classes, in_chans)
-    images.published = published_set(names)
+    images.published, images.value_range = published_set(names), value_range
     return images
 
 
@@ -324,26 +328,30 @@ DATASETS = {
 }
 
 
-def load_images(args, split: str) -> Images:
+def load_images(args, split: str, is_normalised: bool = True) -> Images:
     """Open a split of the data set that the flags name.
 
     The training split is what --subset_file and --train_fraction leave of it.
 
     Args:
         split: `pretrain` (training images, with or without labels), `train` or `val`.
+        is_normalised: --mean and --std are for them.
 
     Raises:
         UsageError: data that is missing, empty or without the labels that are needed; on all
             ranks, where one of them lacks it or has other images than the others.
     """
-    images = agreement.all_or_none(lambda: _load_own(args, split))
+    images = agreement.all_or_none(lambda: _load_own(args, split, is_normalised))
     drawn = ", --subset_file and --train_fraction" if split == "train" else ""
     check_same(images.targets, images.classes, f"{split} images", "--data_path" + drawn)
     return images
 
 
-def _load_own(args, split: str) -> Images:
+def _load_own(args, split: str, is_normalised: bool) -> Images:
     images = DATASETS[args.dataset].load(split, args.data_path, args.in_chans, args.download)
+    images.value_range = getattr(args, "value_range", None)
+    if is_normalised and not isinstance(images, ArrayImages):
+        check_scale(images, args)
     if split == "val":
         return images
     if args.subset_file:

@@ -82,6 +82,17 @@ def exif_orientation_of(image: Image.Image) -> object:
     return image.getexif().get(ORIENTATION, UPRIGHT)
 
 
+def stored_orientation(file: BinaryIO) -> object:
+    """The EXIF orientation of an image file, whatever else stands in its metadata."""
+    try:
+        with Image.open(file) as image:
+            return exif_orientation_of(image)
+    except Exception:  # a tag that Pillow cannot parse
+        file.seek(0)
+        bare = without_metadata(file.read())
+        return bare.orientation if bare else UPRIGHT
+
+
 def _turned(pixels: Tensor, orientation: object) -> Tensor:
     swaps, flips = TURNS.get(orientation, (False, ()))
     pixels = pixels.transpose(1, 2) if swaps else pixels
@@ -145,11 +156,11 @@ def to_bytes(image: Tensor) -> Tensor:
     return (image * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-OFF_SCALE = 0.01  # a share of the pixels: single ones decide nothing
+OFF_SCALE = 0.1  # a share of the pixels: single ones decide nothing
 
 
 def is_off_scale(image: Tensor) -> bool:
-    """Whether more than a hundredth of an image's floats lie outside 0..1."""
+    """Whether more than a tenth of an image's floats lie outside 0..1."""
     if image.dtype == torch.uint8:
         return False
     return ((image < 0) | (image > 1)).float().mean().item() > OFF_SCALE

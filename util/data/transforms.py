@@ -117,6 +117,7 @@ class AutoAugment:
     def __init__(self, policy: str, size: tuple[int, int], mean: Sequence[float]):
         from timm.data.auto_augment import auto_augment_transform, posterize, rand_augment_transform
 
+        self.policy = policy
         if len(mean) not in (1, 3):
             raise UsageError(f"--aa {policy} needs 1 or 3 channels, not {len(mean)}: use --aa none")
         fill = tuple(round(255 * m) for m in (mean if len(mean) == 3 else list(mean) * 3))
@@ -136,6 +137,11 @@ class AutoAugment:
     def __call__(self, image: Tensor) -> Tensor:
         from torchvision.transforms.v2.functional import to_pil_image
 
+        if image.dtype != torch.uint8:
+            raise UsageError(
+                f"--aa {self.policy} works on 8 bits a value, and there are images of 16 or of "
+                "floats: use --aa none"
+            )
         image = to_pil_image(image)
         return to_tensor(self.augment(image.convert("RGB")).convert(image.mode))
 

@@ -48,6 +48,9 @@ def add_image_flags(add: Callable) -> None:
     add("--in_chans", type=number(int, 1), help="image channels")
     add("--mean", type=float, nargs="+", help="per channel, of values in 0..1")
     add("--std", type=number(float, 1e-6), nargs="+", help="per channel")
+    add("--value_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="the numbers that become 0 and 1 in files of more than 8 bits (default: 0 and 65535 "
+        "of unsigned 16 bits; floats and other integers stay as they are)")
     add("--max_bad_images", type=number(int, 0), default=100,
         help="unreadable images are logged and replaced; more of them than this end the run")
     add("--num_workers", type=number(int, 0), default=10,
@@ -225,6 +228,8 @@ def parse_args(
     if getattr(args, "lr_schedule", None) == "multistep" and not args.lr_milestones:
         unit = "iterations" if "iterations" in dests else "epochs"
         parser.error(f"--lr_schedule multistep needs --lr_milestones: name the {unit}")
+    if getattr(args, "value_range", None) and not args.value_range[0] < args.value_range[1]:
+        parser.error("--value_range needs a number and a higher one: those that become 0 and 1")
     try:
         fit_channels(args)
         set_batch_size(args)

@@ -74,10 +74,11 @@ def take_from_checkpoint(args: argparse.Namespace, config: Mapping[str, object])
     A flag that contradicts it is obeyed, and one line names it.
 
     Args:
-        config: `model`, `input_size`, `in_chans`, `mean` and `std`, as far as they are known.
+        config: `model`, `input_size`, `in_chans`, `mean`, `std` and `value_range`, as far as they
+            are known.
     """
     contradicted = []
-    for name in ("model", "in_chans", "input_size", "mean", "std"):
+    for name in ("model", "in_chans", "input_size", "mean", "std", "value_range"):
         value = config.get(name)
         if value is None or not hasattr(args, name):
             continue

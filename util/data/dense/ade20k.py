@@ -233,7 +233,7 @@ class MappedImages(Images):
         self.targets = np.array([zlib.crc32(os.fsencode(path)) for path in self.paths])
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        image = read_image(self.name(index), self.in_chans)
+        image = read_image(self.name(index), self.in_chans, self.value_range)
         path = os.path.join(self.map_folder, self.map_paths[index])
         labels = self.labels.read(path)
         if image.shape[1:] != labels.shape:
@@ -283,7 +283,10 @@ def _paired(folder: str, map_folder: str) -> tuple[list[str], list[str]]:
     return [images[stem] for stem in stems], [maps[stem] for stem in stems]
 
 
-def load_mapped_images(data_path: str, split: str, labels: Labels, in_chans: int) -> MappedImages:
+def load_mapped_images(
+    data_path: str, split: str, labels: Labels, in_chans: int,
+    value_range: Sequence[float] | None = None,
+) -> MappedImages:  # fmt: skip
     """A split of the data, of which a pair has been read.
 
     Raises:
@@ -293,6 +296,7 @@ def load_mapped_images(data_path: str, split: str, labels: Labels, in_chans: int
 
     def load() -> MappedImages:
         images, problem = MappedImages(data_path, split, labels, in_chans), ""
+        images.value_range = value_range
         for index in range(min(len(images), FIRST)):
             try:
                 images.read(index)
