@@ -34,6 +34,7 @@ from util.data.corruption.corruptions import (
 )
 from util.data.file_index import find_images
 from util.data.images import read_image, to_bytes
+from util.data.transforms import ELONGATED
 from util.entry import run_main
 from util.errors import EXIT_DATA, RunError, UsageError
 from util.flags.parser import ArgumentParser, number
@@ -227,8 +228,13 @@ def load(path: str, in_chans: int, keep_size: bool) -> np.ndarray:
     short = min(image.size)
     width, height = (int(RESIZE * side / short) for side in image.size)
     left, top = round((width - CROP) / 2), round((height - CROP) / 2)
-    image = image.resize((width, height), Image.BILINEAR)
-    image = image.crop((left, top, left + CROP, top + CROP))
+    if width * height > ELONGATED * RESIZE**2:  # what would be cut off is not made at all
+        scale = short / RESIZE
+        box = tuple(side * scale for side in (left, top, left + CROP, top + CROP))
+        image = image.resize((CROP, CROP), Image.BILINEAR, box=box)
+    else:
+        image = image.resize((width, height), Image.BILINEAR)
+        image = image.crop((left, top, left + CROP, top + CROP))
     return np.asarray(image).reshape(CROP, CROP, in_chans)
 
 

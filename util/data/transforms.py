@@ -11,7 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from util.data.images import to_float, to_tensor
+from util.data.resample import resized_window
 from util.errors import UsageError
+
+ELONGATED = 8  # times as long as the crop: only what is kept of such a picture is resized
 
 
 def resize(
@@ -59,9 +62,11 @@ class ResizeCenterCrop:
         box = self._box()
         scale = max(box[0] / height, box[1] / width)
         resized = [max(int(height * scale), box[0]), max(int(width * scale), box[1])]
+        top, left = (round((a - b) / 2) for a, b in zip(resized, self.size, strict=True))
+        if resized[0] * resized[1] > ELONGATED * box[0] * box[1]:
+            return resized_window(image, tuple(resized), top, left, self.size, self.interpolation)
         if resized != [height, width]:
             image = resize(image, resized, self.interpolation)
-        top, left = (round((a - b) / 2) for a, b in zip(image.shape[1:], self.size, strict=True))
         return image[:, top : top + self.size[0], left : left + self.size[1]]
 
 
