@@ -17,11 +17,11 @@ def smooth(height, width, dtype=torch.uint8, channels=3):
 
 
 def assert_within_rounding(found, expected):
-    """torch rounds after each direction, to whole levels."""
+    """torch rounds its weights for bytes, and after each direction."""
     assert found.dtype == expected.dtype and found.shape == expected.shape
     difference = (found.double() - expected.double()).abs()
     if found.dtype == torch.uint8:
-        assert difference.max() <= 2 and difference.mean() < 0.35
+        assert difference.max() <= 3 and difference.mean() < 0.35
     else:
         assert difference.max() < 1e-4
 

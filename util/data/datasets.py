@@ -14,7 +14,8 @@ from PIL import Image
 
 from util.cluster import agreement
 from util.data.few_labels import balanced_draw
-from util.data.file_index import find_images
+from util.data.file_index import find_images, folders_with_images
+from util.data.image_list import listed_positions
 from util.data.images import convert, read_image, to_tensor
 from util.data.openclipart import load_drawings
 from util.data.same_data import check_same
@@ -46,6 +47,10 @@ class Images:
 
     def name(self, index: int) -> str:
         raise NotImplementedError
+
+    def relative_name(self, index: int) -> str:
+        """The name as a published list has it: a path below the folder of the split."""
+        return self.name(index)
 
     def files(self, index: int) -> tuple[str, ...]:
         """The paths of what an image is made of; of an array in memory there are none."""
@@ -81,7 +86,10 @@ class FileImages(Images):
         return read_image(self.name(index), self.in_chans, self.value_range)
 
     def name(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.paths[index]))
+        return os.path.join(self.root, self.relative_name(index))
+
+    def relative_name(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
 
     def files(self, index: int) -> tuple[str, ...]:
         return (self.name(index),)
@@ -99,6 +107,9 @@ class Subset(Images):
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.ids[index]))
+
+    def relative_name(self, index: int) -> str:
+        return self.images.relative_name(int(self.ids[index]))
 
     def files(self, index: int) -> tuple[str, ...]:
         return self.images.files(int(self.ids[index]))
@@ -223,13 +234,15 @@ def _image_folder(split: str, data_path: str, in_chans: int, download: bool) -> 
     of_images = [path.split(os.sep)[0] for path in paths]
     # A class's number is its place in train/, whichever classes val/ has.
     train = os.path.join(data_path, "train")
-    classes = _class_folders(train) if os.path.isdir(train) else sorted(set(of_images))
+    classes = sorted(set(of_images))
+    if part == "val" and os.path.isdir(train):
+        classes = folders_with_images(train)
     number = {name: i for i, name in enumerate(classes)}
     unknown = sorted(set(of_images) - set(classes))
     if unknown:
         raise UsageError(
-            f"--data_path {folder} has class folders that {train} lacks ({unknown[0]}): both "
-            "need the same names"
+            f"--data_path {folder} has class folders that {train} lacks, or has no image of "
+            f"({unknown[0]}): both need the same names"
         )
     images = FileImages(folder, paths, [number[name] for name in of_images], classes, in_chans)
     images.published = published_set(of_images) if part == "val" else ""
@@ -267,11 +280,6 @@ def load_test_folder(
     images = FileImages(folder, paths, [number[name] for name in names], classes, in_chans)
     images.published, images.value_range = published_set(names), value_range
     return images
-
-
-def _class_folders(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 def _flat(split: str, data_path: str, in_chans: int, download: bool) -> Images:
@@ -360,37 +368,3 @@ def _load_own(args, split: str, is_normalised: bool) -> Images:
         draw = getattr(args, "draw", 0)  # a flag of fine-tuning alone
         images = Subset(images, balanced_draw(images.targets, args.train_fraction, draw))
     return images
-
-
-def listed_positions(images: Images, path: str, flag: str) -> list[int]:
-    """Positions of the images that a published list names: a line is a file name, or CLASS/NAME.
-
-    Raises:
-        UsageError: a list that cannot be read or is not of this set; the line names the flag.
-    """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            wanted = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{flag} {path} cannot be read ({error})") from None
-    by_name: dict[str, int] = {}
-    ambiguous = set()
-    for index in range(len(images)):
-        name = images.name(index)
-        short = os.path.basename(name)
-        ambiguous.update({short} & by_name.keys())
-        by_name[short] = by_name["/".join(name.split(os.sep)[-2:])] = index
-    doubtful = [name for name in wanted if name in ambiguous]
-    if doubtful:
-        raise UsageError(
-            f"{flag} {path}: more than one image is called {doubtful[0]}: write CLASS/NAME"
-        )
-    if not wanted:
-        raise UsageError(f"{flag} {path} is empty: it takes an image's name a line")
-    absent = [name for name in wanted if name not in by_name]
-    if absent:
-        raise UsageError(
-            f"{flag} {path} names {len(absent)} of {len(wanted)} images that the data set "
-            f"lacks ({', '.join(absent[:3])}): use the list of this data set"
-        )
-    return [by_name[name] for name in wanted]

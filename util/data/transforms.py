@@ -60,8 +60,10 @@ class ResizeCenterCrop:
     def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[1:]
         box = self._box()
-        scale = max(box[0] / height, box[1] / width)
-        resized = [max(int(height * scale), box[0]), max(int(width * scale), box[1])]
+        if box[0] * width >= box[1] * height:  # whole numbers: 103 · (256 / 103) is below 256
+            resized = [box[0], box[0] * width // height]
+        else:
+            resized = [box[1] * height // width, box[1]]
         top, left = (round((a - b) / 2) for a, b in zip(resized, self.size, strict=True))
         if resized[0] * resized[1] > ELONGATED * box[0] * box[1]:
             return resized_window(image, tuple(resized), top, left, self.size, self.interpolation)

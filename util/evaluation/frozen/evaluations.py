@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.data.datasets import Images, listed_positions
+from util.data.datasets import Images
 from util.data.few_labels import balanced_draw
+from util.data.image_list import listed_positions
 from util.evaluation.frozen import attentive, monitors, probes
 from util.evaluation.frozen.features import FeatureStore
 from util.evaluation.frozen.patches import Dense
