@@ -39,6 +39,7 @@ from util.evaluation.frozen.features import (
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
+from util.flags.settings import fit_channels
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training.run import Run
 
@@ -161,6 +162,8 @@ def open_encoder(
     seed_libraries(args.seed, STREAM_INIT)  # a baseline's weights depend on nothing else
     flags = copy.copy(like if name in BASELINES and like else args)
     flags.settings = copy.deepcopy(flags.settings)
+    if name in BASELINES:
+        fit_channels(flags)
     if name == "pixels":
         return FrozenEncoder(None, Normalize(flags.mean, flags.std)), flags
     pretrained = None

@@ -9,7 +9,7 @@ from util.data.datasets import DATASETS
 from util.errors import UsageError
 from util.flags import defaults
 from util.flags.parser import ArgumentParser, Share, epochs_or_share, number, refuse_second_rate
-from util.flags.settings import Settings, fit_channels
+from util.flags.settings import Settings, fit_image_flags
 
 
 def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> None:
@@ -228,10 +228,8 @@ def parse_args(
     if getattr(args, "lr_schedule", None) == "multistep" and not args.lr_milestones:
         unit = "iterations" if "iterations" in dests else "epochs"
         parser.error(f"--lr_schedule multistep needs --lr_milestones: name the {unit}")
-    if getattr(args, "value_range", None) and not args.value_range[0] < args.value_range[1]:
-        parser.error("--value_range needs a number and a higher one: those that become 0 and 1")
     try:
-        fit_channels(args)
+        fit_image_flags(args)
         set_batch_size(args)
     except UsageError as error:
         parser.error(str(error))
