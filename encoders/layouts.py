@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from encoders.grids import find_grid, told_sizes
 from encoders.keys import MMPRETRAIN, TORCHVISION, TRANSFORMERS, Rules, Weights, convert
-from encoders.pos_embed import square_grid
 from util.errors import UsageError
 from util.weights.formats import read_weights
 
@@ -105,6 +105,7 @@ class Foreign:
 
     normalization: mean and std of its images; None where it cannot be known. left_over: keys that
     are no part of the encoder, and other models of the file. config: the file's, or its folder's.
+    flags: those of the training run that left them in its file.
     """
 
     path: str
@@ -114,6 +115,11 @@ class Foreign:
     config: dict
     normalization: Normalization | None
     left_over: list[str]
+    flags: dict = field(default_factory=dict)
+
+    def grid(self) -> tuple[int, tuple[int, int]] | None:
+        """How many tokens before the patches have a position, and the patches' grid."""
+        return find_grid(self.weights, told_sizes(self.config, self.flags))
 
     def architecture(self, num_heads: int | None = None) -> dict:
         """The model that the weights are of, in plain values: `family`, `eps`, and the arguments of
@@ -157,8 +163,9 @@ def open_encoder(path: str) -> Foreign:
             f"{', '.join(list(raw)[:3])}); known are {', '.join(LAYOUTS)}"
         )
     weights, left_over = convert(raw, prefix, LAYOUTS[name].rules)
-    normalization = _normalization(name, config, weights, _flags(state.get("args")))
-    return Foreign(path, name, weights, raw, config, normalization, left_over + set_aside)
+    flags = _flags(state.get("args"))
+    normalization = _normalization(name, config, weights, flags)
+    return Foreign(path, name, weights, raw, config, normalization, left_over + set_aside, flags)
 
 
 def _flags(args: object) -> dict:
@@ -245,7 +252,7 @@ def _vit_architecture(foreign: Foreign, num_heads: int | None) -> dict:
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
         init_values=1.0 if "blocks.0.ls1.gamma" in weights else None,
         reg_tokens=0 if registers is None else registers.shape[1],
-        no_embed_class=_has_no_class_position(weights),
+        no_embed_class=(foreign.grid() or (1, ()))[0] == 0,
     )
 
 
@@ -266,14 +273,6 @@ def _num_heads(foreign: Foreign, width: int) -> int:
             f"heads of a model {width} wide: give --num_heads"
         )
     return int(heads or width // 64)
-
-
-def _has_no_class_position(weights: Weights) -> bool:
-    try:
-        square_grid(weights["pos_embed"].shape[1])
-    except ValueError:
-        return False
-    return True
 
 
 def _patches(foreign: Foreign) -> tuple[int, int]:
