@@ -13,8 +13,7 @@ Shapes: D the encoder's width, C channels, p a patch's side in pixels, L patches
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
+from encoders.file_parts import ANCHORS, find_weights
 from encoders.grids import find_grid, told_sizes
 from encoders.keys import MMPRETRAIN, TORCHVISION, TRANSFORMERS, Rules, Weights, convert
 from util.errors import UsageError
@@ -25,17 +24,6 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, per
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: Normalization = ((0.5,) * 3, (0.5,) * 3)
 
-# Where a file keeps its weights, the preferred first: trained weights before their running mean,
-# and DINO's teacher before its student, as published.
-WRAPPERS = (
-    "model", "module", "state_dict", "model_state_dict", "teacher", "student", "model_ema",
-    "state_dict_ema",
-)  # fmt: skip
-# The end of the patch embedding's key; what stands before it is the prefix of the encoder's keys.
-ANCHORS = (
-    "patch_embed.proj.weight", "patch_embed.projection.weight",
-    "embeddings.patch_embeddings.projection.weight", "conv_proj.weight",
-)  # fmt: skip
 SECOND_CHOICE = ("momentum", "student", "target")  # in prefixes of a file's other encoders
 
 # Attention heads where there are not 64 channels to a head: this project's tiny encoder, and the
@@ -151,9 +139,12 @@ def open_encoder(path: str) -> Foreign:
     state, config = read_weights(path)
     own = state.get("config")
     config = config | (own if isinstance(own, dict) else {})
-    raw, set_aside = _find_weights(state)
+    raw, set_aside = find_weights(state)
     if not raw:
-        raise UsageError(f"--finetune {path} holds no model weights: name a checkpoint")
+        raise UsageError(
+            f"--finetune {path} holds no model weights: its keys begin with "
+            f"{', '.join([str(key) for key in state][:3]) or 'none'}; name a checkpoint"
+        )
     prefix = _find_prefix(raw)
     marks = [*raw, *(f"config.{key}=" for key in config)]
     name = next((n for n, layout in LAYOUTS.items() if _fits(layout, marks)), None)
@@ -171,19 +162,6 @@ def open_encoder(path: str) -> Foreign:
 def _flags(args: object) -> dict:
     """The flags that a training run left in its file: an argparse.Namespace, or a dict."""
     return args if isinstance(args, dict) else getattr(args, "__dict__", {})
-
-
-def _find_weights(state: dict) -> tuple[Weights, list[str]]:
-    """The weights, and the other places of the file that hold some."""
-    set_aside = []
-    for _ in range(3):  # DDP's `module` in an EMA's `state_dict` in a `model`
-        places = [name for name in WRAPPERS if isinstance(state.get(name), dict)]
-        if not places:
-            break
-        state = state[places[0]]
-        set_aside += places[1:]
-    weights = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    return weights, set_aside
 
 
 def _find_prefix(raw: Iterable[str]) -> str | None:

@@ -76,8 +76,16 @@ def build_vit(
     model.set_grad_checkpointing(grad_checkpointing)
     if has_biases:
         add_position_biases(model)
+    spare_tokens(model)
     model.family = "vit"
     return model
+
+
+def spare_tokens(model: nn.Module) -> None:
+    """Let no token decay, nor a position: timm 1.0.15 does not name registers among them."""
+    tokens = {name for name, p in model.named_parameters(recurse=False) if p.ndim == 3}
+    exempt = set(model.no_weight_decay()) | tokens
+    model.no_weight_decay = lambda: exempt
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -147,23 +147,32 @@ def _list(root: str, relative: str, parents: frozenset[Identity]) -> tuple[list[
         identity = (status.st_dev, status.st_ino)
         if identity in parents:
             return [], found
+        inside = parents | {identity}
         with os.scandir(folder) as entries:
             for entry in entries:
-                # The suffix comes first: it spares a network disk one look-up per image.
-                if _is_named_as_image(entry.name):
+                kind = _kind(entry)
+                if kind == "image":
                     found.images.append(prefix + entry.name)
-                elif entry.is_dir():
-                    if entry.name.startswith(".") or entry.name.lower() in JUNK_FOLDERS:
-                        found.junk[entry.name] += 1
-                    else:
-                        places.append((prefix + entry.name, parents | {identity}))
-                elif _is_image_without_suffix(entry):
-                    found.images.append(prefix + entry.name)
+                elif kind == "folder":
+                    places.append((prefix + entry.name, inside))
+                elif kind == "junk":
+                    found.junk[entry.name] += 1
                 else:
                     found.skipped[_suffix(entry.name)] += 1
     except OSError as error:
         raise _unreadable(folder, error) from None
     return places, found
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """`image`, `folder`, `junk` (a folder to pass over) or `file`."""
+    # The suffix comes first: it spares a network disk one look-up per image.
+    if _is_named_as_image(entry.name):
+        return "image"
+    if entry.is_dir():
+        is_junk = entry.name.startswith(".") or entry.name.lower() in JUNK_FOLDERS
+        return "junk" if is_junk else "folder"
+    return "image" if _is_image_without_suffix(entry) else "file"
 
 
 def _suffix(name: str) -> str:
@@ -174,11 +183,11 @@ def _suffix(name: str) -> str:
 
 def _is_image_without_suffix(entry: os.DirEntry) -> bool:
     """By its first bytes: many data sets name images by a number or a checksum alone."""
-    if "." in entry.name:
+    if "." in entry.name or not entry.is_file():
         return False
     try:
         with open(entry.path, "rb") as file:
             start = file.read(12)
-    except OSError:  # a link to nowhere, a socket
+    except OSError:  # who may not read it will not miss it
         return False
     return start.startswith(STARTS) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
