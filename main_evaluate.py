@@ -207,6 +207,7 @@ def main(args: argparse.Namespace) -> None:
         sets = {kind: image_sets(flags) for kind, flags in kinds.items()}
         mapped = {k: patches.load(flags) for k, flags in kinds.items()} if args.dense else {}
         train, tests = next(iter(sets.values()))
+        frozen.check_labels(train, args)
         real = read_real_labels(args.real_labels, tests["val"]) if args.real_labels else None
         lists = {
             name: frozen.listed_ids(path, train)
