@@ -151,6 +151,24 @@ def _pixels_or_none(path):
         return None
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+@pytest.mark.parametrize("in_chans", [1, 3, 4])
+def test_the_first_of_several_frames(tmp_path, kind, in_chans):
+    frames = [Image.fromarray(np.full((24, 16, 3), level, np.uint8)) for level in (40, 90, 200)]
+    options = {} if kind in ("TIFF", "MPO") else {"duration": 100}
+    frames[0].save(tmp_path / "a", format=kind, save_all=True, append_images=frames[1:], **options)
+    with Image.open(tmp_path / "a") as image:
+        assert getattr(image, "n_frames", 1) == 3
+    colours = read(tmp_path / "a", in_chans).reshape(24, 16, in_chans)[..., :3]
+    assert np.abs(colours - 40).max() <= 2
+
+
+def test_the_first_page_of_a_deep_tiff(tmp_path):
+    pages = [Image.fromarray(np.full((4, 6), level, np.uint16)) for level in (500, 60000)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert read_image(str(tmp_path / "a.tif"), 1).unique().item() == pytest.approx(500 / 65535)
+
+
 def test_a_misnamed_file(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "x.jpg", format="PNG")
     assert np.array_equal(read(tmp_path / "x.jpg"), COLOUR)
