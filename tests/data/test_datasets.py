@@ -250,8 +250,10 @@ def test_an_error_in_the_augmentation_is_no_bad_image(tmp_path):
         raise ValueError("a bug")
 
     save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(ValueError, match="a bug") as error:
         TransformedImages(load("flat", "pretrain", tmp_path), broken, seed=0)[0, 0]
+    notes = getattr(error.value, "__notes__", ["with the image", "1.png"])  # from Python 3.11 on
+    assert "with the image" in notes[0] and "1.png" in notes[-1]
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(image_tree):

@@ -136,6 +136,24 @@ def test_16_bit_colours_of_a_tiff(tmp_path, compression):
     agree(read(tmp_path / "a.tif", 3), values / 65535)
 
 
+def test_16_bit_colours_of_a_tiff_in_strips(tmp_path):
+    """One row after the other, which lie in another order in the file."""
+    values = deep(6, 4, 3)
+    rows = [row.astype("<u2").tobytes() for row in values]
+    entries = [(256, 3, 1, 4), (257, 3, 1, 6), (258, 3, 3, 180), (259, 3, 1, 1), (262, 3, 1, 2),
+               (273, 4, 6, 200), (277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 6, 230)]  # fmt: skip
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    head += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    order = [3, 0, 5, 1, 4, 2]
+    offsets = [260 + 24 * order.index(row) for row in range(6)]
+    data = head.ljust(180, b"\0") + struct.pack("<HHH", 16, 16, 16)
+    data = data.ljust(200, b"\0") + struct.pack("<6I", *offsets)
+    data = data.ljust(230, b"\0") + struct.pack("<6I", *[24] * 6)
+    data = data.ljust(260, b"\0") + b"".join(rows[row] for row in order)
+    (tmp_path / "a.tif").write_bytes(data)
+    agree(read(tmp_path / "a.tif", 3), values / 65535)
+
+
 def test_a_tiff_whose_zero_is_white(tmp_path):
     values = deep(5, 7)
     buffer = io.BytesIO()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from util.data.dense.ade20k import Labels
 from util.data.images import read_image
 from util.data.metadata import EXIF_START, PNG_START, exif_orientation, png_chunk, without_metadata
 
@@ -210,6 +211,16 @@ def test_other_junk_beside_the_pixels(tmp_path):
         part = bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
         (tmp_path / "a.jpg").write_bytes(data[:2] + part + data[2:])
         assert orientation_of(tmp_path / "a.jpg") == 6, content
+
+
+def test_a_label_map_with_junk_beside_its_pixels(tmp_path):
+    values = RNG.integers(0, 4, (6, 5), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    for junk in (png_chunk(b"iTXt", b"x"), png_chunk(b"pHYs", b"1"), png_chunk(b"iCCP", b"x\0\0j")):
+        (tmp_path / "a.png").write_bytes(data[:33] + junk + data[33:])
+        found = Labels(["w", "x", "y"], 1).read(str(tmp_path / "a.png"))
+        assert np.array_equal(found.numpy(), values.astype(int) - 1)
 
 
 @pytest.mark.parametrize("kind", [*FORMATS, "TIFF"])

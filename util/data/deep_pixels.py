@@ -34,23 +34,18 @@ def read_deep(
     """
     if image.mode.startswith(("I", "F")):
         return _grey(image, in_chans, value_range, name)
-    args = image.tile[0].args if image.tile else ""
-    packing = str(args if isinstance(args, str) else args[0] if args else "")
-    mode, _, depth = packing.partition(";")
+    mode, _, depth = packing(image).partition(";")
     if depth not in HIGH_LOW or mode not in ("RGB", "RGBX", "RGBA", "LA"):
         return None
     if mode == "LA":
+        if image.format != "PNG":
+            return None
         values = _grey_and_alpha(file)
     else:
         high = np.asarray(image).astype(np.uint16)
         with _opened(file) as lower:
-            tile = lower.tile[0]
-            other = f"{mode};{HIGH_LOW[depth]}"
-            lower.tile = [
-                tile._replace(args=other if isinstance(args, str) else (other, *tile.args[1:]))
-            ]
-            low = np.asarray(lower)
-        values = high << 8 | low
+            lower.tile = [_unpacked(part, f"{mode};{HIGH_LOW[depth]}") for part in lower.tile]
+            values = high << 8 | np.asarray(lower)
     clear = image.info.get("transparency")
     alpha = None
     if values.shape[2] in (2, 4):
@@ -58,6 +53,19 @@ def read_deep(
     elif clear is not None:
         alpha = (values != np.array(clear)).any(2).astype(np.float32)
     return to_channels(scaled(values, 65535, value_range, name), alpha, in_chans)
+
+
+def packing(image: Image.Image) -> str:
+    """How the pixels of an open file that has not been loaded are packed, as `RGB;16B`."""
+    args = image.tile[0][3] if getattr(image, "tile", None) else ""
+    args = args[0] if isinstance(args, tuple | list) and args else args
+    return args if isinstance(args, str) else ""
+
+
+def _unpacked(part: tuple, how: str) -> tuple:
+    """A part of a file (codec, place, offset, arguments) that is unpacked in another way."""
+    new = how if isinstance(part[3], str) else (how, *part[3][1:])
+    return part._replace(args=new) if hasattr(part, "_replace") else (*part[:3], new)
 
 
 def _opened(file: BinaryIO) -> Image.Image:

@@ -24,17 +24,10 @@ def listed_positions(images: Named, path: str, flag: str) -> list[int]:
         UsageError: a list that cannot be read or is not of this set; the line names the flag.
     """
     wanted = _lines(path, flag)
-    exact: dict[str, int] = {}
-    by_end: dict[str, list[int]] = {}
     names = set(wanted)
-    depths = {name.count("/") + 1 for name in names}
-    for index in range(len(images)):
-        relative = _plain(images.relative_name(index))
-        if relative in names:
-            exact[relative] = index
-        parts = _plain(os.path.abspath(images.name(index))).split("/")
-        for end in {"/".join(parts[-depth:]) for depth in depths} & names:
-            by_end.setdefault(end, []).append(index)
+    relative = (images.relative_name(index) for index in range(len(images)))
+    exact = {name: index for index, name in enumerate(map(_plain, relative)) if name in names}
+    by_end = _by_end(images, names - exact.keys())
     found, absent = [], []
     for name in wanted:
         ids = [exact[name]] if name in exact else by_end.get(name, [])
@@ -51,6 +44,20 @@ def listed_positions(images: Named, path: str, flag: str) -> list[int]:
             f"{flag} {path} names {len(absent)} of {len(wanted)} images that the data set "
             f"lacks ({', '.join(absent[:3])}): use the list of this data set"
         )
+    return found
+
+
+def _by_end(images: Named, names: set[str]) -> dict[str, list[int]]:
+    """The images whose whole paths end with each name."""
+    found: dict[str, list[int]] = {}
+    depths = {name.count("/") for name in names}
+    for index in range(len(images) if names else 0):
+        name = _plain(images.name(index))
+        if max(depths) > name.count("/"):
+            name = _plain(os.path.abspath(name))
+        parts = name.rsplit("/", max(depths) + 1)
+        for end in {"/".join(parts[-1 - depth :]) for depth in depths} & names:
+            found.setdefault(end, []).append(index)
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from util.data.deep_pixels import Range, read_deep, scaled
+from util.data.deep_pixels import Range, packing, read_deep, scaled
 from util.data.metadata import ORIENTATION, UPRIGHT, without_metadata
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,22 @@ def _read_picture(
 def exif_orientation_of(image: Image.Image) -> object:
     """What an open file's EXIF says, upright where it says nothing."""
     return image.getexif().get(ORIENTATION, UPRIGHT)
+
+
+def open_picture(path: str) -> Image.Image:
+    """A picture as Pillow has it, loaded; metadata that cannot be parsed are passed over."""
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except Exception:
+        bare = without_metadata(data)
+        if bare is None:
+            raise
+        image = Image.open(io.BytesIO(bare.data))
+        image.load()
+    return image
 
 
 def stored_orientation(file: BinaryIO) -> object:
@@ -185,8 +201,7 @@ def convert(image: Image.Image, in_chans: int, name: str = "image") -> Image.Ima
 
 def _scale_transparent_value(image: Image.Image) -> None:
     """Pillow stretches greys of 2 and 4 bits to 8, but not the one that a PNG calls transparent."""
-    packing = image.tile[0].args if getattr(image, "tile", None) else None
-    factor = {"L;2": 85, "L;4": 17}.get(packing) if isinstance(packing, str) else None
+    factor = {"L;2": 85, "L;4": 17}.get(packing(image))
     if factor and isinstance(image.info.get("transparency"), int):
         image.info["transparency"] *= factor
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from util.cluster import agreement
 from util.data.datasets import Images
 from util.data.file_index import find_images
-from util.data.images import read_image
+from util.data.images import open_picture, read_image
 from util.data.same_data import check_same
 from util.errors import UsageError, first_line
 
@@ -81,7 +81,7 @@ class Labels:
         if path.lower().endswith(".npy"):
             values = np.load(path, allow_pickle=False)
         else:
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 _refuse_lossy(image, path)
                 if self.palette is not None:
                     return _code(np.asarray(image.convert("RGB")))
