@@ -40,6 +40,7 @@ from util.evaluation.frozen.features import (
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
+from util.flags.settings import fit_channels
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training.run import Run
 
@@ -162,6 +163,8 @@ def open_encoder(
     seed_libraries(args.seed, STREAM_INIT)  # a baseline's weights depend on nothing else
     flags = copy.copy(like if name in BASELINES and like else args)
     flags.settings = copy.deepcopy(flags.settings)
+    if name in BASELINES:
+        fit_channels(flags)
     if name == "pixels":
         return FrozenEncoder(None, Normalize(flags.mean, flags.std)), flags
     pretrained = None
@@ -171,19 +174,24 @@ def open_encoder(
     return FrozenEncoder(encoder, Normalize(flags.mean, flags.std)), flags
 
 
-def image_sets(args: argparse.Namespace, in_chans: int) -> tuple[Images, dict[str, Images]]:
-    """The training set, and the test sets by name, `val` first."""
-    flags = copy.copy(args)
-    flags.in_chans = in_chans
+def image_kind(flags: argparse.Namespace) -> tuple:
+    """How an encoder's images are read; encoders of the same kind share theirs."""
+    return (flags.in_chans, *(flags.value_range or ()))
+
+
+def image_sets(flags: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
+    """The training set, and the test sets by name, `val` first, as an encoder sees them."""
     train = load_images(flags, "train")
     # In an order of its own, so that the first images are a fair draw.
     train = Subset(train, np.random.default_rng(0).permutation(len(train)))
     tests = {"val": load_images(flags, "val")}
-    for name, folder in named("--test", args.test).items():
+    for name, folder in named("--test", flags.test).items():
         if name in ("train", "tokens", "val", "ReaL"):
             raise UsageError(f"--test {name}={folder}: that name is taken, give another one")
-        found = (folder, train.classes, in_chans)
-        tests[name] = agreement.all_or_none(lambda found=found: load_test_folder(*found))
+        found = (folder, train.classes, flags.in_chans)
+        tests[name] = agreement.all_or_none(
+            lambda found=found: load_test_folder(*found, value_range=flags.value_range)
+        )
         check_same(tests[name].targets, train.classes, f"images of --test {name}", "folder")
     return train, tests
 
@@ -205,13 +213,16 @@ def main(args: argparse.Namespace) -> None:
             like = like if like or word in BASELINES else flags
             opened.append((model.to(run.device), flags))
         # Encoders may differ in their channels, which are a matter of reading an image.
-        channels = dict.fromkeys(flags.in_chans for _, flags in opened)
-        sets = {n: image_sets(args, n) for n in channels}
-        mapped = {n: patches.load(args, n) for n in channels} if args.dense else {}
+        kinds: dict[tuple, argparse.Namespace] = {}
+        for _, flags in opened:
+            kinds.setdefault(image_kind(flags), flags)
+        sets = {kind: image_sets(flags) for kind, flags in kinds.items()}
+        mapped = {k: patches.load(flags) for k, flags in kinds.items()} if args.dense else {}
         train, tests = next(iter(sets.values()))
+        frozen.check_labels(train, args)
         real, lists = agreement.all_or_none(lambda: label_files(args, train, tests["val"]))
         encoders = [
-            Encoder(run, name, model, flags, *sets[flags.in_chans])
+            Encoder(run, name, model, flags, *sets[image_kind(flags)])
             for name, (model, flags) in zip(args.names, opened, strict=True)
         ]
         if args.attentive:
@@ -224,7 +235,7 @@ def main(args: argparse.Namespace) -> None:
             log.info("evaluating %s", encoder.name)
             found = frozen.evaluate(encoder, args, real, lists, run.device)
             if mapped and encoder.model.encoder is not None:
-                pair = mapped[encoder.flags.in_chans]
+                pair = mapped[image_kind(encoder.flags)]
                 found.dense = patches.evaluate(encoder, *pair, args, run.device)
             results[encoder.name] = found
         write(run, args, encoders, results, left_out)
@@ -283,6 +294,7 @@ class Encoder:
             input_size=list(self.view.size),
             crop_share=self.view.crop_share,
             batch_size=flags.batch_size,
+            **({"value_range": flags.value_range} if flags.value_range else {}),
         )
         dtype = dtype or flags.feature_dtype
         store = FeatureStore(self._folder(part), about, images, dtype, detailed)

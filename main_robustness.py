@@ -201,7 +201,9 @@ def main(args: argparse.Namespace) -> None:
         # Classifiers with the same view of the images share them.
         groups: dict[str, list[Classifier]] = {}
         for one in classifiers:
-            key = checksum(one.flags.input_size, one.flags.in_chans, one.classes)
+            key = checksum(
+                one.flags.input_size, one.flags.in_chans, one.classes, one.flags.value_range
+            )
             groups.setdefault(key, []).append(one)
         protocol: list[str] = []
         for members in groups.values():
@@ -236,6 +238,7 @@ def predict(
         precision=precision.name,
         competing=test_set.competing,
         batch_size=flags.batch_size,
+        **({"value_range": flags.value_range} if flags.value_range else {}),
     )
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from encoders.load import (
 from encoders.vit import Pretrained
 from engine_segmentation import Predict, evaluate, train_one_round
 from util.checks import image_size
-from util.cluster import distributed
+from util.cluster import agreement, distributed
 from util.data.dense import label_values
 from util.data.dense.ade20k import Labels, load_mapped_images, read_labels
 from util.data.dense.transforms import (
@@ -38,6 +38,7 @@ from util.data.dense.transforms import (
 from util.data.loader import Batches, open_batches
 from util.data.transformed import TransformedPairs
 from util.data.transforms import Normalize
+from util.data.value_scale import check_scale
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.dense import windows
@@ -259,7 +260,8 @@ def open_pairs(
     args: argparse.Namespace, labels: Labels, split: str, device: torch.device
 ) -> Batches:
     """A split's loader; evaluation takes images of any size, one by one."""
-    images = load_mapped_images(args.data_path, split, labels, args.in_chans)
+    images = load_mapped_images(args.data_path, split, labels, args.in_chans, args.value_range)
+    agreement.all_or_none(lambda: check_scale(images, args))
     if not args.eval:
         label_values.tell(images, split)
     if split == "training":

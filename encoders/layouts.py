@@ -13,10 +13,9 @@ Shapes: D the encoder's width, C channels, p a patch's side in pixels, L patches
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
+from encoders.file_parts import ANCHORS, find_weights
+from encoders.grids import find_grid, told_sizes
 from encoders.keys import MMPRETRAIN, TORCHVISION, TRANSFORMERS, Rules, Weights, convert
-from encoders.pos_embed import square_grid
 from util.errors import UsageError
 from util.weights.formats import read_weights
 
@@ -25,17 +24,6 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, per
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: Normalization = ((0.5,) * 3, (0.5,) * 3)
 
-# Where a file keeps its weights, the preferred first: trained weights before their running mean,
-# and DINO's teacher before its student, as published.
-WRAPPERS = (
-    "model", "module", "state_dict", "model_state_dict", "teacher", "student", "model_ema",
-    "state_dict_ema",
-)  # fmt: skip
-# The end of the patch embedding's key; what stands before it is the prefix of the encoder's keys.
-ANCHORS = (
-    "patch_embed.proj.weight", "patch_embed.projection.weight",
-    "embeddings.patch_embeddings.projection.weight", "conv_proj.weight",
-)  # fmt: skip
 SECOND_CHOICE = ("momentum", "student", "target")  # in prefixes of a file's other encoders
 
 # Attention heads where there are not 64 channels to a head: this project's tiny encoder, and the
@@ -105,6 +93,7 @@ class Foreign:
 
     normalization: mean and std of its images; None where it cannot be known. left_over: keys that
     are no part of the encoder, and other models of the file. config: the file's, or its folder's.
+    flags: those of the training run that left them in its file.
     """
 
     path: str
@@ -114,6 +103,11 @@ class Foreign:
     config: dict
     normalization: Normalization | None
     left_over: list[str]
+    flags: dict = field(default_factory=dict)
+
+    def grid(self) -> tuple[int, tuple[int, int]] | None:
+        """How many tokens before the patches have a position, and the patches' grid."""
+        return find_grid(self.weights, told_sizes(self.config, self.flags))
 
     def architecture(self, num_heads: int | None = None) -> dict:
         """The model that the weights are of, in plain values: `family`, `eps`, and the arguments of
@@ -145,9 +139,12 @@ def open_encoder(path: str) -> Foreign:
     state, config = read_weights(path)
     own = state.get("config")
     config = config | (own if isinstance(own, dict) else {})
-    raw, set_aside = _find_weights(state)
+    raw, set_aside = find_weights(state)
     if not raw:
-        raise UsageError(f"--finetune {path} holds no model weights: name a checkpoint")
+        raise UsageError(
+            f"--finetune {path} holds no model weights: its keys begin with "
+            f"{', '.join([str(key) for key in state][:3]) or 'none'}; name a checkpoint"
+        )
     prefix = _find_prefix(raw)
     marks = [*raw, *(f"config.{key}=" for key in config)]
     name = next((n for n, layout in LAYOUTS.items() if _fits(layout, marks)), None)
@@ -157,26 +154,14 @@ def open_encoder(path: str) -> Foreign:
             f"{', '.join(list(raw)[:3])}); known are {', '.join(LAYOUTS)}"
         )
     weights, left_over = convert(raw, prefix, LAYOUTS[name].rules)
-    normalization = _normalization(name, config, weights, _flags(state.get("args")))
-    return Foreign(path, name, weights, raw, config, normalization, left_over + set_aside)
+    flags = _flags(state.get("args"))
+    normalization = _normalization(name, config, weights, flags)
+    return Foreign(path, name, weights, raw, config, normalization, left_over + set_aside, flags)
 
 
 def _flags(args: object) -> dict:
     """The flags that a training run left in its file: an argparse.Namespace, or a dict."""
     return args if isinstance(args, dict) else getattr(args, "__dict__", {})
-
-
-def _find_weights(state: dict) -> tuple[Weights, list[str]]:
-    """The weights, and the other places of the file that hold some."""
-    set_aside = []
-    for _ in range(3):  # DDP's `module` in an EMA's `state_dict` in a `model`
-        places = [name for name in WRAPPERS if isinstance(state.get(name), dict)]
-        if not places:
-            break
-        state = state[places[0]]
-        set_aside += places[1:]
-    weights = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    return weights, set_aside
 
 
 def _find_prefix(raw: Iterable[str]) -> str | None:
@@ -245,7 +230,7 @@ def _vit_architecture(foreign: Foreign, num_heads: int | None) -> dict:
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
         init_values=1.0 if "blocks.0.ls1.gamma" in weights else None,
         reg_tokens=0 if registers is None else registers.shape[1],
-        no_embed_class=_has_no_class_position(weights),
+        no_embed_class=(foreign.grid() or (1, ()))[0] == 0,
     )
 
 
@@ -266,14 +251,6 @@ def _num_heads(foreign: Foreign, width: int) -> int:
             f"heads of a model {width} wide: give --num_heads"
         )
     return int(heads or width // 64)
-
-
-def _has_no_class_position(weights: Weights) -> bool:
-    try:
-        square_grid(weights["pos_embed"].shape[1])
-    except ValueError:
-        return False
-    return True
 
 
 def _patches(foreign: Foreign) -> tuple[int, int]:

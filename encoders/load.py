@@ -186,6 +186,8 @@ def load_classifier(pretrained: vit.Pretrained, args: argparse.Namespace) -> nn.
 def describe(args: argparse.Namespace, model: nn.Module | None = None, **more) -> dict[str, object]:
     """Plain values from which a downstream main builds the same encoder and the same images."""
     names = ("model", "input_size", "in_chans", "mean", "std", "dataset")
+    if getattr(args, "value_range", None):
+        more["value_range"] = args.value_range
     if getattr(model, "architecture", None):
         more["architecture"] = model.architecture
     return {name: getattr(args, name) for name in names} | more

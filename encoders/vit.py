@@ -1,6 +1,5 @@
 """The ViT for downstream use, as timm builds it, and weights of any layout to load into it."""
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -8,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from encoders.grids import in_words
 from encoders.layouts import IMAGENET, open_encoder
-from encoders.pos_embed import interpolate_pos_embed, square_grid
+from encoders.pos_embed import interpolate_pos_embed
 from encoders.position_bias import TABLE, add_position_biases
 from util.checks import image_size
 from util.errors import UsageError
@@ -76,8 +76,16 @@ def build_vit(
     model.set_grad_checkpointing(grad_checkpointing)
     if has_biases:
         add_position_biases(model)
+    spare_tokens(model)
     model.family = "vit"
     return model
+
+
+def spare_tokens(model: nn.Module) -> None:
+    """Let no token decay, nor a position: timm 1.0.15 does not name registers among them."""
+    tokens = {name for name, p in model.named_parameters(recurse=False) if p.ndim == 3}
+    exempt = set(model.no_weight_decay()) | tokens
+    model.no_weight_decay = lambda: exempt
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -137,10 +145,9 @@ class Pretrained:
                 )
             mean, std = self.foreign.normalization or IMAGENET
             config |= {"mean": list(mean), "std": list(std)}
-        if "pos_embed" in self.weights:
-            with contextlib.suppress(ValueError):
-                side = square_grid(self.weights["pos_embed"].shape[1] - 1)[0] * kernel.shape[2]
-                config["input_size"] = [side, side]
+        found = self.foreign.grid()
+        if found is not None:
+            config["input_size"] = [n * p for n, p in zip(found[1], kernel.shape[2:], strict=True)]
         return config
 
     def load_into(self, model: nn.Module) -> None:
@@ -188,17 +195,31 @@ class Pretrained:
         return ""
 
     def _fit_pos_embed(self, pos_embed: Tensor, model: nn.Module) -> Tensor:
-        grid = model.patch_embed.grid_size
-        if pos_embed.shape[1] == model.pos_embed.shape[1] and not self.is_ours:
-            return pos_embed
+        """Positions for the model's grid; every change of the grid is interpolated and logged."""
+        grid = tuple(model.patch_embed.grid_size)
         num_prefix = model.pos_embed.shape[1] - model.patch_embed.num_patches
-        try:
-            old = tuple(self.config.get("grid") or square_grid(pos_embed.shape[1] - num_prefix))
-        except ValueError as error:
-            raise UsageError(f"--finetune {self.path}: pos_embed: {error}") from None
-        if old != tuple(grid):
-            log.info("position embedding: %d x %d -> %d x %d patches", *old, *grid)
-        return interpolate_pos_embed(pos_embed, old, tuple(grid))
+        old = self._grid(pos_embed.shape[1] - num_prefix)
+        if old is None and pos_embed.shape == model.pos_embed.shape:
+            log.info("position embedding: taken as %s patches, which the file does not tell",
+                     in_words(grid))  # fmt: skip
+            return pos_embed
+        if old is None:
+            raise UsageError(
+                f"--finetune {self.path}: {pos_embed.shape[1] - num_prefix} patches have positions "
+                "and do not form a square grid: give the --input_size that it was trained with"
+            )
+        if old != grid:
+            log.info("position embedding: %s -> %s patches", in_words(old), in_words(grid))
+        return interpolate_pos_embed(pos_embed, old, grid)
+
+    def _grid(self, num_patches: int) -> tuple[int, int] | None:
+        """The grid of the file's positions; None where it does not tell one that is no square."""
+        if self.config.get("grid"):
+            return tuple(self.config["grid"])
+        found = self.foreign.grid()
+        if found is not None and found[1][0] * found[1][1] == num_patches:
+            return found[1]
+        return None
 
 
 def _named(keys: list[str]) -> str:

@@ -154,3 +154,19 @@ def test_masked_views_are_pre_trainings_latents(checkpoint):
     views = FrozenEncoder(encoder.vit, torch.nn.Identity()).masked_views(imgs, ids)
     _, _, latents = model.eval().mi_rows(imgs, noise)
     torch.testing.assert_close(views.flatten(0, 1), latents, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["few", "knn"])
+def test_a_class_of_one_image_is_named_before_the_evaluation_begins(refuses, tmp_path, part):
+    for split in ("train", "val"):
+        for name, count in (("cat", 3 if part == "few" else 1), ("dog", 1)):
+            for i in range(count):
+                path = tmp_path / "data" / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(path)
+    names = ("class dog has 1 image, fewer than 2", "--few") if part == "few" else ("to hold out",)
+    refuses(
+        "main_evaluate", "pixels", "--data_path", tmp_path / "data", "--input_size", 8,
+        "--only", part, "--few", 1, 2, "--features", tmp_path / "features", names=names,
+    )  # fmt: skip
+    assert not (tmp_path / "features").exists()

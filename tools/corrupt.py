@@ -33,7 +33,8 @@ from util.data.corruption.corruptions import (
     to_pil,
 )
 from util.data.file_index import find_images
-from util.data.images import read_image
+from util.data.images import read_image, to_bytes
+from util.data.transforms import ELONGATED
 from util.entry import run_main
 from util.errors import EXIT_DATA, RunError, UsageError
 from util.flags.parser import ArgumentParser, number
@@ -220,17 +221,20 @@ def load(path: str, in_chans: int, keep_size: bool) -> np.ndarray:
     Raises:
         OSError, ValueError: it cannot be read as uint8.
     """
-    pixels = read_image(path, in_chans).permute(1, 2, 0).numpy()
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"holds {pixels.dtype}, not 8-bit pixels")
+    pixels = to_bytes(read_image(path, in_chans)).permute(1, 2, 0).numpy()
     if keep_size:
         return pixels
     image = to_pil(pixels)
     short = min(image.size)
     width, height = (int(RESIZE * side / short) for side in image.size)
     left, top = round((width - CROP) / 2), round((height - CROP) / 2)
-    image = image.resize((width, height), Image.BILINEAR)
-    image = image.crop((left, top, left + CROP, top + CROP))
+    if width * height > ELONGATED * RESIZE**2:  # what would be cut off is not made at all
+        scale = short / RESIZE
+        box = tuple(side * scale for side in (left, top, left + CROP, top + CROP))
+        image = image.resize((CROP, CROP), Image.BILINEAR, box=box)
+    else:
+        image = image.resize((width, height), Image.BILINEAR)
+        image = image.crop((left, top, left + CROP, top + CROP))
     return np.asarray(image).reshape(CROP, CROP, in_chans)
 
 

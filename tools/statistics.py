@@ -23,7 +23,11 @@ def parse_args(argv: list[str] | None = None):
 
 
 def mean_std(batches: Batches, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per-channel mean and std of pixel values in 0..1 over the first `num_images` images."""
+    """Per-channel mean and std of pixel values in 0..1 over the first `num_images` images.
+
+    Pixels of files without a scale of their own (floats) are as they stand there, or as
+    --value_range makes them.
+    """
     count, first, second = 0, 0.0, 0.0
     for imgs, _ in batches.epoch():
         pixels = imgs.double() / 255 if imgs.dtype == torch.uint8 else imgs.double()
@@ -40,7 +44,8 @@ def mean_std(batches: Batches, num_images: int) -> tuple[torch.Tensor, torch.Ten
 
 def main(args) -> None:
     size = image_size(args.input_size, 1)
-    images = TransformedImages(load_images(args, "pretrain"), CropAndFlip(size, 1.0, False), 0)
+    loaded = load_images(args, "pretrain", is_normalised=False)
+    images = TransformedImages(loaded, CropAndFlip(size, 1.0, False), 0)
     # In the training order, so that a part of the images is a fair draw.
     batches = Batches(
         images, min(64, len(images)), training=True, num_workers=args.num_workers,

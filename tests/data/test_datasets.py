@@ -132,6 +132,26 @@ def test_val_takes_the_class_numbers_of_train(tmp_path):
         load("image_folder", "val", tmp_path)
 
 
+def test_what_is_no_class_folder_becomes_no_class(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for name in ("cat", "dog", "eel"):
+        save(tmp_path / f"train/{name}/1.png")
+        save(tmp_path / f"val/{name}/1.png")
+    for name in ("__MACOSX/cat/1.png", "@eaDir/x.png", "cat/@eaDir/1.png/thumb.png",
+                 ".ipynb_checkpoints/1.png", "lost+found/1.png"):  # fmt: skip
+        save(tmp_path / "train" / name)
+        save(tmp_path / "val" / name)
+    (tmp_path / "train/empty/deeper").mkdir(parents=True)
+    (tmp_path / "train/notes").mkdir()
+    (tmp_path / "train/notes/a.txt").touch()
+    for split in ("train", "val"):
+        images = load("image_folder", split, tmp_path)
+        assert images.classes == ["cat", "dog", "eel"] and images.targets.tolist() == [0, 1, 2]
+    assert "5 junk folders" in caplog.messages[0]
+    assert "2 folders without an image (empty, notes), 1 file (1 .txt)" in caplog.messages[0]
+    assert len(caplog.messages) == 2  # a line for each split
+
+
 def test_folders_that_cannot_be_used(tmp_path):
     with pytest.raises(UsageError, match=r"--data_path is missing"):
         load("image_folder")
@@ -230,8 +250,10 @@ def test_an_error_in_the_augmentation_is_no_bad_image(tmp_path):
         raise ValueError("a bug")
 
     save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(ValueError, match="a bug") as error:
         TransformedImages(load("flat", "pretrain", tmp_path), broken, seed=0)[0, 0]
+    notes = getattr(error.value, "__notes__", ["with the image", "1.png"])  # from Python 3.11 on
+    assert "with the image" in notes[0] and "1.png" in notes[-1]
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(image_tree):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from util.data.few_labels import balanced_draw, held_out
+from util.data.few_labels import balanced_draw, check_few, held_out
 from util.errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -44,3 +44,13 @@ def test_the_held_out_part_is_balanced_and_always_the_same(share):
 def test_one_label_of_each_class_leaves_none_to_hold_out():
     with pytest.raises(UsageError, match="no class has two labelled images"):
         held_out(np.arange(5))
+
+
+def test_a_class_that_is_too_small_is_named():
+    targets, classes = np.repeat([0, 1, 2], [9, 1, 4]), ["cat", "dog", "eel"]
+    check_few(targets, classes, [1])
+    check_few(targets, [*classes, "absent"], [])
+    with pytest.raises(UsageError, match="class dog has 1 image, fewer than 2: lower --few"):
+        check_few(targets, classes, [1, 2])
+    with pytest.raises(UsageError, match=r"class dog has 1 image \(and 1 more\), fewer"):
+        check_few(targets, classes, [10, 5])

@@ -3,10 +3,13 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from util.data import file_index
-from util.data.file_index import find_images
+from util.data.file_index import find_images, folders_with_images, list_folder
+from util.data.images import read_image
 from util.errors import UsageError
 
 
@@ -79,3 +82,70 @@ def test_a_folder_that_vanishes_meanwhile_is_named(tree, monkeypatch):
     monkeypatch.setattr(file_index.os, "scandir", vanish)
     with pytest.raises(UsageError, match=r"b/c cannot be read \(No such file"):
         find_images(str(tree))
+
+
+# ------------------------------------------------------------------------- junk, and what is said
+
+
+def touch(root, *names, data=b""):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+
+JUNK = ("__MACOSX", "@eaDir", ".ipynb_checkpoints", ".git", "lost+found", "$RECYCLE.BIN",
+        "System Volume Information", "Thumbs", "#recycle", ".Trashes")  # fmt: skip
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_junk_is_passed_over_at_any_depth(tree, junk):
+    before = find_images(str(tree))
+    touch(tree, f"{junk}/1.png", f"{junk}/deep/2.png", f"a/{junk}/3.png", f"b/c/{junk}/4.jpg/5.jpg")
+    listing = list_folder(str(tree))
+    assert listing.images == before and listing.junk == {junk: 3}
+    assert folders_with_images(str(tree)) == ["a", "b"] and listing.folders == ["a", "b"]
+
+
+def test_folders_without_an_image_are_no_classes(tree):
+    touch(tree, "docs/x.txt", "d/e/f/y.csv", "g/h/i.png", "j/.hidden.png")
+    (tree / "empty").mkdir()
+    assert folders_with_images(str(tree)) == ["a", "b", "g"]
+    assert list_folder(str(tree)).empty() == ["d", "docs", "empty", "j"]
+
+
+def test_one_line_says_what_is_passed_over(tree, caplog):
+    caplog.set_level("INFO")
+    assert len(find_images(str(tree))) == 3 and not caplog.messages
+    touch(tree, "@eaDir/1.png", "a/@eaDir/2.png", "__MACOSX/3.png", "a/x.txt", "b/c/y.TXT",
+          "a/z.heic", "README", "a/.DS_Store", "drafts/p.psd")  # fmt: skip
+    assert len(find_images(str(tree))) == 3
+    start = (
+        f"{tree}: 3 images; passed over: 3 junk folders (2 @eaDir, 1 __MACOSX), 1 folder without "
+        "an image (drafts), 6 files (2 .txt, 1 "
+    )
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(start)
+    find_images(str(tree), is_told=False)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG", ".JPEG", ".Jfif", ".jif", ".mpo"])
+def test_a_jpeg_by_any_suffix(tmp_path, suffix):
+    image = Image.fromarray(np.full((4, 6, 3), 90, np.uint8))
+    image.save(tmp_path / f"a{suffix}", format="JPEG")
+    assert find_images(str(tmp_path)) == [f"a{suffix}"]
+    assert read_image(str(tmp_path / f"a{suffix}")).shape == (3, 4, 6)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "npy"])
+def test_an_image_without_a_suffix_is_told_by_its_first_bytes(tmp_path, kind):
+    pixels = np.full((4, 6, 3), 90, np.uint8)
+    with open(tmp_path / "0a1b2c", "wb") as file:
+        if kind == "npy":
+            np.save(file, pixels)
+        else:
+            Image.fromarray(pixels).save(file, format=kind)
+    touch(tmp_path, "Makefile", "LICENSE", data=b"some text")
+    touch(tmp_path, "nothing", "n01440764/Makefile")
+    assert find_images(str(tmp_path)) == ["0a1b2c"]
+    assert folders_with_images(str(tmp_path)) == []
+    assert (read_image(str(tmp_path / "0a1b2c")).int() - 90).abs().max() <= 1

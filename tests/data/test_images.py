@@ -67,19 +67,6 @@ def test_black_and_white(tmp_path):
     assert np.array_equal(read(tmp_path / "bw.png", 1), 255 * (GREY > 128))
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bits_are_scaled_and_not_clipped(tmp_path, suffix):
-    deep = np.linspace(0, 65535, 24).astype(np.uint16).reshape(6, 4)
-    Image.fromarray(deep).save(tmp_path / f"deep.{suffix}")
-    assert np.array_equal(read(tmp_path / f"deep.{suffix}", 1), np.round(deep / 257))
-    assert read(tmp_path / f"deep.{suffix}").shape == (6, 4, 3)
-
-
-def test_floating_point_tiff(tmp_path):
-    Image.fromarray(GREY.astype(np.float32) / 255).save(tmp_path / "float.tif")
-    assert np.array_equal(read(tmp_path / "float.tif", 1), GREY)
-
-
 def test_lab_becomes_grey_by_way_of_colours(tmp_path):
     Image.new("LAB", (2, 2), (200, 128, 128)).save(tmp_path / "lab.tif")
     colour, grey = (read(tmp_path / "lab.tif", channels) for channels in (3, 1))
@@ -162,6 +149,24 @@ def _pixels_or_none(path):
         return read(path)
     except (OSError, ValueError, SyntaxError):
         return None
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+@pytest.mark.parametrize("in_chans", [1, 3, 4])
+def test_the_first_of_several_frames(tmp_path, kind, in_chans):
+    frames = [Image.fromarray(np.full((24, 16, 3), level, np.uint8)) for level in (40, 90, 200)]
+    options = {} if kind in ("TIFF", "MPO") else {"duration": 100}
+    frames[0].save(tmp_path / "a", format=kind, save_all=True, append_images=frames[1:], **options)
+    with Image.open(tmp_path / "a") as image:
+        assert getattr(image, "n_frames", 1) == 3
+    colours = read(tmp_path / "a", in_chans).reshape(24, 16, in_chans)[..., :3]
+    assert np.abs(colours - 40).max() <= 2
+
+
+def test_the_first_page_of_a_deep_tiff(tmp_path):
+    pages = [Image.fromarray(np.full((4, 6), level, np.uint16)) for level in (500, 60000)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert read_image(str(tmp_path / "a.tif"), 1).unique().item() == pytest.approx(500 / 65535)
 
 
 def test_a_misnamed_file(tmp_path):

@@ -1,12 +1,16 @@
 """The downstream encoder: the same features as in pre-training, and what fits into it."""
 
+import copy
+
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from encoders.pos_embed import interpolate_pos_embed
 from encoders.vit import SIZES, Features, LinearProbe, Pretrained, build_vit, encoder_name, layer_of
 from models_mimae import mimae_vit_tiny_patch2, mimae_vit_tiny_patch4
 from util.errors import UsageError
+from util.training.optim import layer_decay_groups
 
 
 @pytest.fixture
@@ -105,3 +109,21 @@ def test_a_probe_trains_its_head_alone_and_keeps_the_encoder_in_eval_mode():
     moved = {name for name, p in probe.named_parameters() if p.grad is not None}
     assert moved == {"head.1.weight", "head.1.bias"}
     assert probe.head[0].running_mean.abs().max() > 0
+
+
+@pytest.mark.parametrize("known", [None, {"pos_embed", "cls_token", "dist_token"}])
+def test_no_token_decays_whichever_timm(monkeypatch, known):
+    """Of registers its version 1.0.15, the oldest that the requirements allow, says nothing."""
+    if known is not None:
+        monkeypatch.setattr(VisionTransformer, "no_weight_decay", lambda self: known)
+    size = dict(patch_size=4, embed_dim=32, depth=1, num_heads=2, reg_tokens=3)
+    model = build_vit("x", 5, 8, 1, architecture=size)
+    groups = layer_decay_groups(copy.deepcopy(model), 0.05, lambda name: layer_of(name, 1), 0.5)
+    tokens = [p for g in groups if not g["weight_decay"] for p in g["params"] if p.ndim > 1]
+    assert sorted(p.shape[1] for p in tokens) == [
+        1,
+        3,
+        8,
+    ]  # class token, registers, positions of all
+    decays = [p.shape for g in groups if g["weight_decay"] for p in g["params"]]
+    assert all(len(shape) in (2, 4) for shape in decays)  # matrices and the patches' kernel

@@ -1,5 +1,8 @@
 """Command lines: argument files, defaults that a data set brings, and one-line errors."""
 
+import contextlib
+import importlib
+
 import pytest
 
 import main_finetune
@@ -8,7 +11,7 @@ import main_pretrain
 import main_segmentation
 from util.checks import check_one_of, image_size
 from util.errors import UsageError
-from util.flags.parser import number
+from util.flags.parser import ArgumentParser, expand_home, number
 
 MAINS = [main_pretrain, main_finetune, main_linprobe]
 
@@ -248,3 +251,74 @@ def test_a_warm_up_may_be_a_share_of_the_run(main, capsys):
         with pytest.raises(SystemExit) as end:
             main.parse_args([f"--warmup_epochs={wrong}"])
         assert end.value.code == 2 and "--warmup_epochs" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- home
+
+PROGRAMS = {
+    "main_pretrain": [], "main_finetune": [], "main_linprobe": [], "main_evaluate": ["~/p"],
+    "main_robustness": ["~/p"], "main_segmentation": [], "main_detection": [],
+    "reproduce": ["table1"], "submitit_launch": [], "tools.statistics": [],
+    "tools.corrupt": ["~/p", "~/q"], "tools.scenes": ["~/p"],
+}  # fmt: skip
+
+
+def actions_of(program, monkeypatch):
+    """The parser of a program, as it is when the command line is read."""
+    seen = []
+    parse = ArgumentParser.parse_known_args
+    monkeypatch.setattr(
+        ArgumentParser, "parse_known_args",
+        lambda self, *args: seen.append(self) or parse(self, *args),
+    )  # fmt: skip
+    module = importlib.import_module(program)
+    words = [word.replace("~", "/x") for word in PROGRAMS[program]]
+    if program == "submitit_launch":
+        module.get_args_parser().parse_known_args([])
+    else:
+        with contextlib.suppress(UsageError):  # what a main misses beside its flags
+            module.parse_args(words)
+    return seen[0]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_path_may_begin_at_home_in_every_program(program, monkeypatch, tmp_path):
+    """In each flag that takes text, on a command line and in an @file."""
+    parser = actions_of(program, monkeypatch)
+    monkeypatch.setenv("HOME", "/home/me")
+    texts = [a for a in parser._actions if a.type is None and not a.choices and a.nargs != 0]
+    texts = [a for a in texts if a.option_strings and a.dest != "help"]
+    lines = [f"{action.option_strings[0]}=~/b\\ c/x\n" for action in texts]
+    (tmp_path / "run.args").write_text("".join(lines))
+    base = PROGRAMS[program]
+    flags = [word for a in texts for word in (a.option_strings[0], "~/a")]
+    equal = [f"{a.option_strings[0]}=~/a" for a in texts]
+    for words, expected in ((flags, "/home/me/a"), (equal, "/home/me/a"),
+                            ([f"@{tmp_path}/run.args"], "/home/me/b c/x")):  # fmt: skip
+        args = parser.parse_args([*base, *words])
+        for action in texts:
+            found = getattr(args, action.dest)
+            assert (found[0] if isinstance(found, list) else found) == expected, action.dest
+        for action in (a for a in parser._actions if not a.option_strings and not a.choices):
+            found = getattr(args, action.dest)
+            assert (found if isinstance(found, str) else found[0]).startswith("/home/me/")
+
+
+def test_an_argument_file_may_lie_at_home_and_name_others_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.args").write_text("@~/b.args\n--output_dir ~/out\n")
+    (tmp_path / "b.args").write_text("--epochs 3\n--data_path '~/with a space'\n")
+    args = main_pretrain.parse_args(["@~/a.args"])
+    assert args.epochs == 3
+    assert (args.output_dir, args.data_path) == (f"{tmp_path}/out", f"{tmp_path}/with a space")
+
+
+@pytest.mark.parametrize(
+    ("word", "expanded"),
+    [("~/x", "/home/me/x"), ("~", "/home/me"), ("NAME=~/x", "NAME=/home/me/x"), ("a~/x", "a~/x"),
+     ("--flag=~/x", "--flag=/home/me/x"), ("x/y=~/z", "x/y=~/z"), ("1~2", "1~2"),
+     ("~no_such_user/x", "~no_such_user/x"), ("--mean", "--mean"), ("a b=~/x", "a b=~/x")],
+)  # fmt: skip
+def test_where_a_tilde_is_the_home_folder(word, expanded, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_home(word) == expanded

@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 
+import main_detection
+import main_evaluate
 import main_finetune
 import main_linprobe
 import main_pretrain
+import main_robustness
+import main_segmentation
 from encoders.load import build_encoder, load_pretrained, open_checkpoint
 from encoders.vit import Pretrained
 from util.errors import UsageError
@@ -129,6 +133,54 @@ def test_a_contradiction_is_obeyed_and_named_in_one_line(caplog):
         args = main_linprobe.parse_args([*flags[:2], "--in_chans", "2", "--std", "0.1", "0.2"])
         args.in_chans = 1
         take_from_checkpoint(args, {})
+
+
+DOWNSTREAM = {
+    main_finetune: "--finetune x", main_linprobe: "--finetune x", main_evaluate: "pixels x",
+    main_robustness: "x", main_segmentation: "--finetune x", main_detection: "--finetune x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("main", DOWNSTREAM, ids=lambda main: main.__name__)
+def test_the_checkpoints_channels_come_before_numbers_for_each(main):
+    """One number is every channel's, of however many; several wait for the checkpoint."""
+    words = [*DOWNSTREAM[main].split(), "--data_path", "."]
+    args = main.parse_args([*words, "--mean", "0.7", "--std", "0.2"])
+    take_from_checkpoint(args, dict(in_chans=1, mean=[0.48], std=[0.2]))
+    assert (args.in_chans, args.mean, args.std) == (1, [0.7], [0.2])
+    args = main.parse_args([*words, "--mean", "0.7"])
+    take_from_checkpoint(args, dict(in_chans=4, mean=[0.1] * 4, std=[0.3] * 4))
+    assert (args.in_chans, args.mean, args.std) == (4, [0.7] * 4, [0.3] * 4)
+    given = ["--mean", "0.1", "0.2", "0.3", "0.4"]  # where the data set's default is 3
+    args = main.parse_args([*words, *given])
+    take_from_checkpoint(args, dict(in_chans=4))
+    assert args.mean == [0.1, 0.2, 0.3, 0.4]
+    with pytest.raises(UsageError, match="--mean has 4 numbers for --in_chans 1"):
+        take_from_checkpoint(main.parse_args([*words, *given]), dict(in_chans=1))
+
+
+@pytest.mark.parametrize("main", [*DOWNSTREAM, main_pretrain], ids=lambda main: main.__name__)
+def test_numbers_that_no_checkpoint_can_fit_are_refused_at_once(main, capsys):
+    words = DOWNSTREAM.get(main, "").split()
+    for more in (["--in_chans", "2", "--mean", "0.1", "0.2", "0.3"], ["--value_range", "3", "3"]):
+        with pytest.raises(SystemExit) as end:
+            main.parse_args([*words, "--data_path", ".", *more])
+        assert (
+            end.value.code == 2 and more[-4 if "--mean" in more else 0] in capsys.readouterr().err
+        )
+    if main in (main_pretrain, main_finetune):  # without a checkpoint
+        with pytest.raises(SystemExit):
+            main.parse_args(["--data_path", ".", "--mean", "0.1", "0.2"])
+
+
+def test_a_value_range_is_the_checkpoints_where_none_is_given():
+    words = ["--data_path", ".", "--finetune", "x"]
+    args = main_finetune.parse_args(words)
+    take_from_checkpoint(args, CONFIG | dict(value_range=[0, 4095]))
+    assert args.value_range == [0, 4095]
+    args = main_finetune.parse_args([*words, "--value_range", "-1", "1"])
+    take_from_checkpoint(args, CONFIG | dict(value_range=[0, 4095]))
+    assert args.value_range == [-1, 1]
 
 
 def test_the_encoder_sees_what_it_was_trained_on(run_main_here, image_tree, tmp_path):

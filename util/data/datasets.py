@@ -14,11 +14,13 @@ from PIL import Image
 
 from util.cluster import agreement
 from util.data.few_labels import balanced_draw
-from util.data.file_index import find_images
+from util.data.file_index import find_images, folders_with_images
+from util.data.image_list import listed_positions
 from util.data.images import convert, read_image, to_tensor
 from util.data.openclipart import load_drawings
 from util.data.same_data import check_same
 from util.data.scenes.labels import largest_objects
+from util.data.value_scale import check_scale
 from util.errors import UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,11 +31,13 @@ class Images:
     """Labelled images: `read(i)` [C, H, W], `name(i)`, `targets` (−1: none), `classes` (names).
 
     published: the test set that they are, whole as its authors published it; else empty.
+    value_range: --value_range, for files of more than 8 bits.
     """
 
     targets: np.ndarray  # int64
     classes: list[str]
     published = ""
+    value_range: Sequence[float] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -43,6 +47,10 @@ class Images:
 
     def name(self, index: int) -> str:
         raise NotImplementedError
+
+    def relative_name(self, index: int) -> str:
+        """The name as a published list has it: a path below the folder of the split."""
+        return self.name(index)
 
     def files(self, index: int) -> tuple[str, ...]:
         """The paths of what an image is made of; of an array in memory there are none."""
@@ -75,10 +83,13 @@ class FileImages(Images):
         self.targets = np.asarray(targets, dtype=np.int64)
 
     def read(self, index: int) -> torch.Tensor:
-        return read_image(self.name(index), self.in_chans)
+        return read_image(self.name(index), self.in_chans, self.value_range)
 
     def name(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.paths[index]))
+        return os.path.join(self.root, self.relative_name(index))
+
+    def relative_name(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
 
     def files(self, index: int) -> tuple[str, ...]:
         return (self.name(index),)
@@ -96,6 +107,9 @@ class Subset(Images):
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.ids[index]))
+
+    def relative_name(self, index: int) -> str:
+        return self.images.relative_name(int(self.ids[index]))
 
     def files(self, index: int) -> tuple[str, ...]:
         return self.images.files(int(self.ids[index]))
@@ -220,13 +234,15 @@ def _image_folder(split: str, data_path: str, in_chans: int, download: bool) -> 
     of_images = [path.split(os.sep)[0] for path in paths]
     # A class's number is its place in train/, whichever classes val/ has.
     train = os.path.join(data_path, "train")
-    classes = _class_folders(train) if os.path.isdir(train) else sorted(set(of_images))
+    classes = sorted(set(of_images))
+    if part == "val" and os.path.isdir(train):
+        classes = folders_with_images(train)
     number = {name: i for i, name in enumerate(classes)}
     unknown = sorted(set(of_images) - set(classes))
     if unknown:
         raise UsageError(
-            f"--data_path {folder} has class folders that {train} lacks ({unknown[0]}): both "
-            "need the same names"
+            f"--data_path {folder} has class folders that {train} lacks, or has no image of "
+            f"({unknown[0]}): both need the same names"
         )
     images = FileImages(folder, paths, [number[name] for name in of_images], classes, in_chans)
     images.published = published_set(of_images) if part == "val" else ""
@@ -240,8 +256,9 @@ def _scenes(split: str, data_path: str, in_chans: int, download: bool) -> Images
 
 
 def load_test_folder(
-    folder: str, classes: list[str], in_chans: int, flag: str = "--test"
-) -> Images:
+    folder: str, classes: list[str], in_chans: int, flag: str = "--test",
+    value_range: Sequence[float] | None = None,
+) -> Images:  # fmt: skip
     """Labelled images FOLDER/CLASS/IMAGE, numbered as the classes of a training set are.
 
     Raises:
@@ -261,13 +278,8 @@ def load_test_folder(
             f"({', '.join(unknown[:3])}): both need the same names"
         )
     images = FileImages(folder, paths, [number[name] for name in names], classes, in_chans)
-    images.published = published_set(names)
+    images.published, images.value_range = published_set(names), value_range
     return images
-
-
-def _class_folders(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 def _flat(split: str, data_path: str, in_chans: int, download: bool) -> Images:
@@ -324,26 +336,30 @@ DATASETS = {
 }
 
 
-def load_images(args, split: str) -> Images:
+def load_images(args, split: str, is_normalised: bool = True) -> Images:
     """Open a split of the data set that the flags name.
 
     The training split is what --subset_file and --train_fraction leave of it.
 
     Args:
         split: `pretrain` (training images, with or without labels), `train` or `val`.
+        is_normalised: --mean and --std are for them.
 
     Raises:
         UsageError: data that is missing, empty or without the labels that are needed; on all
             ranks, where one of them lacks it or has other images than the others.
     """
-    images = agreement.all_or_none(lambda: _load_own(args, split))
+    images = agreement.all_or_none(lambda: _load_own(args, split, is_normalised))
     drawn = ", --subset_file and --train_fraction" if split == "train" else ""
     check_same(images.targets, images.classes, f"{split} images", "--data_path" + drawn)
     return images
 
 
-def _load_own(args, split: str) -> Images:
+def _load_own(args, split: str, is_normalised: bool) -> Images:
     images = DATASETS[args.dataset].load(split, args.data_path, args.in_chans, args.download)
+    images.value_range = getattr(args, "value_range", None)
+    if is_normalised and not isinstance(images, ArrayImages):
+        check_scale(images, args)
     if split == "val":
         return images
     if args.subset_file:
@@ -352,37 +368,3 @@ def _load_own(args, split: str) -> Images:
         draw = getattr(args, "draw", 0)  # a flag of fine-tuning alone
         images = Subset(images, balanced_draw(images.targets, args.train_fraction, draw))
     return images
-
-
-def listed_positions(images: Images, path: str, flag: str) -> list[int]:
-    """Positions of the images that a published list names: a line is a file name, or CLASS/NAME.
-
-    Raises:
-        UsageError: a list that cannot be read or is not of this set; the line names the flag.
-    """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            wanted = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{flag} {path} cannot be read ({error})") from None
-    by_name: dict[str, int] = {}
-    ambiguous = set()
-    for index in range(len(images)):
-        name = images.name(index)
-        short = os.path.basename(name)
-        ambiguous.update({short} & by_name.keys())
-        by_name[short] = by_name["/".join(name.split(os.sep)[-2:])] = index
-    doubtful = [name for name in wanted if name in ambiguous]
-    if doubtful:
-        raise UsageError(
-            f"{flag} {path}: more than one image is called {doubtful[0]}: write CLASS/NAME"
-        )
-    if not wanted:
-        raise UsageError(f"{flag} {path} is empty: it takes an image's name a line")
-    absent = [name for name in wanted if name not in by_name]
-    if absent:
-        raise UsageError(
-            f"{flag} {path} names {len(absent)} of {len(wanted)} images that the data set "
-            f"lacks ({', '.join(absent[:3])}): use the list of this data set"
-        )
-    return [by_name[name] for name in wanted]

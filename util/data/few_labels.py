@@ -4,6 +4,8 @@ Draws are balanced: each class gives its share. Draw d of an amount is always th
 seed of the run that trains on it, and what is drawn for a smaller amount is part of a larger one.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -34,6 +36,27 @@ def balanced_draw(targets: np.ndarray, amount: int | float, draw: int = 0) -> np
         order = torch.randperm(len(ids), generator=generator(STREAM_SUBSET, *counters)).numpy()
         drawn.append(ids[order[:count]])
     return np.sort(np.concatenate(drawn))
+
+
+def check_few(targets: np.ndarray, classes: Sequence[str], amounts: Sequence[int]) -> None:
+    """Check before anything is computed that each class has as many images as --few asks for.
+
+    Args:
+        targets: labels [n]. classes: their names. amounts: images of each class.
+
+    Raises:
+        UsageError: one has fewer; the line names it.
+    """
+    counts = np.bincount(targets, minlength=len(classes))
+    for amount in sorted(amounts):
+        short = [number for number, count in enumerate(counts) if 0 < count < amount]
+        if short:
+            count = int(counts[short[0]])
+            others = f" (and {len(short) - 1} more)" if len(short) > 1 else ""
+            raise UsageError(
+                f"class {classes[short[0]]} has {count} image{'s' * (count != 1)}{others}, fewer "
+                f"than {amount}: lower --few, or leave few out of --only"
+            )
 
 
 def held_out(targets: np.ndarray, share: float = 0.1) -> np.ndarray:

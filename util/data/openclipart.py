@@ -66,7 +66,7 @@ def load_drawings(split: str, data_path: str) -> Drawings:
             f"--dataset openclipart: no folder {folder}: apt install openclipart-png, or name one "
             "that has its folders of drawings with --data_path"
         )
-    listed = [name for name in find_images(folder) if os.sep in name]
+    listed = [name for name in find_images(folder, is_told=False) if os.sep in name]
     if not listed:
         raise UsageError(
             f"--data_path {folder} has no CLASS/DRAWING: name the folder `png` of Debian's "

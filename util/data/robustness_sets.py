@@ -15,6 +15,7 @@ from util.cluster import agreement
 from util.data import imagenet
 from util.data.corruption.corruptions import MIN_SIDE, RECORD, Corruption
 from util.data.datasets import DATASETS, ArrayImages, Images, Subset, load_images, load_test_folder
+from util.data.images import to_bytes
 from util.data.same_data import check_same
 from util.data.transforms import ResizeCenterCrop, resize
 from util.errors import UsageError
@@ -60,7 +61,15 @@ class CorruptedImages(Images):
     def read(self, index: int) -> torch.Tensor:
         if index in self.kept:
             return self.kept[index]
-        image = self.corruption(self.view(self.images.read(index)), index)
+        image = self.view(self.images.read(index))
+        try:
+            image = to_bytes(image)
+        except ValueError as error:
+            raise UsageError(
+                f"--corrupt: {self.name(index)} {error}: name it with --value_range, or use "
+                "--no-corrupt"
+            ) from None
+        image = self.corruption(image, index)
         if self.is_kept:
             self.kept[index] = image
         return image
@@ -191,6 +200,7 @@ def _clean_sets(
             images = imagenet.load_published(
                 folder, published, classes, args.in_chans, args.partial
             )
+            images.value_range = args.value_range
             wanted = imagenet.synsets(published.synsets)
             competing = None
             if len(wanted) < imagenet.NUM_CLASSES:
@@ -201,7 +211,9 @@ def _clean_sets(
         return sets
     if named is None:
         folder = os.path.join(args.data_path, "val")
-        images = load_test_folder(folder, list(classes), args.in_chans, "--data_path")
+        images = load_test_folder(
+            folder, list(classes), args.in_chans, "--data_path", args.value_range
+        )
     else:
         images = named
         if images.classes != list(classes):
@@ -255,8 +267,11 @@ def _stored_corruptions(args: argparse.Namespace, classes: Sequence[str]) -> lis
             images = imagenet.load_published(
                 folder, imagenet.CORRUPTED, classes, args.in_chans, args.partial
             )
+            images.value_range = args.value_range
         else:
-            images = load_test_folder(folder, list(classes), args.in_chans, "--imagenet_c")
+            images = load_test_folder(
+                folder, list(classes), args.in_chans, "--imagenet_c", args.value_range
+            )
         if sets and not np.array_equal(images.paths, sets[0].images.paths):
             raise UsageError(
                 f"--imagenet_c {root}: {corruption}/{severity} has other images than "

@@ -39,7 +39,12 @@ class TransformedImages(Dataset):
                 index = replacement % len(self.images)
                 continue
             seed_libraries(self.seed, STREAM_SAMPLE, epoch, wanted)
-            return *self.transformed(image, target), bad
+            try:
+                return *self.transformed(image, target), bad
+            except Exception as error:
+                if hasattr(error, "add_note"):  # from Python 3.11 on
+                    error.add_note(f"with the image {self.images.name(index)}")
+                raise
         raise UsageError(
             f"{self.max_attempts} images in a row cannot be read, the first is "
             f"{self.problem(wanted)}: check --data_path and --in_chans"

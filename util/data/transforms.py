@@ -11,7 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from util.data.images import to_float, to_tensor
+from util.data.resample import resized_window
 from util.errors import UsageError
+
+ELONGATED = 8  # times as long as the crop: only what is kept of such a picture is resized
 
 
 def resize(
@@ -61,9 +64,11 @@ class ResizeCenterCrop:
             resized = [box[0], box[0] * width // height]
         else:
             resized = [box[1] * height // width, box[1]]
+        top, left = (round((a - b) / 2) for a, b in zip(resized, self.size, strict=True))
+        if resized[0] * resized[1] > ELONGATED * box[0] * box[1]:
+            return resized_window(image, tuple(resized), top, left, self.size, self.interpolation)
         if resized != [height, width]:
             image = resize(image, resized, self.interpolation)
-        top, left = (round((a - b) / 2) for a, b in zip(image.shape[1:], self.size, strict=True))
         return image[:, top : top + self.size[0], left : left + self.size[1]]
 
 
@@ -119,6 +124,7 @@ class AutoAugment:
     def __init__(self, policy: str, size: tuple[int, int], mean: Sequence[float]):
         from timm.data.auto_augment import auto_augment_transform, posterize, rand_augment_transform
 
+        self.policy = policy
         if len(mean) not in (1, 3):
             raise UsageError(f"--aa {policy} needs 1 or 3 channels, not {len(mean)}: use --aa none")
         fill = tuple(round(255 * m) for m in (mean if len(mean) == 3 else list(mean) * 3))
@@ -138,6 +144,11 @@ class AutoAugment:
     def __call__(self, image: Tensor) -> Tensor:
         from torchvision.transforms.v2.functional import to_pil_image
 
+        if image.dtype != torch.uint8:
+            raise UsageError(
+                f"--aa {self.policy} works on 8 bits a value, and there are images of 16 or of "
+                "floats: use --aa none"
+            )
         image = to_pil_image(image)
         return to_tensor(self.augment(image.convert("RGB")).convert(image.mode))
 

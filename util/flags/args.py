@@ -9,7 +9,7 @@ from util.data.datasets import DATASETS
 from util.errors import UsageError
 from util.flags import defaults
 from util.flags.parser import ArgumentParser, Share, epochs_or_share, number, refuse_second_rate
-from util.flags.settings import Settings, fit_channels
+from util.flags.settings import Settings, fit_image_flags
 
 
 def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> None:
@@ -48,6 +48,9 @@ def add_image_flags(add: Callable) -> None:
     add("--in_chans", type=number(int, 1), help="image channels")
     add("--mean", type=float, nargs="+", help="per channel, of values in 0..1")
     add("--std", type=number(float, 1e-6), nargs="+", help="per channel")
+    add("--value_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="the numbers that become 0 and 1 in files of more than 8 bits (default: 0 and 65535 "
+        "of unsigned 16 bits; floats and other integers stay as they are)")
     add("--max_bad_images", type=number(int, 0), default=100,
         help="unreadable images are logged and replaced; more of them than this end the run")
     add("--num_workers", type=number(int, 0), default=10,
@@ -226,7 +229,7 @@ def parse_args(
         unit = "iterations" if "iterations" in dests else "epochs"
         parser.error(f"--lr_schedule multistep needs --lr_milestones: name the {unit}")
     try:
-        fit_channels(args)
+        fit_image_flags(args)
         set_batch_size(args)
     except UsageError as error:
         parser.error(str(error))

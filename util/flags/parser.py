@@ -18,6 +18,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors take one line, and whose `@file` holds flags and # comments.
 
     A file may name further ones, as seen from its own folder; of a flag's values the last counts.
+    A ~ that begins a value is the home folder.
     """
 
     def __init__(self, *, description: str):
@@ -74,9 +75,10 @@ class ArgumentParser(argparse.ArgumentParser):
         """
         for word in argv:
             if not word.startswith("@"):
-                yield word, f"@{file}" if file else "command line"
+                yield expand_home(word), f"@{file}" if file else "command line"
                 continue
-            path = os.path.normpath(os.path.join(os.path.dirname(file), word[1:]))
+            path = os.path.expanduser(word[1:])
+            path = os.path.normpath(os.path.join(os.path.dirname(file), path))
             if path in inside:
                 self.error(f"the @file {path} names itself: take that line out")
             yield from self._expanded(self._words(path), path, (*inside, path))
@@ -99,6 +101,17 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
+
+
+def expand_home(word: str) -> str:
+    """`~/x`, `--flag=~/x` and `NAME=~/x` with the home folder in the place of ~ (or of ~name).
+
+    A shell does so at the start of a word only, and nobody does in an @file.
+    """
+    name, equals, rest = word.partition("=~")
+    if equals and re.fullmatch(r"[\w.-]+", name):
+        return f"{name}={os.path.expanduser('~' + rest)}"
+    return os.path.expanduser(word)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

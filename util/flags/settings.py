@@ -31,6 +31,7 @@ class Settings:
 
     def __init__(self, groups: Mapping[str, Sequence[str]], sources: Mapping[str, str]):
         self.groups, self.sources = groups, dict(sources)
+        self.given: dict[str, list[float]] = {}  # --mean and --std as the user wrote them
 
     def is_given(self, name: str) -> bool:
         """Whether the user gave the flag, on the command line or in an @FILE."""
@@ -77,10 +78,13 @@ def take_from_checkpoint(args: argparse.Namespace, config: Mapping[str, object])
     A flag that contradicts it is obeyed, and one line names it.
 
     Args:
-        config: `model`, `input_size`, `in_chans`, `mean` and `std`, as far as they are known.
+        config: `model`, `input_size`, `in_chans`, `mean`, `std` and `value_range`, as far as they
+            are known.
     """
     contradicted = []
-    for name in ("model", "in_chans", "input_size", "mean", "std"):
+    for name, values in args.settings.given.items():  # for whatever channels the checkpoint has
+        setattr(args, name, values)
+    for name in ("model", "in_chans", "input_size", "mean", "std", "value_range"):
         value = config.get(name)
         if value is None or not hasattr(args, name):
             continue
@@ -104,17 +108,43 @@ def _whole(name: str, value: object, args: argparse.Namespace) -> str:
     return shown(values)
 
 
-def fit_channels(args: argparse.Namespace) -> None:
+def fit_image_flags(args: argparse.Namespace) -> None:
+    """Check --value_range, --mean and --std as they are given; a checkpoint comes later.
+
+    Raises:
+        UsageError: numbers that cannot be meant.
+    """
+    settings = args.settings
+    settings.given = {n: list(getattr(args, n)) for n in ("mean", "std") if settings.is_given(n)}
+    if args.value_range and not args.value_range[0] < args.value_range[1]:
+        raise UsageError("--value_range takes a number and a higher one: those that become 0 and 1")
+    fit_channels(args, settings.is_given("in_chans") or not _names_checkpoint(args))
+
+
+def _names_checkpoint(args: argparse.Namespace) -> bool:
+    """Whether a checkpoint is named that will tell the images' channels."""
+    named = [getattr(args, "finetune", ""), *getattr(args, "checkpoints", [])]
+    if getattr(args, "eval", False) or getattr(args, "predict", ""):
+        named.append(args.resume)
+    return bool(set(named) - {"", "untrained", "pixels"})
+
+
+def fit_channels(args: argparse.Namespace, is_final: bool = True) -> None:
     """Make --mean and --std one number per channel; defaults are averaged for other channels.
+
+    Args:
+        is_final: whether --in_chans is; else a checkpoint may still change it.
 
     Raises:
         UsageError: given numbers that do not fit --in_chans.
     """
     for name in ("mean", "std"):
-        values = list(getattr(args, name))
+        values = list(args.settings.given.get(name) or getattr(args, name))
         if len(values) != args.in_chans and not args.settings.is_given(name):
             values = [sum(values) / len(values)]
         if len(values) not in (1, args.in_chans):
+            if not is_final:
+                continue
             raise UsageError(
                 f"--{name} has {len(values)} numbers for --in_chans {args.in_chans}: give one, "
                 "or one per channel"

@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from util.errors import UsageError
@@ -27,14 +28,15 @@ def read_checkpoint(path: str) -> dict:
     """Read a checkpoint without executing anything from it; tensors land on the CPU.
 
     MAE's official files load too: they carry an `argparse.Namespace`, which is inert. So do
-    SimMIM's, whose `yacs` config is read as the plain dict that it is.
+    SimMIM's, whose `yacs` config is read as the plain dict that it is, and those with numpy's
+    numbers in them.
 
     Raises:
         UsageError: no such file, a damaged one, or one with more in it than data.
     """
     if not os.path.isfile(path):
         raise UsageError(f"{path} is no checkpoint file: check the path")
-    inert = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+    inert = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, *_numpy_scalars()]
     inert.append((collections.OrderedDict, "yacs.config.CfgNode"))
     try:
         _check_sums(path)
@@ -53,6 +55,14 @@ def read_checkpoint(path: str) -> dict:
     if not isinstance(state, dict):
         raise UsageError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
     return state
+
+
+def _numpy_scalars() -> list:
+    """What makes a numpy number, as `best_acc`, under the names of numpy 1 and 2; no arrays."""
+    make = np.float64(0).__reduce__()[0]  # its module has had several names
+    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdgFD"}
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [np.dtype, *kinds, *((make, name) for name in names)]
 
 
 def _check_sums(path: str) -> None:

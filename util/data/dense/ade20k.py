@@ -20,7 +20,7 @@ from torch import Tensor
 from util.cluster import agreement
 from util.data.datasets import Images
 from util.data.file_index import find_images
-from util.data.images import read_image
+from util.data.images import open_picture, read_image
 from util.data.same_data import check_same
 from util.errors import UsageError, first_line
 
@@ -81,7 +81,7 @@ class Labels:
         if path.lower().endswith(".npy"):
             values = np.load(path, allow_pickle=False)
         else:
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 _refuse_lossy(image, path)
                 if self.palette is not None:
                     return _code(np.asarray(image.convert("RGB")))
@@ -233,7 +233,7 @@ class MappedImages(Images):
         self.targets = np.array([zlib.crc32(os.fsencode(path)) for path in self.paths])
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        image = read_image(self.name(index), self.in_chans)
+        image = read_image(self.name(index), self.in_chans, self.value_range)
         path = os.path.join(self.map_folder, self.map_paths[index])
         labels = self.labels.read(path)
         if image.shape[1:] != labels.shape:
@@ -283,7 +283,10 @@ def _paired(folder: str, map_folder: str) -> tuple[list[str], list[str]]:
     return [images[stem] for stem in stems], [maps[stem] for stem in stems]
 
 
-def load_mapped_images(data_path: str, split: str, labels: Labels, in_chans: int) -> MappedImages:
+def load_mapped_images(
+    data_path: str, split: str, labels: Labels, in_chans: int,
+    value_range: Sequence[float] | None = None,
+) -> MappedImages:  # fmt: skip
     """A split of the data, of which a pair has been read.
 
     Raises:
@@ -293,6 +296,7 @@ def load_mapped_images(data_path: str, split: str, labels: Labels, in_chans: int
 
     def load() -> MappedImages:
         images, problem = MappedImages(data_path, split, labels, in_chans), ""
+        images.value_range = value_range
         for index in range(min(len(images), FIRST)):
             try:
                 images.read(index)

@@ -11,14 +11,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from util.cluster import agreement
 from util.data.datasets import Images
 from util.data.dense.coco_file import outlined, read_annotations, sort_out
-from util.data.images import read_image
+from util.data.images import read_image, stored_orientation
 from util.data.same_data import check_same
+from util.data.value_scale import check_scale
 from util.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ LAYOUTS = (
     {"train": ("instances_training.json", "images/training"),
      "val": ("instances_validation.json", "images/validation")},
 )  # fmt: skip
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and where it swaps height and width
+TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
 # Label, COCO's `segmentation`, and whether that is a mask; else it is the object's box.
 Object = tuple[int, dict | list, bool]
@@ -89,7 +89,8 @@ class CocoImages(Images):
 
     def read(self, index: int) -> tuple[Tensor, Annotated]:
         """Raises: OSError, ValueError: an unreadable image, or one of another size."""
-        image, size = read_image(self.name(index), self.in_chans), self.sizes[index]
+        image = read_image(self.name(index), self.in_chans, self.value_range)
+        size = self.sizes[index]
         if tuple(image.shape[1:]) != size:
             raise ValueError(
                 f"{self.name(index)} has {image.shape[1]} x {image.shape[2]} pixels, its "
@@ -100,8 +101,8 @@ class CocoImages(Images):
     def _why_turned(self, index: int, image: Tensor) -> str:
         if tuple(image.shape[:0:-1]) != self.sizes[index] or self.name(index).endswith(".npy"):
             return ""
-        with Image.open(self.name(index)) as file:
-            if file.getexif().get(ORIENTATION) not in TURNED:
+        with open(self.name(index), "rb") as file:
+            if stored_orientation(file) not in TURNED:
                 return ""
         return (
             ", the photograph's before its EXIF orientation turns it: annotate it as it is shown, "
@@ -147,6 +148,8 @@ def _load(args, split: str, categories: Categories | None) -> tuple[CocoImages, 
         if not args.empty_images:
             listed = _with_objects(listed, usable, path)
     images = CocoImages(listed, folder, args.in_chans, categories or own, usable)
+    images.value_range = getattr(args, "value_range", None)
+    check_scale(images, args)
     return images, None if split == "train" else content | {"annotations": truth}
 
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from util.data.dense.ade20k import NOTHING
-from util.data.images import to_float
+from util.data.images import is_off_scale, to_float
 from util.data.transforms import resize
+from util.errors import UsageError
 
 Pair = tuple[Tensor, Tensor]
 
@@ -113,6 +114,11 @@ class PhotometricDistortion:
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
         from torchvision.transforms.v2.functional import adjust_hue
 
+        if is_off_scale(image):
+            raise UsageError(
+                "--photometric changes pixels on a scale of 0 to 1, and there are images of "
+                "another: name theirs with --value_range, or use --no-photometric"
+            )
         pixels = to_float(image)
         if _coin():
             pixels = (pixels + _between(-32 / 255, 32 / 255)).clamp(0, 1)

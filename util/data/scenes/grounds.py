@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from util.data.file_index import find_images
-from util.data.images import read_image
+from util.data.images import read_image, to_bytes
 from util.errors import UsageError
 
 VALIDATION_SHARE = 4  # one photograph in so many is kept for validation
@@ -39,7 +39,7 @@ class Photographs:
         """
         path = os.path.join(self.folder, str(rng.choice(self.names[split])))
         try:
-            photograph = Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
+            photograph = Image.fromarray(to_bytes(read_image(path)).permute(1, 2, 0).numpy())
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"--grounds: {path} cannot be read ({error}): remove it") from None
         # The largest box of the scene's shape that fits, or one down to a half of it.

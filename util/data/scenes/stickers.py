@@ -124,7 +124,7 @@ class Stamps(Stickers):
 
     def __init__(self, data_path: str, download: bool):
         self.folder = data_path or DEBIAN_STAMPS
-        paths = find_images(self.folder) if os.path.isdir(self.folder) else []
+        paths = find_images(self.folder, is_told=False) if os.path.isdir(self.folder) else []
         found = self._by_class([p for p in paths if p.endswith(".png")])
         if not found:
             raise UsageError(

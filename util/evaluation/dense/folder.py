@@ -43,8 +43,9 @@ def for_each_image(
     own = range(distributed.rank(), len(paths), distributed.world_size())
     line, bad = ProgressLine("images", len(own), 1), 0
     for done, index in enumerate(own, 1):
+        path = os.path.join(args.predict, paths[index])
         try:
-            image = read_image(os.path.join(args.predict, paths[index]), args.in_chans)
+            image = read_image(path, args.in_chans, args.value_range)
         except Exception as error:  # whatever a decoder makes of a damaged file
             bad += 1
             log.warning("unreadable, left out: %s (%s)", paths[index], first_line(error))

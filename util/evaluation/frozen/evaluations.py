@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.data.datasets import Images, listed_positions
-from util.data.few_labels import balanced_draw
+from util.data.datasets import Images
+from util.data.few_labels import balanced_draw, check_few, held_out
+from util.data.image_list import listed_positions
 from util.evaluation.frozen import attentive, monitors, probes
 from util.evaluation.frozen.features import FeatureStore
 from util.evaluation.frozen.patches import Dense
@@ -68,12 +69,26 @@ def evaluate(
     if args.attentive and encoder.model.depth:
         found.probes["attentive"] = attentive.evaluate(encoder, tests, args, device)
     if "few" in args.only:
+        # Once more: of what could be read.
+        check_few(targets.numpy(), encoder.train.images.classes, args.few)
         found.few = few_labels(train, targets, tests["val"], args, lists, device)
     if "blocks" in args.only and encoder.model.depth:
         found.blocks = blocks(encoder, tests["val"], device)
     if "label_free" in args.only:
         found.label_free = monitors.label_free(tests["val"].features[kinds[0]], encoder.views)
     return found
+
+
+def check_labels(train: Images, args: argparse.Namespace) -> None:
+    """Check that a training set has the labels that the evaluations need, before any begins.
+
+    Raises:
+        UsageError: a class of too few images for --few, or nothing to hold out.
+    """
+    if "few" in args.only:
+        check_few(train.targets, train.classes, args.few)
+    if args.attentive or {"knn", "logistic", "blocks"} & set(args.only):
+        held_out(train.targets)
 
 
 def leave_out_of_all(encoders: Sequence) -> dict[str, int]:

@@ -59,13 +59,13 @@ def compare(first: Dense, second: Dense) -> paired.Difference:
     return paired.compare_statistic(first.counts[is_read], second.counts[is_read], mean_iou)
 
 
-def load(args: argparse.Namespace, in_chans: int) -> tuple[MappedImages, MappedImages]:
+def load(flags: argparse.Namespace) -> tuple[MappedImages, MappedImages]:
     """The training and validation images of --dense, a folder in ADE20K's layout."""
-    folder = args.dense
+    folder = flags.dense
     try:
-        labels = read_labels(folder, args.classes, args.first_class, args.palette)
+        labels = read_labels(folder, flags.classes, flags.first_class, flags.palette)
         train, val = (
-            load_mapped_images(folder, split, labels, in_chans)
+            load_mapped_images(folder, split, labels, flags.in_chans, flags.value_range)
             for split in ("training", "validation")
         )
     except UsageError as error:
