@@ -19,7 +19,7 @@ def kill_and_resume(zygote, main, folder, expected, kills, seed, slow_disk=0.0, 
         (kills done, those in the middle of a save, runs that ended).
     """
     draw = random.Random(seed)
-    longest = json.loads((expected / "results.json").read_text())["seconds"] + 80 * slow_disk + 0.5
+    longest = json.loads((expected / "results.json").read_text())["seconds"] + 80 * slow_disk + 1
     done = ended = cut = 0
     while done < kills:
         output = folder / f"run{ended}"
