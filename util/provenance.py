@@ -39,7 +39,7 @@ def commit() -> str:
 
 
 def _edits(folder: str) -> str:
-    """"-dirty-" and a digest of what differs from the last commit; empty where nothing does."""
+    """ "-dirty-" and a digest of what differs from the last commit; empty where nothing does."""
     changes = _git(folder, "diff", "HEAD", "--binary", "--no-ext-diff", "--", *SOURCES)
     new = _git(folder, "ls-files", "--others", "--exclude-standard", "-z", "--", *SOURCES)
     names = sorted(os.fsdecode(name) for name in new.split(b"\0") if name)
