@@ -14,7 +14,17 @@ import logging
 import os
 import time
 
-from reproduction import claims, collect, figures, paper, places, run_local, run_slurm  # fmt: skip
+from reproduction import (
+    claims,
+    collect,
+    figures,
+    judge,
+    paper,
+    places,
+    run_local,
+    run_slurm,
+    running,
+)
 from reproduction.cells import fill
 from reproduction.graph import Graph
 from reproduction.mi_share import share_lines
@@ -235,8 +245,8 @@ class Reproduction:
         if "loss_curves" in self.args.table:
             paths += self._collect_curves(folder)
         if "claims" in self.args.table:
-            verdicts = claims.judge(self.graph, self.args.seeds, self.wanted)
-            text = claims.markdown(verdicts, self.args.scale)
+            verdicts = judge.judge(self.graph, self.args.seeds, self.wanted)
+            text = judge.markdown(verdicts, self.args.scale, self.args.seeds)
             paths.append(os.path.join(folder, "claims.md"))
             with open(paths[-1], "w") as file:
                 file.write(text)

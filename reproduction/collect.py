@@ -80,9 +80,8 @@ def write_csv(path: str, cells: Sequence[Sequence[Cell]]) -> None:
             for seed, run in cell.runs.items():
                 found = [", then ".join(cell.mixed or run.commits), hardware(run)]
                 found += [seconds(run), run.results["command"]]
-                writer.writerow(
-                    [*about, seed, cell.values[seed], cell.shown_published(), "", *found]
-                )
+                numbers = [seed, cell.values[seed], cell.shown_published()]
+                writer.writerow([*about, *numbers, "", *found])
             if cell.why:
                 writer.writerow([*about, "", "", cell.shown_published(), cell.why, "", "", "", ""])
 

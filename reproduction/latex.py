@@ -7,9 +7,7 @@ from reproduction.paper import COLUMNS, Table
 from reproduction.scales import Scale
 
 MIXED = r"$^\dagger$"
-HEAD = (
-    "% needs \\usepackage{booktabs}; ours and the paper's numbers stand in columns of their own\n"
-)
+HEAD = "% needs \\usepackage{booktabs}\n"
 
 
 def latex(table: Table, cells: Sequence[Sequence[Cell]], scale: Scale) -> str:
@@ -19,11 +17,8 @@ def latex(table: Table, cells: Sequence[Sequence[Cell]], scale: Scale) -> str:
     paper's. The caption names scale and data, so that neither is taken for the other.
     """
     count = len(table.columns)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_escaped(caption(table, cells, scale))}}}",
-    ]
+    about = _escaped(caption(table, cells, scale))
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{about}}}"]
     lines += [rf"\begin{{tabular}}{{lr{'rr' * count}}}", r"\toprule"]
     names = [rf"\multicolumn{{2}}{{c}}{{{_escaped(COLUMNS[column])}}}" for column in table.columns]
     lines.append(f" & & {' & '.join(names)} " + r"\\")

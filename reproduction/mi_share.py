@@ -1,4 +1,4 @@
-"""How often L_min moved the encoder, to be read beside Table 3a: where it hardly did, (d) is (b)."""
+"""How often L_min moved the encoder: where it hardly did, (d) of Table 3a is (b)."""
 
 import json
 import os
