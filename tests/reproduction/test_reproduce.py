@@ -123,9 +123,9 @@ def test_other_flags_and_commits_are_shown_and_not_mixed(table):
     assert "is done by another commit, 9 in all" in refused(*ASKED, "--out", out, *changed)
     status, said, err = here(*ASKED, "--out", out, *changed, "--collect")
     assert status == 0 and "done by another commit: test" in said + err
-    assert "| (a) L_rec: MAE |  |  | 82.2 |  |  |" in said
+    assert "| (a) L_rec: MAE |  | -- | 82.2 | -- |  |" in said
     status, said, _ = here(*ASKED, "--out", out, *changed, "--collect", "--any_commit")
-    assert status == 0 and "| (a) L_rec: MAE |  |  | 82.2 |" not in said
+    assert status == 0 and "| (a) L_rec: MAE |  | -- | 82.2 |" not in said
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
     )
     assert status == 1 and "3 runs failed: seed-0/pretrain/table3-a_mae" in err
     assert "seed-0/finetune/table3-a_mae is left out: what it needs has failed" in said + err
-    assert "| (a) L_rec: MAE |  |  | 82.2 |  |  |" in said
+    assert "| (a) L_rec: MAE |  | -- | 82.2 | -- |  |" in said
     (line,) = (line for line in said.splitlines() if line.startswith("| independent |"))
     assert re.search(r"\| \d+\.\d \| 82.6 \|", line)
     _, said, _ = here("table3a", "--rows", "a", "--out", tmp_path, *SHORT, "--status")

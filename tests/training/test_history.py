@@ -1,0 +1,106 @@
+"""Training time and commits over several starts of a run, and what older checkpoints do not say."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from util.flags.settings import Settings
+from util.training import history
+from util.training.checkpoint import Checkpointer, Progress
+from util.training.history import History
+from util.weights.checkpoint_file import read_checkpoint
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets forward."""
+    now = [1000.0]
+    monkeypatch.setattr(history.time, "monotonic", lambda: now[0])
+    return now
+
+
+def checkpointer(folder, kept: History) -> Checkpointer:
+    args = argparse.Namespace(keep_checkpoints=1, settings=Settings({}, {}))
+    return Checkpointer(
+        str(folder), {"model": nn.Linear(1, 1)}, Progress(), {"model": "linear"}, args, kept
+    )
+
+
+def test_72_hours_and_2_hours_are_74_over_a_requeue(tmp_path, clock):
+    first = History("abc")
+    first.go()
+    clock[0] += 72 * HOUR
+    saver = checkpointer(tmp_path, first)
+    assert saver.save(wait=True)
+    clock[0] += 5 * HOUR  # lost by a kill
+    second = History("abc")
+    clock[0] += 1 * HOUR  # in the queue, and setting up
+    assert checkpointer(tmp_path, second).resume("auto")
+    second.go()
+    clock[0] += 2 * HOUR
+    assert second.seconds == 74 * HOUR and second.commits == ["abc"]
+    second.stand()
+    clock[0] += 9 * HOUR  # evaluating
+    assert second.seconds == 74 * HOUR
+
+
+def test_another_commit_is_kept_and_said(tmp_path, caplog):
+    checkpointer(tmp_path, History("abc")).save(wait=True)
+    second = History("def")
+    saver = checkpointer(tmp_path, second)
+    assert saver.resume("auto") and "another commit than before: abc, then def" in caplog.text
+    saver.save(wait=True)
+    third = History("abc")
+    checkpointer(tmp_path, third).resume("auto")
+    assert third.commits == ["def", "abc"]
+
+
+def test_an_older_checkpoint_says_neither(tmp_path, clock):
+    checkpointer(tmp_path, History("abc")).save(wait=True)
+    path = tmp_path / "checkpoint-last.pth"
+    state = read_checkpoint(str(path))
+    del state["history"]
+    torch.save(state, path)
+    kept = History("def")
+    saver = checkpointer(tmp_path, kept)
+    assert saver.resume("auto")
+    kept.go()
+    clock[0] += 10
+    kept.stand()
+    assert kept.seconds is None and kept.commits == ["unknown", "def"]
+    saver.save(wait=True)  # and stays unknown
+    again = History("def")
+    checkpointer(tmp_path, again).resume("auto")
+    assert again.seconds is None
+
+
+def test_parts_that_are_runs_of_their_own_add_up():
+    whole = History("b")
+    whole.add({"seconds": 3.0, "commit": "a"})
+    whole.add({"seconds": 4.0, "commit": "b", "commits": ["a", "b"]})
+    assert whole.seconds == 7 and whole.commits == ["a", "b"]
+    whole.add({"seconds": None, "commit": "b"})
+    assert whole.seconds is None
+
+
+def test_each_main_keeps_its_seconds_over_a_resume(run_main_here, tmp_path, monkeypatch):
+    """A run that is cut and goes on has as many seconds as its steps took, not those of the end."""
+    # Each look at the clock is a second later: what is counted is how long steps went on.
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(history.time, "monotonic", lambda: float(next(ticks)))
+    short = ("--dataset", "digits", "--train_fraction", "0.1", "--num_workers", "0")
+    for main in ("main_pretrain", "main_finetune", "main_linprobe"):
+        folder = tmp_path / main
+        results = folder / "results.json"
+        seconds = []
+        for steps in (2, 4, 4):
+            flags = ("--max_steps", steps, "--resume", "auto")
+            outcome = run_main_here(main, *short, *flags, folder=folder)
+            assert outcome.status == 0, outcome.err
+            seconds.append(json.loads(results.read_text())["seconds"])
+        assert 0 < seconds[0] < seconds[1] == seconds[2]
