@@ -134,7 +134,9 @@ def test_other_flags(zygote, undisturbed, tmp_path, main, more):
 
 
 @pytest.mark.parametrize("main", MAINS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
+)
 def test_signal_saves_the_step_in_flight(zygote, undisturbed, tmp_path, main, number):
     """No --save_every_steps and no epoch's end helps: the signal alone saves."""
     if main != "main_pretrain" and number != signal.SIGTERM:
