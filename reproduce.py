@@ -230,7 +230,8 @@ class Reproduction:
         """Write the tables and figures, and print the tables."""
         folder, paths = os.path.join(self.out, "tables"), []
         os.makedirs(folder, exist_ok=True)
-        for found in self.states():
+        states = self.states()
+        for found in states:
             if found.state in OTHERS:
                 log.warning("left out: %s is %s: %s", found.job.name, found.state, found.detail)
         for name, table in self.tables.items():
@@ -246,7 +247,8 @@ class Reproduction:
             paths += self._collect_curves(folder)
         if "claims" in self.args.table:
             verdicts = judge.judge(self.graph, self.args.seeds, self.wanted)
-            text = judge.markdown(verdicts, self.args.scale, self.args.seeds)
+            commits = {name for found in states if found.state == DONE for name in found.commits}
+            text = judge.markdown(verdicts, self.args.scale, self.args.seeds, sorted(commits))
             paths.append(os.path.join(folder, "claims.md"))
             with open(paths[-1], "w") as file:
                 file.write(text)

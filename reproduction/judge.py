@@ -217,12 +217,20 @@ NOTE = (
 )
 
 
-def markdown(verdicts: Sequence[Verdict], scale: str, seeds: Sequence[int]) -> str:
+def markdown(
+    verdicts: Sequence[Verdict], scale: str, seeds: Sequence[int], commits: Sequence[str] = ()
+) -> str:
     """The verdicts as a Markdown table with a heading, a note on how they are found, and which of
-    our settings were chosen on which seeds."""
+    our settings were chosen on which seeds.
+
+    Args:
+        commits: of all runs; said where they are several.
+    """
     lines = [f"## The paper's claims, scale {scale}", ""]
     lines += [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
     lines += [f"| {' | '.join(verdict.cells())} |" for verdict in verdicts]
     family = sum(v.found is not None and v.found.num_seeds > 1 for v in verdicts)
+    if len(commits) > 1:
+        lines += ["", f"The runs are of several commits: {', '.join(commits)}."]
     lines += ["", NOTE.format(family=family), *choices.lines(scale, seeds), ""]
     return "\n".join(lines)

@@ -131,6 +131,8 @@ def test_nothing_ran_is_said_of_every_claim(graph):
     found = judge.judge(graph, SEEDS, "abc")
     assert all(verdict.found is None and verdict.why for verdict in found)
     text = judge.markdown(found, "small", SEEDS)
+    assert "several commits" not in text
+    assert "commits: a, b" in judge.markdown(found, "small", SEEDS, ["a", "b"])
     assert text.count("not run") == len(found) == len(claims.CLAIMS) + 4
 
 

@@ -88,19 +88,34 @@ def test_parts_that_are_runs_of_their_own_add_up():
     assert whole.seconds is None
 
 
-def test_each_main_keeps_its_seconds_over_a_resume(run_main_here, tmp_path, monkeypatch):
+DENSE = ("--model", "vit_tiny_patch4", "--input_size", "32", "--batch_size", "2")
+DENSE += ("--warmup_iterations", "0", "--eval_every", "2")
+MAINS = {
+    "main_pretrain": ("--dataset", "digits", "--train_fraction", "0.1"),
+    "main_finetune": ("--dataset", "digits", "--train_fraction", "0.1"),
+    "main_linprobe": ("--dataset", "digits", "--train_fraction", "0.1"),
+    "main_segmentation": (*DENSE, "--decoder_channels", "8"),
+    "main_detection": DENSE,
+}
+
+
+@pytest.mark.parametrize(
+    "main", [pytest.param(m, marks=pytest.mark.slow) if "detection" in m else m for m in MAINS]
+)
+def test_each_main_keeps_its_seconds_over_a_resume(
+    run_main_here, tmp_path, monkeypatch, scenes, main
+):
     """A run that is cut and goes on has as many seconds as its steps took, not those of the end."""
     # Each look at the clock is a second later: what is counted is how long steps went on.
     ticks = iter(range(10**9))
     monkeypatch.setattr(history.time, "monotonic", lambda: float(next(ticks)))
-    short = ("--dataset", "digits", "--train_fraction", "0.1", "--num_workers", "0")
-    for main in ("main_pretrain", "main_finetune", "main_linprobe"):
-        folder = tmp_path / main
-        results = folder / "results.json"
-        seconds = []
-        for steps in (2, 4, 4):
-            flags = ("--max_steps", steps, "--resume", "auto")
-            outcome = run_main_here(main, *short, *flags, folder=folder)
-            assert outcome.status == 0, outcome.err
-            seconds.append(json.loads(results.read_text())["seconds"])
-        assert 0 < seconds[0] < seconds[1] == seconds[2]
+    seconds, flags = [], MAINS[main]
+    is_dense = "--eval_every" in flags
+    flags += ("--data_path", str(scenes)) if is_dense else ()
+    for steps in (2, 4, 4):
+        more = ("--iterations" if is_dense else "--max_steps", steps)
+        more += ("--num_workers", "0", "--resume", "auto")
+        outcome = run_main_here(main, *flags, *more, folder=tmp_path)
+        assert outcome.status == 0, outcome.err
+        seconds.append(json.loads((tmp_path / "results.json").read_text())["seconds"])
+    assert 0 < seconds[0] < seconds[1] == seconds[2]
