@@ -209,7 +209,7 @@ NOTE = (
     "one seed there is none. p and verdict are corrected over the {family} claims that were "
     "tested (Holm): if nothing were true, at most 5 % of such tables would say of any claim that "
     'it holds, or does not. So an interval may exclude zero where the verdict is "cannot be '
-    f'told". {WITHIN[1:-1].capitalize()} is in points. "{SMALLER[4:].capitalize()}" is said where the '
+    f'told". {WITHIN[1:-1].capitalize()}: points. "{SMALLER[4:].capitalize()}" is said where the '
     "paper's size is beyond intervals that hold for all claims at once (Bonferroni). The last "
     "column is information: there the spread over seeds is pooled over claims, which is wrong "
     "where one run varies more than the others, and nothing is corrected. Claims without a number "
