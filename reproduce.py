@@ -14,10 +14,22 @@ import logging
 import os
 import time
 
-from reproduction import claims, collect, figures, paper, run_local, run_slurm
+from reproduction import (
+    claims,
+    collect,
+    figures,
+    judge,
+    paper,
+    places,
+    run_local,
+    run_slurm,
+    running,
+)
+from reproduction.cells import fill
 from reproduction.graph import Graph
+from reproduction.mi_share import share_lines
 from reproduction.scales import MAINS, ROOT, SCALES, SMALL_SCALES, ImageNet, shown_path
-from reproduction.state import DONE, OTHER_COMMIT, OTHER_FLAGS, Folder, JobState, status_lines
+from reproduction.state import DONE, OTHERS, RUNNING, Folder, JobState, status_lines
 from util.entry import run_main
 from util.errors import RunError, UsageError
 from util.flags.parser import ArgumentParser, number
@@ -28,7 +40,6 @@ from util.training.output import lock
 log = logging.getLogger(__name__)
 
 PARTS = {"table3": ("table3a", "table3b", "table3c")}
-LOCK = ".lock"  # of OUT/SCALE, while a process runs the tables
 CHOICES = (*paper.TABLES, *PARTS, "loss_curves", "claims", "all")
 PLACES = {
     "imagenet": "with train/ and val/", "one_percent_list": "the published list of 1 %%",
@@ -74,7 +85,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("whose results count").add_argument
     # fmt: off
     add("--commit", help="those of this commit (default: of the code as it is)")
-    add("--any_commit", action="store_true", help="those of any commit")
+    add("--any_commit", action="store_true",
+        help="those of any commit, and what another one began is gone on with: its cells say so")
     # fmt: on
     return parser
 
@@ -104,13 +116,23 @@ class Reproduction:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
+        self._check_places()
         self.wanted = None if args.any_commit else args.commit or commit()
         self.out = os.path.join(args.out, args.scale)
         # Asked once, before this process has the lock, which a second look would give up.
-        self.is_running = is_locked(self.out)
+        self.is_running = running.is_locked(self.out)
         self.graph = Graph(self._scale(), self.out, args.checkpoints, self._flags())
         self.tables = {name: paper.TABLES[name] for name in args.table if name in paper.TABLES}
         self._plan()
+
+    def _check_places(self) -> None:
+        """Look at the folders and files that were given; data only where runs will read it."""
+        names = ["checkpoints"]
+        if not (self.args.status or self.args.collect):
+            names += PLACES
+        if not self.args.status:
+            names.append("out")
+        places.check({name: getattr(self.args, name) for name in names})
 
     def _scale(self):
         if self.args.scale in SMALL_SCALES:
@@ -164,19 +186,18 @@ class Reproduction:
         found = []
         for job in self.graph.in_order():
             folder = Folder(self.graph, job)
-            of_slurm = "slurm_job" in folder.last_attempt()
-            is_alive = run_slurm.alive(folder.record()) if of_slurm else self.is_running
-            found.append(folder.state(self.wanted, is_alive))
+            found.append(folder.state(self.wanted, running.is_alive(folder, self.is_running)))
         return found
 
     def run(self) -> list[str]:
         """Run or submit what is missing, and return the names of the jobs that failed.
 
         Raises:
-            UsageError: a job's folder holds results of another commit or of other flags.
+            UsageError: a job's folder holds results, or a beginning, of another commit or of
+                other flags; or such a job runs.
         """
         states = self.states()
-        others = [found for found in states if found.state in (OTHER_COMMIT, OTHER_FLAGS)]
+        others = [found for found in states if found.state in OTHERS]
         for found in others:
             log.error("%s: %s: %s", found.job.name, found.state, found.detail)
         if others:
@@ -184,6 +205,10 @@ class Reproduction:
                 f"{others[0].job.name} is {others[0].state}, {len(others)} in all: give another "
                 "--out, the flags of then, --any_commit or --commit; or remove those folders"
             )
+        for found in states:
+            if found.state == RUNNING:
+                folder = Folder(self.graph, found.job)
+                running.check(folder, self.args.slurm is not None, self.args.any_commit)
         if self.args.slurm is not None:
             run_slurm.SlurmRun(self.graph, states, self.args.slurm, dry_run=False).run()
             return []
@@ -205,21 +230,25 @@ class Reproduction:
         """Write the tables and figures, and print the tables."""
         folder, paths = os.path.join(self.out, "tables"), []
         os.makedirs(folder, exist_ok=True)
-        for found in self.states():
-            if found.state in (OTHER_COMMIT, OTHER_FLAGS):
+        states = self.states()
+        for found in states:
+            if found.state in OTHERS:
                 log.warning("left out: %s is %s: %s", found.job.name, found.state, found.detail)
         for name, table in self.tables.items():
-            cells = collect.fill(self.graph, table, self._rows(table), self.args.seeds, self.wanted)
-            paths += collect.write(folder, name, table, cells, self.args.scale)
-            print(collect.table_lines(table, cells, self.args.scale))
+            about = self._rows(table), self.args.seeds, self.wanted
+            cells, scale = fill(self.graph, table, *about), self.graph.scale
+            below = share_lines(self.graph, *about) if table.of_losses else ""
+            paths += collect.write(folder, name, table, cells, scale, below)
+            print(collect.table_lines(table, cells, scale) + below)
             if table.picture and any(cell.values for row in cells for cell in row):
                 paths.append(os.path.join(folder, f"{name}.png"))
                 figures.figure2(cells).save(paths[-1])
         if "loss_curves" in self.args.table:
             paths += self._collect_curves(folder)
         if "claims" in self.args.table:
-            verdicts = claims.judge(self.graph, self.args.seeds, self.wanted)
-            text = claims.markdown(verdicts, self.args.scale)
+            verdicts = judge.judge(self.graph, self.args.seeds, self.wanted)
+            commits = {name for found in states if found.state == DONE for name in found.commits}
+            text = judge.markdown(verdicts, self.args.scale, self.args.seeds, sorted(commits))
             paths.append(os.path.join(folder, "claims.md"))
             with open(paths[-1], "w") as file:
                 file.write(text)
@@ -236,15 +265,6 @@ class Reproduction:
         return [path]
 
 
-def is_locked(folder: str) -> bool:
-    """Whether another process holds the lock of this folder, so is running its tables."""
-    path = os.path.join(folder, LOCK)
-    if not os.path.exists(path):
-        return False
-    with open(path, "r+") as file:
-        return lock(file) is False
-
-
 def main(args: argparse.Namespace) -> None:
     setup_logging()
     os.chdir(ROOT)  # where the runs' own paths begin
@@ -259,11 +279,12 @@ def main(args: argparse.Namespace) -> None:
     if args.collect:
         return todo.collect()
     os.makedirs(todo.out, exist_ok=True)
-    with open(os.path.join(todo.out, LOCK), "w") as held:  # closing it gives the lock up
+    with open(os.path.join(todo.out, running.LOCK), "w") as held:  # closing it gives the lock up
         if lock(held) is False:
             raise UsageError(
                 f"--out {args.out}: another process runs these tables: wait for it, or see --status"
             )
+        todo.is_running = False  # whoever it was has ended
         failed = todo.run()
         if args.slurm is not None:
             print("submitted; see --status, and --collect at the end")

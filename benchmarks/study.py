@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from util.evaluation import paired
-from util.evaluation.paired import Comparison, Difference, compare_seeds
+from util.evaluation.over_seeds import Comparison, compare_seeds, correct
+from util.evaluation.paired import Difference
 
 Record = dict
 
@@ -107,11 +108,13 @@ def report(records: list[Record], references: Sequence[str]) -> str:
 def differences(
     variants: dict[str, list[Record]], reference: str, scores: Sequence[str]
 ) -> list[str]:
-    """The lines of a table: the other variants against one of them."""
+    """The lines of a table: the other variants against one of them. Intervals are each
+    difference's own; verdicts are corrected over all of the table's."""
     others = {name: rows for name, rows in variants.items() if name != reference}
     lines = ["", f"| against {reference} | {' | '.join(scores)} |"]
     lines += ["|---" * (len(scores) + 1) + "|"]
     against = {score: compare(others, variants[reference], score) for score in scores}
+    correct([one for of_score in against.values() for one in of_score.values()])
     for name in others:
         cells = [
             _shown(against[score].get(name), images_alone(others[name], variants[reference], score))

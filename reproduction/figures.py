@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from reproduction.collect import Cell
+from reproduction.cells import Cell
 from reproduction.graph import Graph
 from reproduction.paper import BASELINE, FULL, KINDS_OF_MASKS, RATIOS
 from reproduction.state import DONE, state_of

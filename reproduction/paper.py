@@ -74,13 +74,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper; `picture` says that it is drawn as a figure, too."""
+    """A table of the paper.
+
+    Args:
+        picture: it is drawn as a figure, too.
+        of_losses: it compares losses, so how often L_min moves the encoder is told below it.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     note: str = ""
     picture: bool = False
+    of_losses: bool = False
 
 
 def _scores(*values: float | None, columns: tuple[str, ...] = ("FT", "LIN", "FT1%")) -> dict:
@@ -204,6 +210,7 @@ TABLE3A = Table(
                   "table3/control_independent"),
     ),
     "The linear probes, which the paper does not report, tell a collapse.",
+    of_losses=True,
 )  # fmt: skip
 TABLE3B = Table(
     "Table 3b: weights of the losses",

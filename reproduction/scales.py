@@ -58,6 +58,7 @@ class SmallScale:
         samples: masked samples in a pre-training step, images times masks.
         models: the small model in place of each of the recipes' models.
         scenes: flags of tools.scenes, which makes the images for detection and segmentation.
+        data: the images, in words.
     """
 
     name: str
@@ -65,6 +66,7 @@ class SmallScale:
     samples: int
     models: dict[str, str]
     scenes: str
+    data: str
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
         """The flags that follow the recipe, and how many passes over the images the run makes."""
@@ -120,6 +122,7 @@ class ImageNet:
     places: dict[str, str] = field(default_factory=dict)
     name: str = "imagenet"
     scenes: str = ""
+    data: str = "ImageNet-1k, COCO 2017 and ADE20K"
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
         words = ["--data_path", self.places["imagenet"]]
@@ -154,12 +157,14 @@ SMALL_SCALES = {
         dict(vit_base_patch16="vit_tiny_patch2", vit_small_patch16="vit_nano_patch2",
              swin_base="swin_mini_patch2"),
         "--source digits --size 64 --images 200 --val_images 40 --one_class digit",
+        "scikit-learn's digits, and scenes of them",
     ),
     "small": SmallScale(
         "small", 0.12, 256,
         dict(vit_base_patch16="vit_tiny_patch7", vit_small_patch16="vit_nano_patch7",
              swin_base="swin_mini_patch2"),
         "--source fashion_mnist --size 70 --images 400 --val_images 100 --one_class garment",
+        "Fashion-MNIST, and scenes of it",
     ),
 }  # fmt: skip
 SCALES = (*SMALL_SCALES, "imagenet")

@@ -1,5 +1,6 @@
 """How far the jobs are, by the files in their folders: job.json, results.json and log.out."""
 
+import glob
 import json
 import os
 import re
@@ -25,6 +26,10 @@ STATUSES = {
 }
 DONE, RUNNING, FAILED, MISSING = "done", "running", "failed", "missing"
 OTHER_FLAGS, OTHER_COMMIT = "done with other flags", "done by another commit"
+BEGUN = "begun by another commit"  # not done, and to go on would mix the two
+OTHERS = (OTHER_FLAGS, OTHER_COMMIT, BEGUN)
+# Files of a run from which it would go on; of several draws each has its own.
+GOES_ON_FROM = ("checkpoint-*.pth", "draw-*/checkpoint-*.pth", "draw-*/blr-*/checkpoint-*.pth")
 
 
 def words_of(status: int) -> str:
@@ -39,10 +44,10 @@ class JobState:
     """How far one job is.
 
     Args:
-        state: DONE, RUNNING, FAILED, MISSING, OTHER_FLAGS or OTHER_COMMIT.
-        detail: the log's last line, or the flags or commit that are not the wanted ones.
+        state: DONE, RUNNING, FAILED, MISSING, OTHER_FLAGS, OTHER_COMMIT or BEGUN.
+        detail: the log's last line, or the flags or commits that are not the wanted ones.
         results: what is in results.json, if it exists.
-        seconds: what all attempts took together.
+        seconds: what all attempts took together, by the clock: to tell the time left.
     """
 
     job: Job
@@ -50,6 +55,16 @@ class JobState:
     detail: str = ""
     results: dict | None = None
     seconds: float = 0.0
+
+    @property
+    def trained(self) -> float | None:
+        """The run's own seconds, of training over all its starts; None where it does not know."""
+        return (self.results or {}).get("seconds")
+
+    @property
+    def commits(self) -> list[str]:
+        """Those of the code of all its starts, in order; empty without results."""
+        return commits_of(self.results) if self.results else []
 
 
 class Folder:
@@ -77,11 +92,29 @@ class Folder:
 
     def begin(self, **about) -> None:
         """Record that an attempt begins; `about` is kept with it, as the SLURM job's number."""
+        own, earlier = commit(), self.begun_by()
+        commits = [*(name for name in earlier if name != own), own]
         attempts = [*self.record().get("attempts", []), {"start": time.time()} | about]
-        self.write(command=self.command, commit=commit(), attempts=attempts)
+        self.write(command=self.command, commit=own, commits=commits, attempts=attempts)
 
-    def end(self, status: int) -> float:
-        """Record that the last attempt has ended with this exit status, and return its seconds."""
+    def note(self, **about) -> None:
+        """Keep more with the last attempt, as its process's number."""
+        attempts = self.record()["attempts"]
+        attempts[-1] |= about
+        self.write(attempts=attempts)
+
+    def begun_by(self) -> list[str]:
+        """The commits of what lies here for the job to go on from; empty where nothing does."""
+        record = self.record()
+        patterns = (f"{glob.escape(self.path)}/{pattern}" for pattern in GOES_ON_FROM)
+        return commits_of(record) if record and any(map(glob.glob, patterns)) else []
+
+    def end(self, status: int | None) -> float:
+        """Record that the last attempt has ended, and return its seconds.
+
+        Args:
+            status: its exit status; None where only an earlier process could have told.
+        """
         attempts = self.record()["attempts"]
         attempts[-1] |= {"end": time.time(), "status": status}
         self.write(attempts=attempts)
@@ -91,7 +124,8 @@ class Folder:
         """The results.json that the job wrote at its end; None before it has."""
         if self.job.kind == "scenes":
             is_done = self.last_attempt().get("status") == 0
-            return {"commit": self.record()["commit"]} if is_done else None
+            names = commits_of(self.record())
+            return {"commit": names[-1], "commits": names} if is_done else None
         return _read_json(os.path.join(self.path, RESULTS))
 
     def log(self) -> str:
@@ -130,9 +164,9 @@ class Folder:
                 found.state, found.detail = OTHER_FLAGS, " ".join(record["command"])
         elif results:
             found.state = DONE
-            found.seconds = seconds or results.get("seconds", 0.0)
-            if wanted and results.get("commit") != wanted:
-                found.state, found.detail = OTHER_COMMIT, str(results.get("commit"))
+            found.seconds = seconds or results.get("seconds") or 0.0
+            if wanted and found.commits != [wanted]:
+                found.state, found.detail = OTHER_COMMIT, ", then ".join(found.commits)
         elif attempts and "slurm_job" in attempts[-1]:
             found.state = FAILED
             found.detail = self.last_line(True) or "cancelled before it began: what it needs failed"
@@ -141,7 +175,39 @@ class Folder:
             found.state, found.detail = FAILED, f"{words_of(status)}: {self.last_line(True)}"
             if status == errors.EXIT_INTERRUPTED or status < 0:
                 found.state, found.detail = MISSING, words_of(status)
+        if wanted and found.state in (MISSING, FAILED) and attempts:
+            self._refuse_mixture(found)
         return found
+
+    def _refuse_mixture(self, found: JobState) -> None:
+        """A job that is not done is BEGUN if the code as it is would go on with another's work."""
+        commits = self.begun_by()
+        if commits and commits != [commit()]:
+            found.detail = ": ".join(filter(None, [", then ".join(commits), found.detail]))
+            found.state = BEGUN
+
+    def runs_otherwise(self, any_commit: bool = False) -> str:
+        """Why what runs here is not what the code as it is would run; empty where it is."""
+        if self.record()["command"] != self.command:
+            return "runs with other flags"
+        is_same = any_commit or commits_of(self.record()) == [commit()]
+        return "" if is_same else "runs by another commit"
+
+
+def commits_of(record: dict) -> list[str]:
+    """The commits in what was read from a job.json or results.json, in their order."""
+    return record.get("commits") or [str(record.get("commit"))]
+
+
+def mixed_commits(graph: Graph, job_name: str) -> list[str]:
+    """The commits of a job and of those that it needs; empty where all are of one."""
+    names, todo = {}, [job_name]
+    while todo:
+        job = graph.jobs[todo.pop()]
+        results = Folder(graph, job).results()
+        names |= dict.fromkeys(commits_of(results) if results else ())
+        todo += job.needs
+    return list(names) if len(names) > 1 else []
 
 
 def last_attempt(record: dict) -> dict:

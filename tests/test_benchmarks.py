@@ -7,6 +7,11 @@ import sys
 import pytest
 
 CASES = {
+    "false_verdicts": (
+        "--tables 20 --gains 8",
+        r"varies three times as much \| 5( \| [\d.]+ \([\d.]+\)){4} \|\n[^$]*"
+        r"\| 8 \| 5( \| \d+){4} \|",
+    ),
     "find_images": ("--images 10000", r"ours +[\d.]+ s for 10000 images"),
     "checkpoint_cost": (
         "--model mimae_vit_tiny_patch2 --input_size 8 --in_chans 1 --rounds 1 --wait 0.01",

@@ -162,6 +162,9 @@ def test_draws_are_runs_of_their_own_with_a_mean(drawn, run_main_here):
         assert run["flags"]["blr"] == max(ranks, key=ranks.get)
         assert run["flags"]["draw"] == draw and run["flags"]["hold_out"] is None
         assert all(trial["flags"]["hold_out"] == 0.2 for trial in trials.values())
+    files = drawn.folder.glob("draw-*/**/results.json")
+    parts = [json.loads(file.read_text())["seconds"] for file in files]
+    assert len(parts) == 6 and found["seconds"] == pytest.approx(sum(parts), abs=0.1)
     by_hand = run_main_here(
         "main_finetune", *FEW, "--draw", 1, "--seed", 1, "--hold_out", 0.2, "--blr", 0.1
     )

@@ -19,7 +19,7 @@ def kill_and_resume(zygote, main, folder, expected, kills, seed, slow_disk=0.0, 
         (kills done, those in the middle of a save, runs that ended).
     """
     draw = random.Random(seed)
-    longest = json.loads((expected / "results.json").read_text())["seconds"] + 80 * slow_disk + 0.5
+    longest = json.loads((expected / "results.json").read_text())["seconds"] + 80 * slow_disk + 1
     done = ended = cut = 0
     while done < kills:
         output = folder / f"run{ended}"
@@ -134,7 +134,9 @@ def test_other_flags(zygote, undisturbed, tmp_path, main, more):
 
 
 @pytest.mark.parametrize("main", MAINS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
+)
 def test_signal_saves_the_step_in_flight(zygote, undisturbed, tmp_path, main, number):
     """No --save_every_steps and no epoch's end helps: the signal alone saves."""
     if main != "main_pretrain" and number != signal.SIGTERM:

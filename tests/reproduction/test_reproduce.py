@@ -123,9 +123,9 @@ def test_other_flags_and_commits_are_shown_and_not_mixed(table):
     assert "is done by another commit, 9 in all" in refused(*ASKED, "--out", out, *changed)
     status, said, err = here(*ASKED, "--out", out, *changed, "--collect")
     assert status == 0 and "done by another commit: test" in said + err
-    assert "| (a) L_rec: MAE |  |  | 82.2 |  |  |" in said
+    assert "| (a) L_rec: MAE |  | -- | 82.2 | -- |  |" in said
     status, said, _ = here(*ASKED, "--out", out, *changed, "--collect", "--any_commit")
-    assert status == 0 and "| (a) L_rec: MAE |  |  | 82.2 |" not in said
+    assert status == 0 and "| (a) L_rec: MAE |  | -- | 82.2 |" not in said
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,11 @@ def test_other_flags_and_commits_are_shown_and_not_mixed(table):
      (("table1",), ("nothing can be run", "--imagenet")),
      (("table3a", "--flags", "main_pretend=--epochs 1"), ("main_pretend", "main_pretrain")),
      (("table3a", "--slurm", "--nodes 2", "--jobs", "2"), ("--slurm", "--jobs")),
-     (("table3a", "--scale", "demo", "--nproc_per_node", "2"), ("one process", "--jobs"))],
+     (("table3a", "--scale", "demo", "--nproc_per_node", "2"), ("one process", "--jobs")),
+     (("table1", "--imagenet", ROOT, "--dry_run"), (f"--imagenet {ROOT}", "no train and no val")),
+     (("table2", "--coco", ROOT / "nowhere"), ("--coco nowhere", "no such folder")),
+     (("table3a", "--scale", "demo", "--checkpoints", "nowhere", "--collect"), ("--checkpoints",)),
+     (("table1", "--one_percent_list", ROOT), ("--one_percent_list", "readable text file"))],
 )  # fmt: skip
 def test_bad_input_is_one_line(words, said, tmp_path):
     line = refused(*words, "--out", tmp_path / "out")
@@ -143,7 +147,12 @@ def test_bad_input_is_one_line(words, said, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_process_on_the_same_table_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
+def test_a_second_process_on_the_same_table_is_refused_and_a_signal_saves(tmp_path, number):
     words = ["table3a", "--rows", "a", "--out", str(tmp_path)]
     first = subprocess.Popen(
         [sys.executable, "reproduce.py", *words, *SHORT], cwd=ROOT,
@@ -159,7 +168,7 @@ def test_a_second_process_on_the_same_table_is_refused(tmp_path):
         log = record.with_name("log.out")
         results = record.with_name("results.json")
         wait_for(lambda: "epoch 0" in log.read_text() or results.exists(), "an epoch", 60)
-        first.send_signal(signal.SIGTERM)
+        first.send_signal(number)
         assert first.wait(60) == 75
     finally:
         first.kill()
@@ -168,6 +177,55 @@ def test_a_second_process_on_the_same_table_is_refused(tmp_path):
     attempts = json.loads(record.read_text())["attempts"]
     # The signal may have come when the run had just written its results: then it is done.
     assert results.exists() and len(attempts) <= 2
+
+
+def test_what_a_killed_process_left_running_is_waited_for(tmp_path):
+    """Not started a second time beside it; and of another commit it is not taken for this one's."""
+    words = ["table3c", "--rows", "independent", "--out", str(tmp_path)]
+    first = subprocess.Popen(
+        [sys.executable, "reproduce.py", *words, *SHORT], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    record = tmp_path / "demo/seed-0/pretrain/table3-independent/job.json"
+    try:
+        wait_for(lambda: record.exists() and '"started"' in record.read_text(), "the run", 60)
+    finally:
+        first.kill()
+        first.wait()
+    _, said, _ = here(*words, *SHORT, "--status")
+    assert said.startswith("running") and "1 running" in said
+    line = refused(*words, *SHORT, "--slurm", "--nodes 1 --ngpus 1")
+    assert "table3-independent runs on this machine: wait for it" in line
+    line = refused(*words, *SHORT, "--flags", "main_pretrain=--max_steps 3")
+    assert "table3-independent runs with other flags" in line
+    (pid,) = [one["pid"] for one in json.loads(record.read_text())["attempts"]]
+    status, said, err = here(*words, *SHORT)
+    assert status == 0, err
+    assert (
+        f"runs already, and is waited for: seed-0/pretrain/table3-independent (process {pid})"
+        in (said + err)
+    )
+    (attempt,) = json.loads(record.read_text())["attempts"]
+    assert attempt["status"] is None and record.with_name("results.json").exists()
+    assert here(*words, *SHORT, "--status")[1].splitlines()[-1] == "2 jobs: 2 done"
+
+
+def test_what_another_commit_began_needs_any_commit_and_its_cell_says_so(tmp_path, monkeypatch):
+    """Cut after two steps by one commit, ended by another."""
+    words = ["table3c", "--rows", "independent", "--out", tmp_path]
+    folder = tmp_path / "demo/seed-0/pretrain/table3-independent"
+    assert here(*words, *SHORT)[0] == 0
+    (folder / "results.json").unlink()  # as a run that was killed at its end leaves it
+    monkeypatch.setenv("MIMAE_COMMIT", "another")
+    changed = [word if word != "test" else "another" for word in SHORT]
+    line = refused(*words, *changed)
+    assert "seed-0/pretrain/table3-independent is begun by another commit" in line
+    assert "--any_commit" in line and not (folder / "results.json").exists()
+    status, said, err = here(*words, *changed, "--any_commit")
+    assert status == 0, err
+    assert json.loads((folder / "results.json").read_text())["commits"] == ["test", "another"]
+    (line,) = (line for line in said.splitlines() if line.startswith("| independent |"))
+    assert line.count("†") == 1 and "†: with code of several commits: test, then another" in said
 
 
 def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
@@ -180,7 +238,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
     )
     assert status == 1 and "3 runs failed: seed-0/pretrain/table3-a_mae" in err
     assert "seed-0/finetune/table3-a_mae is left out: what it needs has failed" in said + err
-    assert "| (a) L_rec: MAE |  |  | 82.2 |  |  |" in said
+    assert "| (a) L_rec: MAE |  | -- | 82.2 | -- |  |" in said
     (line,) = (line for line in said.splitlines() if line.startswith("| independent |"))
     assert re.search(r"\| \d+\.\d \| 82.6 \|", line)
     _, said, _ = here("table3a", "--rows", "a", "--out", tmp_path, *SHORT, "--status")

@@ -10,6 +10,7 @@ from reproduction import paper, run_slurm
 from reproduction.graph import Graph
 from reproduction.scales import SMALL_SCALES
 from reproduction.state import (
+    BEGUN,
     DONE,
     FAILED,
     MISSING,
@@ -122,3 +123,47 @@ def test_a_slurm_that_does_not_answer_ends_nothing(tmp_path, monkeypatch, answer
             run_slurm.alive(record)
     else:
         assert run_slurm.alive(record) is found
+
+
+def test_what_another_commit_began_is_not_gone_on_with(graph, monkeypatch):
+    """Where something lies there to go on from; else the job starts anew, and of one commit."""
+    folder = Folder(graph, graph.jobs[PRETRAIN])
+    monkeypatch.setenv("MIMAE_COMMIT", "abc-dirty-1")
+    folder.begin()
+    folder.end(75)
+    monkeypatch.setenv("MIMAE_COMMIT", "abc-dirty-2")
+    assert folder.state("abc-dirty-2").state == MISSING
+    with open(f"{folder.path}/checkpoint-last.pth", "w"):
+        pass
+    found = folder.state("abc-dirty-2")
+    assert (found.state, found.detail.split(":")[0]) == (BEGUN, "abc-dirty-1")
+    assert "interrupted" in found.detail and folder.state(None).state == MISSING
+    folder.begin()  # as --any_commit does
+    assert folder.record()["commits"] == ["abc-dirty-1", "abc-dirty-2"]
+    assert folder.runs_otherwise() == "runs by another commit" and not folder.runs_otherwise(True)
+    folder.end(2)
+    assert folder.state("abc-dirty-2").state == BEGUN
+    os.unlink(f"{folder.path}/checkpoint-last.pth")
+    assert folder.state("abc-dirty-2").state == FAILED
+    folder.begin()
+    assert folder.record()["commits"] == ["abc-dirty-2"] and not folder.runs_otherwise()
+    monkeypatch.setenv("MIMAE_COMMIT", "abc-dirty-1")
+    assert folder.runs_otherwise() == "runs by another commit"
+
+
+def test_results_of_several_commits_are_none_of_the_wanted_one(graph):
+    plant(graph, PRETRAIN, commit="abc", commits=["old", "abc"])
+    found = Folder(graph, graph.jobs[PRETRAIN]).state("abc")
+    assert (found.state, found.detail) == (OTHER_COMMIT, "old, then abc")
+    assert Folder(graph, graph.jobs[PRETRAIN]).state(None).state == DONE
+
+
+@pytest.mark.parametrize("below", ["", "draw-1/", "draw-0/blr-0.001/"])
+def test_of_several_draws_each_has_its_own_beginning(graph, monkeypatch, below):
+    folder = Folder(graph, graph.jobs[FINETUNE])
+    monkeypatch.setenv("MIMAE_COMMIT", "abc")
+    folder.begin()
+    os.makedirs(f"{folder.path}/{below}", exist_ok=True)
+    with open(f"{folder.path}/{below}checkpoint-last.pth", "w"):
+        pass
+    assert folder.begun_by() == ["abc"]

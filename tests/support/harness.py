@@ -134,8 +134,8 @@ def differing(left: pathlib.Path, right: pathlib.Path) -> list[str]:
         torch.load(folder / "checkpoint-last.pth", weights_only=True) for folder in (left, right)
     ]
     for state in states:
-        # The output folders' names differ, and which flags are given to go on.
-        del state["args"], state["flag_sources"]
+        # The output folders' names differ, which flags are given to go on, and the seconds.
+        del state["args"], state["flag_sources"], state["history"]
     names = _differing(*states, "")
     if (left / "log.txt").read_bytes() != (right / "log.txt").read_bytes():
         names.append("log.txt")

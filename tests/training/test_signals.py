@@ -35,3 +35,19 @@ def test_a_rank_without_a_signal_stops_with_the_others(monkeypatch):
         assert stop.agreed() and stop.received == signal.SIGTERM
     finally:
         stop.restore()
+
+
+def test_a_closed_terminal_stops_the_run_and_nohup_does_not():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        stop = signals.StopSignal()
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.agreed() and stop.received == signal.SIGHUP
+        stop.restore()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        stop = signals.StopSignal()
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.agreed() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        stop.restore()
+    finally:
+        signal.signal(signal.SIGHUP, before)

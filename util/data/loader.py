@@ -279,7 +279,7 @@ def _collate(items: list[tuple]) -> list[torch.Tensor]:
 
 def _init_worker(worker: int) -> None:
     """Workers outlive no one: the main process handles the signals and ends them."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
 
 

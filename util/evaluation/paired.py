@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MARGIN = 1.0  # points; a difference that is certainly smaller is called none
+NO_DIFFERENCE = f"no difference (within ±{MARGIN:g})"
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Difference:
             return "gain"
         if self.high < 0:
             return "loss"
-        return "no difference" if self.is_small else "cannot be told"
+        return NO_DIFFERENCE if self.is_small else "cannot be told"
 
     @property
     def is_small(self) -> bool:
@@ -54,10 +55,13 @@ def compare(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Dif
 def compare_draws(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Difference:
     """As `compare`, of models trained on several draws of few labels, each [draws, n]: the interval
     adds up the spread of the test images and, by Student's t, that of the draws."""
+    from scipy.stats import t
+
     per_draw = np.asarray(first, float).mean(1) - np.asarray(second, float).mean(1)
     found = compare(np.mean(first, 0), np.mean(second, 0), num_boots)
     if len(per_draw) > 1:
-        half = math.hypot(found.high - found.difference, half_of_mean(per_draw))
+        of_draws = float(t.ppf(0.975, len(per_draw) - 1)) * standard_error(per_draw)
+        half = math.hypot(found.high - found.difference, of_draws)
         found = Difference(found.difference, found.difference - half, found.difference + half)
     return found
 
@@ -94,55 +98,6 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
-def seed_spread(rows: list[np.ndarray]) -> tuple[float, int]:
-    """Standard deviation over seeds, pooled over variants, and its degrees of freedom.
-
-    Args:
-        rows: for each variant its mean differences, [seeds].
-    """
-    squares = sum(((row - row.mean()) ** 2).sum() for row in rows)
-    freedom = sum(len(row) - 1 for row in rows)
-    return (math.sqrt(squares / freedom) if freedom else math.inf), freedom
-
-
-def half_of_mean(values: np.ndarray, pooled: list[np.ndarray] | None = None) -> float:
-    """Half the width of the 95 % interval of the mean of values [seeds], by Student's t; infinite
-    where nothing tells their spread.
-
-    Args:
-        pooled: rows that have the same spread, `values` among them (default: `values` alone).
-    """
-    from scipy.stats import t
-
-    spread, freedom = seed_spread(pooled or [values])
-    if not freedom:
-        return math.inf
-    return float(t.ppf(0.975, freedom) * spread / math.sqrt(len(values)))
-
-
-@dataclass
-class Comparison(Difference):
-    """A difference between two ways of training, over the seeds with which both were run."""
-
-    num_seeds: int = 1
-
-
-def compare_seeds(rows: dict[str, np.ndarray], num_boots: int = 1000) -> dict[str, Comparison]:
-    """Several comparisons of one score, each over its seeds and test images.
-
-    The interval adds up two spreads: of the test images, by a bootstrap of the per-image
-    difference (mean over seeds), and of the seeds. Few seeds tell little of their own spread, so
-    that is pooled over the comparisons, and Student's t counts what was pooled; with one seed of
-    each it is unknown, and the interval infinite.
-
-    Args:
-        rows: by name the per-image differences in points, [seeds, images].
-    """
-    means = {name: row.mean(1) for name, row in rows.items()}
-    found = {}
-    for name, row in rows.items():
-        of_images = 1.96 * bootstrap_spread(row.mean(0), num_boots)
-        of_seeds = half_of_mean(means[name], list(means.values()))
-        half, mean = math.hypot(of_images, of_seeds), float(row.mean())
-        found[name] = Comparison(mean, mean - half, mean + half, len(row))
-    return found
+def standard_error(values: np.ndarray) -> float:
+    """The standard error of the mean of values [n]; infinite where there is one alone."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf

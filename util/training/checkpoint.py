@@ -15,6 +15,7 @@ from torch import nn
 from util.cluster import agreement, distributed
 from util.errors import RunError, UsageError
 from util.training.background import Background, Snapshot
+from util.training.history import History
 from util.weights.checkpoint_file import (
     fingerprint,
     link_or_copy,
@@ -86,6 +87,7 @@ class Checkpointer:
     Args:
         objects: what has a state, by its key in the file (`model`, `optimizer`, …).
         config: plain values that describe the model; saved, and compared by `resume`.
+        history: the run's starts so far (default: this is the first).
     """
 
     def __init__(
@@ -95,9 +97,10 @@ class Checkpointer:
         progress: Progress,
         config: dict,
         args: argparse.Namespace,
+        history: History | None = None,
     ):
         self.output_dir, self.objects, self.progress = output_dir, objects, progress
-        self.config, self.args = config, args
+        self.config, self.args, self.history = config, args, history or History()
         self.snapshot, self.background = Snapshot(), Background()
         self.given_up = threading.Event()
 
@@ -124,6 +127,7 @@ class Checkpointer:
         state |= {
             "progress": self.progress.state_dict(),
             "epoch": self.progress.epoch,
+            "history": self.history.state_dict(),
             "config": self.config,
             "args": {k: v for k, v in vars(self.args).items() if _is_plain(v)},
             "flag_sources": self.args.settings.sources,
@@ -241,6 +245,9 @@ class Checkpointer:
             if name != "model" and state.get(name):
                 self._restore(name, obj, state[name], path)
         self.progress.load_state_dict(state["progress"])
+        self.history.load_state_dict(state.get("history", {}))
+        if len(self.history.commits) > 1:
+            log.warning("goes on with another commit than before: %s", self.history.shown())
 
     @staticmethod
     def _restore(name: str, obj: Stateful, state: dict, path: str) -> None:

@@ -79,12 +79,15 @@ def load(args: argparse.Namespace) -> tuple[Images, Images]:
 def run_all(args: argparse.Namespace, finetune: Finetune) -> None:
     """Run every draw, and write the mean and the standard deviation of their accuracies."""
     with distributed.process_group(args.device, args.dist_timeout):
-        results = [_run_draw(args, draw, finetune) for draw in range(args.draws)]
+        parts: list[dict] = []  # results of every run, those that choose a rate among them
+        results = [_run_draw(args, draw, finetune, parts) for draw in range(args.draws)]
         scores = [result["test_acc1"] for result in results]
         spread = {"test_acc1_std": float(np.std(scores, ddof=1))} if len(scores) > 1 else {}
         left_out = max(result.get("test_unreadable", 0) for result in results)
         beside = {"test_unreadable": left_out} if left_out else {}
         with Run(args) as run:
+            for part in parts:
+                run.history.add(part)
             run.finish(
                 test_acc1=float(np.mean(scores)),
                 **spread,
@@ -94,15 +97,16 @@ def run_all(args: argparse.Namespace, finetune: Finetune) -> None:
             )
 
 
-def _run_draw(args: argparse.Namespace, draw: int, finetune: Finetune) -> dict:
+def _run_draw(args: argparse.Namespace, draw: int, finetune: Finetune, parts: list[dict]) -> dict:
     one = _changed(args, f"draw-{draw}", draw=draw, seed=args.seed + draw, draws=None)
     if args.choose_blr:
-        blr = _choose_blr(one, finetune)
+        blr = _choose_blr(one, finetune, parts)
         one = _changed(one, blr=blr, hold_out=None)
-    return _result(one, finetune)
+    parts.append(_result(one, finetune))
+    return parts[-1]
 
 
-def _choose_blr(one: argparse.Namespace, finetune: Finetune) -> float:
+def _choose_blr(one: argparse.Namespace, finetune: Finetune, parts: list[dict]) -> float:
     """The rate that is best on the held-out part: most accurate, and of those of least loss."""
     ranked = []
     for blr in dict.fromkeys(one.choose_blr):
@@ -113,6 +117,7 @@ def _choose_blr(one: argparse.Namespace, finetune: Finetune) -> float:
         except NonFiniteLoss as error:  # on all ranks
             log.warning("draw %d, --blr %g is no choice: %s", one.draw, blr, error)
             continue
+        parts.append(result)
         ranked.append((result["test_acc1"], -result["test_loss"], blr))
         log.info("draw %d, --blr %g: %.2f %% of what was held out", one.draw, blr, ranked[-1][0])
     if not ranked:

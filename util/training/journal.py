@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -111,25 +111,31 @@ class Journal:
 
 
 def write_results(
-    path: str, numbers: Mapping[str, float | int | str], seconds: float, device: torch.device,
-    flags: Mapping[str, object] | None = None, sources: Mapping[str, str] | None = None,
+    path: str, numbers: Mapping[str, float | int | str], seconds: float | None,
+    device: torch.device, flags: Mapping[str, object] | None = None,
+    sources: Mapping[str, str] | None = None, commits: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Write a run's final numbers with what is needed to repeat them, as JSON.
 
     Args:
+        seconds: of training; None, not known, becomes null.
         flags: the values of flags that can change the numbers.
         sources: where each flag is from that has not the parser's default.
+        commits: of the code of all starts, the last one being this one's (default: the code's as
+            it is); all of them are written where there were several.
     """
     record = _finite(numbers) | {
-        "seconds": round(seconds, 1),
+        "seconds": None if seconds is None else round(seconds, 1),
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
+        "commit": commits[-1] if commits else commit(),
         "versions": {"python": sys.version.split()[0]} | versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processes": distributed.world_size(),
         "flags": dict(flags or {}),
         "flag_sources": {name: source for name, source in (sources or {}).items() if name in flags},
     }
+    if len(commits) > 1:
+        record["commits"] = list(commits)
     with open(path + ".tmp", "w") as file:
         json.dump(record, file, indent=2)
     os.replace(path + ".tmp", path)

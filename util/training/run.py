@@ -19,8 +19,10 @@ from util.data.loader import Batches
 from util.errors import EXIT_NONFINITE, RunError, UsageError
 from util.flags.settings import AUTO
 from util.logging import ProgressLine, setup_logging
+from util.provenance import commit
 from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.training.checkpoint import Checkpointer, Progress, Stateful, require_saved
+from util.training.history import UNKNOWN, History
 from util.training.journal import Journal, write_results
 from util.training.metrics import Meters
 from util.training.nonfinite import NonFiniteLoss, record_nonfinite_step
@@ -46,6 +48,8 @@ class Run:
         setup_logging()
         self.folder = agreement.all_or_none(lambda: OutputFolder(args.output_dir))
         self.progress = Progress()
+        # Asked now: the code that runs is that of the start, whatever is edited meanwhile.
+        self.history = History(commit() if distributed.is_main() else UNKNOWN)
         self.signals = StopSignal()
         self.checkpointer: Checkpointer | None = None
         self.journal: Journal | None = None
@@ -92,7 +96,9 @@ class Run:
         if self.counts_iterations:
             config["eval_every"] = args.eval_every  # a position counts in rounds of it
         self.batches = batches
-        self.checkpointer = Checkpointer(args.output_dir, objects, self.progress, config, args)
+        self.checkpointer = Checkpointer(
+            args.output_dir, objects, self.progress, config, args, self.history
+        )
         resumed = self.checkpointer.resume(args.resume)
         self._set_amp()  # which the checkpoint may know
         if args.resume != "auto" and not self.folder.holds(args.resume):
@@ -130,6 +136,7 @@ class Run:
             self.num_steps,
             args.log_every,
         )
+        self.history.go()
         steps = range(progress.total_steps, self.end_step)
         return [step for step in steps if step not in progress.skipped]
 
@@ -235,6 +242,7 @@ class Run:
         progress = self.progress
         self.epoch_of_line, progress.closed = progress.epoch, True
         means = self.meters.means()
+        self.history.stand()
         progress.step, progress.total_steps = self.end_step - self.first_step, self.end_step
         if progress.step >= self.num_steps:
             progress.epoch += 1
@@ -274,12 +282,16 @@ class Run:
             self.folder.set_aside([RESULTS])
         numbers = (self.journal.last_line() if self.journal else {}) | numbers
         log.info("\n".join(f"{name}: {value}" for name, value in numbers.items()))
-        seconds = time.monotonic() - self.started
         settings = self.args.settings
         write_results(
-            os.path.join(self.args.output_dir, RESULTS), numbers, seconds, self.device,
-            settings.values(self.args), settings.sources,
+            os.path.join(self.args.output_dir, RESULTS), numbers, self._seconds(), self.device,
+            settings.values(self.args), settings.sources, self.history.commits,
         )  # fmt: skip
+
+    def _seconds(self) -> float | None:
+        """Training time, see `History`; where nothing was trained, that of the process so far."""
+        has_trained = self.journal is not None or self.history.before != 0
+        return self.history.seconds if has_trained else time.monotonic() - self.started
 
     # --------------------------------------------------------------------------- non-finite losses
 

@@ -20,20 +20,28 @@ class Interrupted(RunError):
     status = EXIT_INTERRUPTED
 
 
+def is_hangup_ignored(number: int) -> bool:
+    """Whether a signal is SIGHUP and nohup, or who else started the process, has it ignored."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
 class StopSignal:
-    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second SIGINT ends the run at once.
+    """Remembers SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2; a second SIGINT ends the run at once.
+
+    SIGHUP comes when a terminal is closed; under nohup, which ignores it, it stays ignored.
 
     Handlers that were there before (a launcher's) run when all ranks have saved, and with None
     for the frame.
     """
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.previous: dict[int, object] = {}
         if threading.current_thread() is threading.main_thread():
-            self.previous = {n: signal.signal(n, self._remember) for n in self.numbers}
+            heard = [n for n in self.numbers if not is_hangup_ignored(n)]
+            self.previous = {n: signal.signal(n, self._remember) for n in heard}
 
     def _remember(self, number: int, frame: object) -> None:
         if self.received == signal.SIGINT == number:
