@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from util.cluster import distributed
-from util.errors import EXIT_LOST_RANKS, EXIT_MEMORY, RunError
+from util.errors import EXIT_INTERRUPTED, EXIT_LOST_RANKS, EXIT_MEMORY, RunError
 
 
 def run_main(
@@ -17,7 +17,8 @@ def run_main(
     try:
         main(parse_args())
     except RunError as error:
-        _exit(f"error: {error}", error.status)
+        kind = "" if error.status == EXIT_INTERRUPTED else "error: "  # which was asked for
+        _exit(f"{kind}{error}", error.status)
     except torch.OutOfMemoryError:
         _exit(
             "error: the GPU is out of memory: lower --batch_size and raise --accum_iter, or add "

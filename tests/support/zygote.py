@@ -21,13 +21,18 @@ import torch
 import torch.utils.tensorboard
 
 import main_detection
+import main_evaluate
 import main_finetune
 import main_linprobe
 import main_pretrain
+import main_robustness
 import main_segmentation
 from util.entry import run_main
 
-ALL = (main_pretrain, main_finetune, main_linprobe, main_segmentation, main_detection)
+ALL = (
+    main_pretrain, main_finetune, main_linprobe, main_segmentation, main_detection, main_evaluate,
+    main_robustness,
+)  # fmt: skip
 MAINS = {m.__name__: m for m in ALL}
 
 

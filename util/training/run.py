@@ -107,6 +107,7 @@ class Run:
         self.journal = Journal(args.output_dir, self.progress, self.was_finished)
         self.journal.text("flags", args.settings.table(args))
         self.meters = Meters(self.progress, self.device)
+        self.signals.is_training = True
         # The newest checkpoint in the folder is what a rollback goes back to: it has to be this
         # run's as it starts, not one of another run or of later steps.
         if args.on_nonfinite == "rollback" and not (resumed and args.resume == "auto"):

@@ -1,4 +1,5 @@
-"""Signals that end a run after the step in flight, agreed on by all ranks."""
+"""Signals that end a run: in training after the step in flight, which all ranks agree on; else at
+once."""
 
 import contextlib
 import logging
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(RunError):
-    """A signal ended the run after its state was saved."""
+    """A signal ended the run, which the same command goes on with."""
 
     status = EXIT_INTERRUPTED
 
@@ -26,8 +27,10 @@ def is_hangup_ignored(number: int) -> bool:
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2; a second SIGINT ends the run at once.
+    """Hears SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2; a second SIGINT ends the run at once.
 
+    While `is_training` a signal is remembered until all ranks have saved; at other times (reading
+    data, evaluating, predicting) it ends the run where it is: what it keeps is on the disk already.
     SIGHUP comes when a terminal is closed; under nohup, which ignores it, it stays ignored.
 
     Handlers that were there before (a launcher's) run when all ranks have saved, and with None
@@ -38,6 +41,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.is_training = False
         self.previous: dict[int, object] = {}
         if threading.current_thread() is threading.main_thread():
             heard = [n for n in self.numbers if not is_hangup_ignored(n)]
@@ -47,6 +51,8 @@ class StopSignal:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = self.received or number
+        if not self.is_training:
+            self.leave("what is on the disk is kept, and the same command goes on with it")
 
     def agreed(self) -> bool:
         """True on all ranks once any rank has received a signal."""
@@ -62,15 +68,15 @@ class StopSignal:
         self.received = self.received or int(flag)
         return True
 
-    def leave(self) -> None:
+    def leave(self, why: str = "the run is saved; --resume auto goes on with it") -> None:
         """End the run, through the launcher's handler where it had one."""
         name = signal.Signals(self.received).name
         handler = self.previous.get(self.received)
         self.restore()
         if callable(handler) and handler is not signal.default_int_handler:
-            log.warning("%s: the run is saved, the launcher takes over", name)
+            log.warning("%s: %s; the launcher takes over", name, why)
             handler(self.received, None)
-        raise Interrupted(f"{name}: the run is saved; --resume auto goes on with it")
+        raise Interrupted(f"{name}: {why}")
 
     def restore(self) -> None:
         """Put back the handlers that were there before."""
