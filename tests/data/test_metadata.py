@@ -221,6 +221,11 @@ def test_a_label_map_with_junk_beside_its_pixels(tmp_path):
         (tmp_path / "a.png").write_bytes(data[:33] + junk + data[33:])
         found = Labels(["w", "x", "y"], 1).read(str(tmp_path / "a.png"))
         assert np.array_equal(found.numpy(), values.astype(int) - 1)
+    for broken in (b"no image", data[:40] + data[60:]):
+        (tmp_path / "a.png").write_bytes(broken)
+        with pytest.raises((OSError, SyntaxError, ValueError)) as error:
+            Labels(["w", "x", "y"], 1).read(str(tmp_path / "a.png"))
+        assert broken[:2] != b"no" or "a.png" in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [*FORMATS, "TIFF"])

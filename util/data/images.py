@@ -84,18 +84,22 @@ def exif_orientation_of(image: Image.Image) -> object:
 
 def open_picture(path: str) -> Image.Image:
     """A picture as Pillow has it, loaded; metadata that cannot be parsed are passed over."""
-    with open(path, "rb") as file:
-        data = file.read()
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(path)
         image.load()
-    except Exception:
-        bare = without_metadata(data)
-        if bare is None:
-            raise
+        return image
+    except Exception as error:
+        failed = error
+    with open(path, "rb") as file:
+        bare = without_metadata(file.read())
+    if bare is None:
+        raise failed
+    try:
         image = Image.open(io.BytesIO(bare.data))
         image.load()
-    return image
+        return image
+    except Exception:
+        raise failed from None
 
 
 def stored_orientation(file: BinaryIO) -> object:

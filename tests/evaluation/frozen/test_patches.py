@@ -54,7 +54,7 @@ def test_a_patch_has_the_class_of_most_of_its_labelled_pixels():
 def test_planted_patches_are_found_and_counted_by_pixels(tmp_path):
     write_folder(tmp_path / "data")
     args = main_evaluate.parse_args(["untrained", "--dense", str(tmp_path / "data")])
-    train, val = patches.load(args, 1)
+    train, val = patches.load(args)
     found = patches.evaluate(GreyEncoder(), train, val, args, CPU)
     assert set(found) == {patches.KNN_NAME, patches.LOGISTIC_NAME}
     for one in found.values():
@@ -77,7 +77,7 @@ def test_what_cannot_be_read_counts_nowhere(tmp_path, caplog):
                     for other in ("images", "annotations"):
                         (tmp_path / way / other / split / name).unlink()
         args = main_evaluate.parse_args(["untrained", "--dense", str(tmp_path / way)])
-        train, val = patches.load(args, 1)
+        train, val = patches.load(args)
         found.append(patches.evaluate(GreyEncoder(), train, val, args, CPU))
         if way == "damaged":
             args.max_bad_images = 1
