@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from util.cluster import distributed
-from util.errors import EXIT_INTERRUPTED, EXIT_LOST_RANKS, EXIT_MEMORY, RunError
+from util.errors import EXIT_INTERRUPTED, EXIT_LOST_RANKS, EXIT_MEMORY, RunError, Stopped
 
 
 def run_main(
@@ -30,6 +30,8 @@ def run_main(
             raise
         reason = str(error).splitlines()[0]
         _exit(f"error: other ranks are lost ({reason}); --resume auto goes on", EXIT_LOST_RANKS)
+    except Stopped as stop:
+        _exit(str(stop), EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         _exit("error: interrupted at once, without saving", 130)
 

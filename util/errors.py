@@ -26,6 +26,11 @@ class UsageError(RunError, ValueError):
     status = EXIT_USAGE
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ends the program where it is; no `except Exception`, as that around the reading of
+    an image, may take it for an error of what runs there."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, on one line; its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from util.cluster import distributed
-from util.errors import EXIT_INTERRUPTED, RunError
+from util.errors import EXIT_INTERRUPTED, RunError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class StopSignal:
             raise KeyboardInterrupt
         self.received = self.received or number
         if not self.is_training:
-            self.leave("what is on the disk is kept, and the same command goes on with it")
+            self.leave(Stopped, "what is on the disk is kept, and the same command goes on with it")
 
     def agreed(self) -> bool:
         """True on all ranks once any rank has received a signal."""
@@ -68,7 +68,10 @@ class StopSignal:
         self.received = self.received or int(flag)
         return True
 
-    def leave(self, why: str = "the run is saved; --resume auto goes on with it") -> None:
+    def leave(
+        self, kind: type[BaseException] = Interrupted,
+        why: str = "the run is saved; --resume auto goes on with it",
+    ) -> None:  # fmt: skip
         """End the run, through the launcher's handler where it had one."""
         name = signal.Signals(self.received).name
         handler = self.previous.get(self.received)
@@ -76,7 +79,7 @@ class StopSignal:
         if callable(handler) and handler is not signal.default_int_handler:
             log.warning("%s: %s; the launcher takes over", name, why)
             handler(self.received, None)
-        raise Interrupted(f"{name}: {why}")
+        raise kind(f"{name}: {why}")
 
     def restore(self) -> None:
         """Put back the handlers that were there before."""
