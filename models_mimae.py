@@ -60,8 +60,8 @@ class OrthogonalMasks(RandomMasks):
     def __init__(self, num_patches: int, num_masks: int, mask_ratio: float, mask_type: str):
         super().__init__(num_patches, mask_ratio)
         check_one_of("--mask_type", mask_type, ("orthogonal", "independent"))
-        if num_masks < 0:
-            raise UsageError(f"--num_masks {num_masks} is negative: 0 is complete masking")
+        if not 0 <= num_masks <= num_patches:
+            raise UsageError(f"--num_masks {num_masks}: 0 (complete) to {num_patches}, the patches")
         self.num_masks, self.mask_type = resolve_num_masks(num_masks, mask_ratio), mask_type
 
     def noise_shape(self, batch_size: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ The first word names the main. Flags that are not listed here go to it.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import shlex
@@ -157,7 +158,7 @@ def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[
         raise UsageError("sbatch is not on this machine: submit from a login node, or --dry_run")
     code.write()
     try:
-        with executor.batch():
+        with _outside_a_job(), executor.batch():
             jobs = [
                 executor.submit(Job(main.parse_args, main.main, run, os.getcwd())) for run in runs
             ]
@@ -167,6 +168,12 @@ def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[
     for job in jobs:
         print(f"submitted job {job.job_id}, log: {job.paths.stdout}")
     return [job.job_id for job in jobs]
+
+
+def _outside_a_job() -> contextlib.AbstractContextManager:
+    """Hides the variables of a job that this runs in, which sbatch would take for its options."""
+    is_inside = "SLURM_JOB_ID" in os.environ
+    return submitit.helpers.clean_env() if is_inside else contextlib.nullcontext()
 
 
 def sbatch_parameters(

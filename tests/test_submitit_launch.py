@@ -321,3 +321,24 @@ distributed.shutdown()
         env=environ, capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_a_job_submits_without_its_own_variables(monkeypatch, tmp_path, is_inside):
+    """Outside of one, the user's SBATCH_ACCOUNT and the like stay."""
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\nenv > {tmp_path}/env\necho Submitted batch job 5\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "a")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if is_inside:
+        monkeypatch.setenv("SLURM_JOB_ID", "4")
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    argv = ["--job_dir", str(tmp_path / "job"), "--partition", "p"]
+    launch(main_pretrain, [*argv, *DIGITS])
+    names = (tmp_path / "env").read_text()
+    assert ("SBATCH_ACCOUNT" in names) != is_inside and "SLURM_CPUS_PER_TASK" not in names
+    if is_inside:
+        assert os.environ["SLURM_CPUS_PER_TASK"] == "3"

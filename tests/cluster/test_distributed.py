@@ -13,6 +13,7 @@ from ranks import free_port, in_ranks
 from engine_pretrain import step_noise, train_step
 from models_mimae import MaskedAutoencoderViT
 from util.cluster import distributed
+from util.errors import UsageError
 from util.training.optim import adamw, decay_groups, set_lr
 from util.training.precision import Precision
 
@@ -166,3 +167,17 @@ def test_a_rank_whose_peer_dies_ends_with_69(tmp_path):
     said = ranks[0].communicate(timeout=120)[1]
     assert ranks[0].returncode == 69, said
     assert said.splitlines()[-1].startswith("error: other ranks are lost (")
+
+
+def test_what_is_set_to_nothing_is_not_set_and_words_are_one_line(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID"):
+        monkeypatch.setenv(name, "")
+    assert distributed.launcher_environment() is None
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "")
+    found = distributed.launcher_environment()
+    assert (found["rank"], found["world_size"], found["local_rank"]) == (1, 2, 0)
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UsageError, match="WORLD_SIZE=two in the environment is no number"):
+        distributed.launcher_environment()

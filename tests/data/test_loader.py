@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from util.cluster import distributed
+from util.data import loader
 from util.data.datasets import DATASETS, FileImages
 from util.data.file_index import find_images
 from util.data.loader import Batches, num_cores
@@ -242,3 +243,38 @@ def test_any_error_of_a_decoder_makes_a_bad_image():
 def test_no_more_workers_than_cores(recwarn):
     batches = Batches(Numbers(8), 4, True, num_workers=1000)
     assert batches.loader.num_workers == num_cores() and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("error", "is_a_death"),
+    [(RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), True),
+     (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+     (ConnectionResetError(104, "Connection reset by peer"), True), (EOFError(), True),
+     (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nTraceback"), False),
+     (EOFError("Caught EOFError in DataLoader worker process 0."), False),
+     (RuntimeError("CUDA error"), False)],
+    ids=str,
+)  # fmt: skip
+def test_what_a_living_worker_raises_is_no_death(error, is_a_death):
+    assert loader.is_death(error) == is_a_death
+
+
+class Raises(torch.utils.data.Dataset):
+    """A data set with an error of its own."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, item):
+        raise RuntimeError("stack expects each tensor to be equal size")
+
+
+def test_an_error_of_a_worker_is_shown_as_it_is(caplog):
+    batches = Batches(Raises(), 4, True, num_workers=1)
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        list(batches.epoch(0))
+    assert "died" not in caplog.text
+
+
+def test_a_bus_error_names_the_shared_memory():
+    assert "--shm-size" in loader.shared_memory() and "--num_workers" in loader.shared_memory()

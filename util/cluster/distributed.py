@@ -49,16 +49,20 @@ def is_main() -> bool:
 def launcher_environment() -> dict[str, int | str] | None:
     """Rank, world size, local rank and master as the launcher gave them; None for one process.
 
-    torchrun's variables win; else those of a SLURM step (srun, and submitit through srun).
+    torchrun's variables win; else those of a SLURM step (srun, and submitit through srun). What is
+    set to nothing is not set.
+
+    Raises:
+        UsageError: a variable that is no number; the line names it.
     """
-    env = os.environ
+    env = {name: value for name, value in os.environ.items() if value}
     if "RANK" in env and "WORLD_SIZE" in env:
         return {
-            "rank": int(env["RANK"]),
-            "world_size": int(env["WORLD_SIZE"]),
-            "local_rank": int(env.get("LOCAL_RANK", 0)),
+            "rank": _number(env, "RANK"),
+            "world_size": _number(env, "WORLD_SIZE"),
+            "local_rank": _number(env, "LOCAL_RANK", 0),
             "master_addr": env.get("MASTER_ADDR", "127.0.0.1"),
-            "master_port": int(env.get("MASTER_PORT", 29500)),
+            "master_port": _number(env, "MASTER_PORT", 29500),
         }
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         job = int(env["SLURM_JOB_ID"])
@@ -72,6 +76,17 @@ def launcher_environment() -> dict[str, int | str] | None:
             "master_port": int(env.get("MASTER_PORT") or 10000 + job % 20000),
         }
     return None
+
+
+def _number(env: dict[str, str], name: str, default: int | None = None) -> int:
+    if name not in env and default is not None:
+        return default
+    try:
+        return int(env[name])
+    except ValueError:
+        raise UsageError(
+            f"{name}={env[name]} in the environment is no number: unset it, or start with torchrun"
+        ) from None
 
 
 def host_names(node_list: str) -> list[str]:

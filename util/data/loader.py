@@ -9,6 +9,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from util.data.datasets import DATASETS
 from util.data.images import to_float
 from util.data.transformed import TransformedImages
 from util.data.transforms import ResizeCenterCrop
-from util.errors import EXIT_DATA, RunError, UsageError
+from util.errors import EXIT_DATA, RunError, UsageError, first_line
 from util.randomness import epoch_order
 
 log = logging.getLogger(__name__)
@@ -175,10 +176,12 @@ class Batches:
                 self._start_anew()
                 raise UsageError(str(error).splitlines()[-1].split("UsageError: ")[-1]) from None
             except (RuntimeError, ConnectionError, EOFError) as error:
-                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                if not is_death(error):
                     raise
                 restarts += 1
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = first_line(error)
+                if "Bus error" in reason:
+                    reason += f"; {shared_memory()}"
                 if restarts > self.max_restarts:
                     raise RunError(
                         f"data-loader workers die again and again ({reason}): lower --num_workers",
@@ -246,6 +249,23 @@ def open_batches(
 def evaluation_view(args: argparse.Namespace) -> ResizeCenterCrop:
     """The transform of test images: resize and centre crop, by --input_size and the data set."""
     return ResizeCenterCrop(image_size(args.input_size, 1), DATASETS[args.dataset].crop_share)
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether what the loader raised says that a worker has died: torch hands on what a living one
+    raised as the same kind of error, with a text that begins so."""
+    if str(error).startswith("Caught "):
+        return False
+    return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+
+
+def shared_memory() -> str:
+    """What to do where workers find no room for their batches."""
+    try:
+        free = f"{shutil.disk_usage('/dev/shm').free >> 20} MiB are free in /dev/shm"
+    except OSError:
+        free = "their batches lie in shared memory"
+    return f"{free}: give a container more (--shm-size), or lower --num_workers"
 
 
 class _Plan:

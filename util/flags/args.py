@@ -113,7 +113,7 @@ def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
     add("--batch_size", type=number(int, 1), default=64, help="images per GPU and micro-batch")
     add("--accum_iter", type=number(int, 1), default=1,
         help="micro-batches whose gradients make one step")
-    add("--lr", type=number(float, 0), help=lr_help)
+    add("--lr", type=number(float, 0, 100), help=lr_help)
     add("--warmup_lr", type=number(float, 0), default=0.0, help="the warm-up starts here")
     add("--min_lr", type=number(float, 0), default=0.0, help="the cosine or the power ends here")
     add("--lr_schedule", choices=("cosine", "cosine_whole", "poly", "multistep"), default="cosine",
@@ -147,7 +147,7 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     add = group.add_argument
     # fmt: off
     add("--output_dir", default=output_dir, help="checkpoints, log.txt, results.json, TensorBoard")
-    add("--seed", type=int, default=0, help="every random number is a function of it")
+    add("--seed", type=number(int, 0), default=0, help="every random number is a function of it")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto",
         help="mixed precision; auto: bf16 where the GPU computes in it, else fp16 with loss "
