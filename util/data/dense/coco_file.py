@@ -5,7 +5,6 @@ object, an object without a mask keeps its box, one without a box gets it from t
 """
 
 import json
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,8 +14,6 @@ import numpy as np
 
 from util.data.dense.rle import decode_rle, fill_polygons, sides_of
 from util.errors import UsageError, first_line
-
-log = logging.getLogger(__name__)
 
 SLACK = 2.0  # pixels by which a mask and its box may differ, whose corners some tools round
 CORNERS = "(COCO's bbox is x, y, width, height: are these the corners?)"
@@ -117,8 +114,8 @@ def _name(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def sort_out(content: dict, path: str) -> tuple[list[dict], list[dict]]:
-    """Annotations to train on, and those to be evaluated against; the log names what is wrong.
+def sort_out(content: dict, path: str) -> tuple[list[dict], list[dict], list[str]]:
+    """Annotations to train on, those to be evaluated against, and lines on what is wrong.
 
     Each has `bbox`, `area`, `iscrowd`, and a `segmentation` that may be None. What nobody could
     use is in neither. Objects without area or pixels and those outside of their image are not
@@ -142,14 +139,16 @@ def sort_out(content: dict, path: str) -> tuple[list[dict], list[dict]]:
         truth.append(regular)
         if is_usable and not regular["iscrowd"]:
             usable.append(regular)
-    for problem, ids in problems.items():
-        log.warning("%s: %d annotations %s (the first: %d)", path, len(ids), problem, ids[0])
+    lines = [
+        f"{len(ids)} annotations {problem} (the first: {ids[0]})"
+        for problem, ids in problems.items()
+    ]
     if truth and len(problems[NO_PIXEL]) == len(truth):
         raise UsageError(
             f"{path}: none of its {len(truth)} objects covers a pixel: COCO's coordinates are "
             "pixels, not shares of the image's sides: multiply them by its width and height"
         )
-    return usable, truth
+    return usable, truth, lines
 
 
 # -------------------------------------------------------------------------------- one annotation
