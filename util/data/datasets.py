@@ -17,6 +17,8 @@ from util.data.image_sets import ArrayImages, FileImages, Images, Subset
 from util.data.openclipart import load_drawings
 from util.data.same_data import check_same
 from util.data.scenes.labels import largest_objects
+from util.data.shards import load_shards
+from util.data.table import load_table
 from util.data.value_scale import check_scale
 from util.errors import UsageError
 
@@ -149,6 +151,8 @@ DATASETS = {
     "scenes": DatasetInfo(_scenes, 128, 3, IMAGENET_MEAN, IMAGENET_STD),
     "image_folder": DatasetInfo(load_image_folder, *_FOLDER),
     "flat": DatasetInfo(load_flat, *_FOLDER),
+    "shards": DatasetInfo(load_shards, *_FOLDER),
+    "csv": DatasetInfo(load_table, *_FOLDER),
 }
 
 
