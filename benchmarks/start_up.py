@@ -4,13 +4,15 @@ python benchmarks/start_up.py --images 1300000 --coco_images 118000 --annotation
 
 On empty files in 1000 class folders, and on a JSON as large as COCO's, which it makes in the
 temporary folder and deletes. Each start is of --ranks processes. Memory is what opening adds to a
-rank: its own, and all that is resident, which includes the mapped index that ranks share.
+rank: its own, and all that is resident, which includes the mapped index that ranks share; and the
+most that was resident meanwhile.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import resource
 import socket
 import subprocess
 import sys
@@ -87,12 +89,13 @@ def open_set(kind: str, root: str) -> None:
     images = load_images(args, "pretrain") if kind == "folder" else load_coco(args, "train")[0]
     seconds = time.perf_counter() - started
     own, resident = memory() - before
-    print(f"{seconds} {own} {resident} {len(images)}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before[1]
+    print(f"{seconds} {own} {resident} {peak} {len(images)}", flush=True)
     distributed.shutdown()
 
 
-def start(kind: str, root: str, ranks: int, cache: str) -> tuple[float, float, float, int]:
-    """The slowest rank's seconds, the largest memory of one, and the number of images."""
+def start(kind: str, root: str, ranks: int, cache: str) -> list[float]:
+    """The slowest rank's seconds, the largest memories of one, and the number of images."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -107,8 +110,7 @@ def start(kind: str, root: str, ranks: int, cache: str) -> tuple[float, float, f
         )
     lines = [process.communicate()[0] for process in processes]
     found = np.array([[float(word) for word in line.split()] for line in lines])
-    seconds, own, resident, count = found.max(0)
-    return seconds, own, resident, int(count)
+    return found.max(0).tolist()
 
 
 def main() -> None:
@@ -136,12 +138,13 @@ def main() -> None:
             kinds.append("coco")
         for kind in kinds:
             for time_ in ("first", "second"):
-                seconds, own, resident, count = start(
+                seconds, own, resident, peak, count = start(
                     kind, f"{made}/{kind}", args.ranks, f"{made}/cache"
                 )
                 print(
                     f"{kind:8s}{time_:8s}{seconds:8.2f} s, a rank's own memory {own:7.0f} MiB, "
-                    f"resident {resident:7.0f} MiB, {count} images, {args.ranks} ranks", flush=True,
+                    f"resident {resident:7.0f} MiB, at most {peak:7.0f} MiB, {count:.0f} images, "
+                    f"{args.ranks} ranks", flush=True,
                 )  # fmt: skip
 
 

@@ -162,21 +162,22 @@ def _made(path: str, folder: str, split: str) -> Made:
     content = read_annotations(path)
     listed, folders = _with_their_files(content["images"], folder, split)
     usable, truth, problems = sort_out(content, path)
+    truth = None if split == "train" else truth
     listed.sort(key=lambda image: image["id"])
-    of_image = defaultdict(list)
-    for about in usable:
-        has_mask = about["segmentation"] is not None
-        found = about["category_id"], outlined(about), has_mask
-        of_image[about["image_id"]].append(found)
     # Text instead of a million objects; nothing is rounded, and ids may have any size.
-    texts = [json.dumps(of_image.pop(image["id"], [])).encode() for image in listed]
+    of_image = defaultdict(list)
+    for place, about in enumerate(usable):
+        usable[place], has_mask = None, about["segmentation"] is not None
+        found = about["category_id"], outlined(about), has_mask
+        of_image[about["image_id"]].append(json.dumps(found))
+    texts = [f"[{', '.join(of_image.pop(image['id'], []))}]".encode() for image in listed]
     arrays = {
         "paths": np.array([os.fsencode(image["file_name"]) for image in listed], dtype=bytes),
         "sizes": np.array([(image["height"], image["width"]) for image in listed], dtype=np.int32),
         "ends": np.cumsum([len(text) for text in texts]),
         "objects": np.frombuffer(b"".join(texts), dtype=np.uint8),
     }
-    if split != "train":
+    if truth is not None:
         whole = json.dumps(content | {"annotations": truth}).encode()
         arrays["truth"] = np.frombuffer(whole, dtype=np.uint8)
     category_ids, names = _by_id(content["categories"])

@@ -63,8 +63,9 @@ def read_annotations(path: str) -> dict:
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise UsageError(f"{path} has no list of {part}: it is not in COCO's format")
-        content[part] = [_checked(entry, kinds, part, path) for entry in entries]
-        _check_unique([entry["id"] for entry in content[part]], part, path)
+        for number, entry in enumerate(entries):  # in place: there may be a million
+            entries[number] = _checked(entry, kinds, part, path)
+        _check_unique([entry["id"] for entry in entries], part, path)
     for part in ("categories", "images"):
         if not content[part]:
             raise UsageError(f"{path} is empty: it has no {part}")
@@ -117,6 +118,8 @@ def _name(value: object) -> str | None:
 def sort_out(content: dict, path: str) -> tuple[list[dict], list[dict], list[str]]:
     """Annotations to train on, those to be evaluated against, and lines on what is wrong.
 
+    They take the place of the content's own, which are gone then: there may be a million.
+
     Each has `bbox`, `area`, `iscrowd`, and a `segmentation` that may be None. What nobody could
     use is in neither. Objects without area or pixels and those outside of their image are not
     trained on, but count in an evaluation, as everywhere; crowds likewise.
@@ -126,7 +129,9 @@ def sort_out(content: dict, path: str) -> tuple[list[dict], list[dict], list[str
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     usable, truth, problems = [], [], defaultdict(list)
-    for about in content["annotations"]:
+    annotations = content.pop("annotations")
+    for place, about in enumerate(annotations):
+        annotations[place] = None
 
         def note(problem: str, number: int = about["id"]) -> None:
             problems[problem].append(number)
