@@ -85,7 +85,11 @@ def indexed(kind: str, of: Sequence[str], make: Callable[[], Made]) -> Index:
         "stamps": np.array([found for _, found in made_of], dtype=np.int64).reshape(-1, 4),
     }
     index = Index(header, arrays)
-    if not _can_be_told(arrays["stamps"], started) or not all(map(_has_times, of)):
+    times = arrays["stamps"][arrays["stamps"][:, 0] != ABSENT[0], :2]  # [n, 2]
+    if times.size and times.max() > started - SETTLED:
+        return index
+    if not _can_be_told(times) or not all(map(_has_times, of)):
+        log.info("%s: its times may not tell of changes, so that no index is kept", of[0])
         return index
     return _keep(key, index) or index
 
@@ -117,10 +121,9 @@ def _is_current(index: Index) -> bool:
     return np.array_equal(np.array(stamps, dtype=np.int64).reshape(-1, 4), index.arrays["stamps"])
 
 
-def _can_be_told(stamps: np.ndarray, started: int) -> bool:
-    """Whether a change would show in these stamps [n, 4], taken at `started` or later."""
-    times = stamps[stamps[:, 0] != ABSENT[0], :2]
-    if not len(times) or times.max() > started - SETTLED or times.min() <= 0:
+def _can_be_told(times: np.ndarray) -> bool:
+    """Whether times [n, 2] of what was read are its own, in which a change would show."""
+    if not len(times) or times.min() <= 0:
         return False
     return len(times) == 1 or len(np.unique(times, axis=0)) > 1  # else they are the mount's
 
@@ -224,14 +227,27 @@ def _opened(path: str) -> Index | None:
             if os.fstat(file.fileno()).st_size != start + about["bytes"]:
                 return None
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            arrays = {}
+            for name, (dtype, shape, place, sum_) in about["arrays"].items():
+                count = int(np.prod(shape))
+                array = np.empty(0, dtype)
+                if count:
+                    array = np.frombuffer(mapped, dtype, count, start + place)
+                if _checksum(file, start + place, array.nbytes) != sum_:
+                    return None
+                arrays[name] = array.reshape(shape)
     except (OSError, ValueError, struct.error):
         return None
-    arrays = {}
-    for name, (dtype, shape, place, _) in about["arrays"].items():
-        count = int(np.prod(shape))
-        array = np.frombuffer(mapped, dtype, count, start + place) if count else np.empty(0, dtype)
-        arrays[name] = array.reshape(shape)
     return Index(about["header"], arrays)
+
+
+def _checksum(file, place: int, length: int) -> int:
+    """Of a part of a file; it is read, since what is looked at in a mapping stays resident."""
+    file.seek(place)
+    sum_ = 0
+    while length > 0 and (data := file.read(min(length, 2**22))):
+        sum_, length = zlib.crc32(data, sum_), length - len(data)
+    return sum_
 
 
 def _remove_unused(folder: str, key: str, but: str) -> None:
