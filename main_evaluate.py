@@ -21,7 +21,8 @@ from encoders.frozen import FrozenEncoder, Outputs
 from encoders.load import SIZES, build_for, open_checkpoint
 from models_mimae import orthogonal_permutations
 from util.cluster import agreement, distributed
-from util.data.datasets import Images, Subset, load_images, load_test_folder
+from util.data.datasets import Images, Subset, load_images
+from util.data.image_folders import load_test_folder
 from util.data.imagenet import read_real_labels
 from util.data.loader import evaluation_view
 from util.data.same_data import check_same
@@ -189,7 +190,7 @@ def image_sets(flags: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
         if name in ("train", "tokens", "val", "ReaL"):
             raise UsageError(f"--test {name}={folder}: that name is taken, give another one")
         found = (folder, train.classes, flags.in_chans)
-        tests[name] = agreement.all_or_none(
+        tests[name] = agreement.main_first(
             lambda found=found: load_test_folder(*found, value_range=flags.value_range)
         )
         check_same(tests[name].targets, train.classes, f"images of --test {name}", "folder")

@@ -2,6 +2,8 @@
 
 python benchmarks/data_loading.py
 
+Ours reads files, and the same images from tar shards, which are written first.
+
 On JPEGs of ImageNet's mean size that it makes from scikit-learn's two photographs, or on those of
 --data_path. All pipelines run in this process, in turns, on one thread: read, decode, random
 resized crop to 224 pixels, flip, and collate batches of 64. Normalising is the GPU's work here and
@@ -9,6 +11,7 @@ the core's there.
 """
 
 import argparse
+import os
 import pathlib
 import statistics
 import sys
@@ -24,10 +27,13 @@ from torchvision import datasets, transforms
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools.shards import write_shards
 from util.data import images as image_files
-from util.data.datasets import IMAGENET_MEAN, IMAGENET_STD, FileImages
+from util.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from util.data.file_index import find_images
+from util.data.image_sets import FileImages, Images
 from util.data.images import jpeg_decoder
+from util.data.shards import load_shards
 from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip
 from util.flags.parser import number
@@ -52,9 +58,15 @@ def make_jpegs(folder: str, count: int) -> None:
         part.resize((500, 375), Image.BICUBIC).save(target / f"{i:04d}.jpg", quality=90)
 
 
-def ours(folder: str, count: int) -> Callable[[], int]:
+def sources(folder: str, count: int, made: str) -> dict[str, Images]:
+    """The same images as files, and in shards below `made`."""
     paths = find_images(folder)[:count]
-    images = FileImages(folder, paths, np.zeros(len(paths)), ["photos"], 3)
+    files = FileImages(folder, paths, np.zeros(len(paths)), ["photos"], 3)
+    write_shards(files, f"{made}/train", 2**26)
+    return {"files": files, "shards": load_shards("pretrain", f"{made}/train-*.tar", 3, False)}
+
+
+def ours(images: Images) -> Callable[[], int]:
     data = TransformedImages(images, CropAndFlip((224, 224), 0.2, True), seed=0)
     return lambda: batches(data, [(0, i) for i in range(len(data))])
 
@@ -97,13 +109,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
+        os.mkdir(f"{made}/images")
+        os.mkdir(f"{made}/shards")
+        folder = args.data_path or f"{made}/images"
         if not args.data_path:
-            make_jpegs(made, args.images)
-        folder = args.data_path or made
+            make_jpegs(folder, args.images)
+        by_source = sources(folder, args.images, f"{made}/shards")
         plans = {"PIL + torchvision v1": (pil_and_v1(folder, args.images), jpeg_decoder)}
-        if jpeg_decoder() is not None:
-            plans["ours, torchcodec"] = (ours(folder, args.images), jpeg_decoder)
-        plans["ours, PIL"] = (ours(folder, args.images), lambda: None)
+        for source, images in by_source.items():
+            if jpeg_decoder() is not None:
+                plans[f"ours, torchcodec, {source}"] = (ours(images), jpeg_decoder)
+            plans[f"ours, PIL, {source}"] = (ours(images), lambda: None)
         rates: dict[str, list[float]] = {name: [] for name in plans}
         for _ in range(args.rounds):
             for name, (read_all, decoder) in plans.items():
@@ -114,7 +130,7 @@ def main() -> None:
     base = rates["PIL + torchvision v1"]
     for name, found in rates.items():
         ratio = statistics.median(a / b for a, b in zip(found, base, strict=True))
-        print(f"{name:24s}{statistics.median(found):8.0f} images/s of one core{ratio:8.2f} x")
+        print(f"{name:26s}{statistics.median(found):8.0f} images/s of one core{ratio:8.2f} x")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,16 @@ CASES = {
         "--images 2",
         r"\| fog( \| 0\.\d{4}){5} \| [\d.]+ \|\n[^$]*ImageNet-C: +[\d.]+ hours of one core",
     ),
-    "data_loading": ("--images 64 --rounds 1", r"ours, PIL +\d+ images/s of one core +[\d.]+ x"),
+    "data_loading": (
+        "--images 64 --rounds 1",
+        r"ours, PIL, files +\d+ images/s of one core +[\d.]+ x[^$]*"
+        r"ours, PIL, shards +\d+ images/s of one core +[\d.]+ x",
+    ),
+    "start_up": (
+        "--images 1000 --coco_images 20 --annotations 40 --ranks 1",
+        r"folder +first +[\d.]+ s, [^$]* 1000 images, 1 ranks\n[^$]*"
+        r"coco +second +[\d.]+ s, [^$]* 20 images, 1 ranks\n",
+    ),
     "pretrain_step": (
         "--models small --images 1 --input_size 32 --steps 1 --rounds 1 --without_mi --threads 1 "
         "--pred_ratio 0.5 --amp none",
@@ -58,7 +67,7 @@ CASES = {
 
 SLOW = (
     "corruptions", "detection_step", "equal_samples", "pretrain_step", "scaling",
-    "segmentation_step",
+    "segmentation_step", "start_up",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from ranks import in_ranks
 
-from util.data import datasets
+from util.data import image_folders
 from util.data.file_index import find_images
 from util.data.imagenet import synsets
 
@@ -154,7 +154,7 @@ def test_k_nn_leaves_them_out_of_both_sets(run_main_here, tree):
 
 
 def test_a_published_test_set_is_whole_or_has_no_score(run_main_here, tree, tuned, monkeypatch):
-    monkeypatch.setitem(datasets.PUBLISHED, (30, 2), "ImageNet's validation set")
+    monkeypatch.setitem(image_folders.PUBLISHED, (30, 2), "ImageNet's validation set")
     saved = tuned.folder / "checkpoint-last.pth"
     data = ("--data_path", tree, *DATA, "--batch_size", 8)
     probe = ("--finetune", saved, "--global_pool", *data)

@@ -1,6 +1,7 @@
 """Ranks that must agree: on outcomes, on data, on precision; and what rank 0 does for all."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,9 @@ from ranks import in_ranks
 
 import main_finetune
 from util.cluster import agreement
+from util.data import image_folders, kept_index
 from util.data.datasets import load_images
+from util.data.file_index import list_folder
 from util.data.same_data import check_same
 from util.errors import EXIT_DATA, RunError, UsageError
 from util.training import precision
@@ -153,6 +156,47 @@ def test_a_node_without_the_data_stops_all(tmp_path, image_tree):
     assert {a["status"] for a in answers} == {2}
     assert len({a["error"] for a in answers}) == 1
     assert answers[0]["error"].startswith("rank 1: --data_path")
+
+
+def comes(rank: int, folder: str, failing: list[int]) -> bool:
+    made = Path(folder) / "made"
+
+    def action() -> bool:
+        was_there = made.exists()
+        time.sleep(0.3)
+        made.touch()
+        if rank in failing:
+            raise UsageError("no such file: name another")
+        return was_there
+
+    return agreement.main_first(action)
+
+
+@pytest.mark.parametrize(
+    ("failing", "line"),
+    [([], None), ([0], "rank 0: no such"), ([2], "rank 2: no such"), ([0, 1, 2], "no such")],
+)
+def test_rank_0_comes_first_and_a_failure_ends_all(tmp_path, failing, line):
+    answers = in_ranks(comes, 3, tmp_path, str(tmp_path), failing)
+    if line is None:
+        assert answers == [False, True, True]
+    else:
+        assert all(a["status"] == 2 and a["error"].startswith(line) for a in answers)
+
+
+def lists(rank: int, folder: str) -> list[str]:
+    """The names that a rank has; but for rank 0, none may list the folder."""
+    kept_index.SETTLED = 0
+    done = []
+    image_folders.list_folder = lambda root: done.append(rank) or list_folder(root)
+    loads(rank, [folder] * 2)
+    return done
+
+
+def test_one_rank_lists_a_folder_for_all(tmp_path, image_tree):
+    shutil.copytree(image_tree, tmp_path / "images")
+    assert in_ranks(lists, 2, tmp_path, str(tmp_path / "images")) == [[0], []]
+    assert in_ranks(lists, 2, tmp_path, str(tmp_path / "images")) == [[], []]
 
 
 # ------------------------------------------------------------------------------------- precision

@@ -7,15 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from util.data.datasets import (
-    PUBLISHED,
-    ArrayImages,
-    FileImages,
-    Subset,
-    load_test_folder,
-    published_set,
-)
 from util.data.dense.ade20k import Labels, load_mapped_images
+from util.data.image_folders import PUBLISHED, load_test_folder, published_set
+from util.data.image_sets import ArrayImages, FileImages, Subset
 from util.data.imagenet import TEST_SETS, synsets
 from util.data.loader import Batches
 from util.data.transformed import TransformedImages
@@ -88,10 +82,9 @@ def test_published_sets_are_known_by_their_size_and_synsets():
         key = published.num_images, len(synsets(published.synsets))
         assert PUBLISHED[key].startswith(name)
         folders = list(synsets(published.synsets))
-        of_images = [folders[i % len(folders)] for i in range(key[0])]
-        assert published_set(of_images) == PUBLISHED[key]
-        assert published_set(of_images[1:]) == ""
-        assert published_set(["cat", *of_images[1:]]) == ""
+        assert published_set(key[0], folders) == PUBLISHED[key]
+        assert published_set(key[0] - 1, folders) == published_set(key[0], folders[1:]) == ""
+        assert published_set(key[0], ["cat", *folders[1:]]) == ""
 
 
 def test_folders_and_parts_of_them(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from util.cluster import distributed
+from util.cluster import distributed, node_memory
 from util.errors import EXIT_USAGE, RunError, UsageError
 
 Result = TypeVar("Result")
@@ -66,6 +66,42 @@ def all_or_none(action: Callable[[], Result]) -> Result:
         raise _as_error(*problems[0])
     line = "; ".join(f"{who}: {message}" for (message, _), who in failed.items())
     raise _as_error(line, next(iter(failed))[1])
+
+
+def main_first(action: Callable[[], Result]) -> Result:
+    """Run `action`, which must not wait for other ranks, on each rank: on rank 0 first.
+
+    Then on one rank of each other node, then on all others: what the first ones keep on a disk,
+    the others find there. Rank 0 may take longer than --dist_timeout.
+
+    Raises:
+        RunError: on all ranks, where it failed on any; the line says on which, and why.
+    """
+    if not distributed.is_distributed():
+        return action()
+    outcomes: list[tuple[Any, Exception | None]] = []
+
+    def run() -> None:
+        try:
+            outcomes.append((action(), None))
+        except Exception as error:
+            outcomes.append((None, error))
+
+    main_does(run)
+    leaders = node_memory.node_leaders()
+    if leaders[distributed.rank()] == distributed.rank() and not outcomes:
+        run()
+    gather(None)  # the leaders are done
+
+    def outcome() -> Result:
+        if not outcomes:
+            return action()
+        result, error = outcomes[0]
+        if error is not None:
+            raise error
+        return result
+
+    return all_or_none(outcome)
 
 
 def main_does(action: Callable[[], Result]) -> Result:

@@ -6,6 +6,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from util.data.kept_index import Stamp, stamp
 from util.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -37,13 +38,15 @@ class Listing:
     """What lies below a folder, by paths relative to it.
 
     images: sorted. folders: those right below it, but for junk. junk: by name, how many folders
-    are passed over. skipped: by suffix, how many files; `hidden` is one, too.
+    are passed over. skipped: by suffix, how many files; `hidden` is one, too. made_of: the folders,
+    and those files that may become images or folders without a change of theirs.
     """
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     junk: Counter = field(default_factory=Counter)
     skipped: Counter = field(default_factory=Counter)
+    made_of: list[tuple[str, Stamp]] = field(default_factory=list)
 
     def empty(self) -> list[str]:
         """The folders right below it that hold no image."""
@@ -53,16 +56,17 @@ class Listing:
         """What is not taken, in one line; empty: all is taken."""
         empty, parts = self.empty(), []
         if self.junk:
-            parts.append(f"{_count(self.junk.total(), 'junk folder')} ({_named(self.junk)})")
+            parts.append(f"{count_of(self.junk.total(), 'junk folder')} ({_named(self.junk)})")
         if empty:
             names = ", ".join(empty[:SHOWN]) + ", …" * (len(empty) > SHOWN)
-            parts.append(f"{_count(len(empty), 'folder')} without an image ({names})")
+            parts.append(f"{count_of(len(empty), 'folder')} without an image ({names})")
         if self.skipped:
-            parts.append(f"{_count(self.skipped.total(), 'file')} ({_named(self.skipped)})")
+            parts.append(f"{count_of(self.skipped.total(), 'file')} ({_named(self.skipped)})")
         return ", ".join(parts)
 
 
-def _count(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
+    """A number of things: `1 image`, `2 images`."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
@@ -82,7 +86,7 @@ def find_images(root: str, is_told: bool = True) -> list[str]:
     """
     listing = list_folder(root)
     if is_told and (rest := listing.passed_over()):
-        log.info("%s: %s; passed over: %s", root, _count(len(listing.images), "image"), rest)
+        log.info("%s: %s; passed over: %s", root, count_of(len(listing.images), "image"), rest)
     return listing.images
 
 
@@ -98,6 +102,7 @@ def list_folder(root: str) -> Listing:
                 found.images += part.images
                 found.junk += part.junk
                 found.skipped += part.skipped
+                found.made_of += part.made_of
             found.folders += [path for path, _ in level if os.sep not in path]
     found.images.sort()
     found.folders.sort()
@@ -143,6 +148,7 @@ def _list(root: str, relative: str, parents: frozenset[Identity]) -> tuple[list[
     places: list[Place] = []
     found = Listing()
     try:
+        found.made_of.append((relative, stamp(folder)))
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
         if identity in parents:
@@ -151,6 +157,9 @@ def _list(root: str, relative: str, parents: frozenset[Identity]) -> tuple[list[
         with os.scandir(folder) as entries:
             for entry in entries:
                 kind = _kind(entry)
+                # It may be filled, or lead somewhere else, while its folder stays as it is.
+                if kind == "file" and ("." not in entry.name or entry.is_symlink()):
+                    found.made_of.append((prefix + entry.name, stamp(entry.path)))
                 if kind == "image":
                     found.images.append(prefix + entry.name)
                 elif kind == "folder":

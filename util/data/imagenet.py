@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from util.data.datasets import FileImages, Images
-from util.data.file_index import find_images
+import numpy as np
+
+from util.data.image_folders import image_tree
+from util.data.image_sets import FileImages, Images
 from util.errors import UsageError
 
 NUM_CLASSES = 1000
@@ -107,27 +109,28 @@ def load_published(
     number = {name: classes.index(name) for name in names}
     if published.numbered:
         number = {str(place): number[name] for place, name in enumerate(names)}
-    paths = [path for path in find_images(folder) if path.count(os.sep) == 1]
-    of_images = [path.split(os.sep)[0] for path in paths]
-    unknown = sorted(set(of_images) - set(number))
+    tree = image_tree(folder)
+    tree = tree.at(np.flatnonzero(np.char.count(tree.paths, os.fsencode(os.sep)) == 1))
+    own = tree.with_images()
+    unknown = sorted(set(own) - set(number))
     if unknown:
         example = "0 to 999" if published.numbered else f"as {names[0]}"
         raise UsageError(
             f"{flag} {folder}: {len(unknown)} class folders are none of the set's {len(number)} "
             f"({', '.join(unknown[:3])}): name the folder whose folders are called {example}"
         )
-    absent = sorted(set(number) - set(of_images))
-    if not paths or (absent and not partial):
+    absent = sorted(set(number) - set(own))
+    if not len(tree) or (absent and not partial):
         raise UsageError(
             f"{flag} {folder} has no images of {len(absent)} of the set's {len(number)} classes "
             f"({', '.join(absent[:3])}): complete it, or use --partial"
         )
-    if len(paths) != published.num_images and not partial:
+    if len(tree) != published.num_images and not partial:
         raise UsageError(
-            f"{flag} {folder} has {len(paths)} images, and {published.num_images} are published: "
+            f"{flag} {folder} has {len(tree)} images, and {published.num_images} are published: "
             "complete it, or use --partial"
         )
-    images = FileImages(folder, paths, [number[n] for n in of_images], list(classes), in_chans)
+    images = FileImages(folder, tree.paths, tree.targets(number), list(classes), in_chans)
     images.published = "" if partial else f"{flag} {folder}"
     return images
 

@@ -42,22 +42,29 @@ def read_image(path: str, in_chans: int = 3, value_range: Range | None = None) -
         OSError, ValueError: the file cannot be read so; the message names it.
     """
     with open(path, "rb") as file:
-        is_array = file.read(len(ARRAY_START)) == ARRAY_START
-        file.seek(0)
-        if is_array or path.lower().endswith(".npy"):
-            return _read_array(file, in_chans, path, value_range)
-        if in_chans not in (1, 3, 4):
-            raise ValueError(f"{path}: {in_chans} channels need .npy arrays, not pictures")
-        try:
-            return _read_picture(file, in_chans, path, value_range)
-        except Exception as error:  # of its pixels, or of what stands beside them?
-            file.seek(0)
-            bare = without_metadata(file.read())
-            if bare is None:
-                raise
-            failed = error
+        return decode_image(file, path, in_chans, value_range)
+
+
+def decode_image(
+    file: BinaryIO, name: str, in_chans: int = 3, value_range: Range | None = None
+) -> Tensor:
+    """`read_image` of an open file, or of bytes in memory, which errors call `name`."""
+    is_array = file.read(len(ARRAY_START)) == ARRAY_START
+    file.seek(0)
+    if is_array or name.lower().endswith(".npy"):
+        return _read_array(file, in_chans, name, value_range)
+    if in_chans not in (1, 3, 4):
+        raise ValueError(f"{name}: {in_chans} channels need .npy arrays, not pictures")
     try:
-        return _read_picture(io.BytesIO(bare.data), in_chans, path, value_range, bare.orientation)
+        return _read_picture(file, in_chans, name, value_range)
+    except Exception as error:  # of its pixels, or of what stands beside them?
+        file.seek(0)
+        bare = without_metadata(file.read())
+        if bare is None:
+            raise
+        failed = error
+    try:
+        return _read_picture(io.BytesIO(bare.data), in_chans, name, value_range, bare.orientation)
     except Exception:
         raise failed from None
 

@@ -14,7 +14,8 @@ from util.checks import image_size
 from util.cluster import agreement
 from util.data import imagenet
 from util.data.corruption.corruptions import MIN_SIDE, RECORD, Corruption
-from util.data.datasets import DATASETS, ArrayImages, Images, Subset, load_images, load_test_folder
+from util.data.datasets import DATASETS, ArrayImages, Images, Subset, load_images
+from util.data.image_folders import load_test_folder
 from util.data.images import to_bytes
 from util.data.same_data import check_same
 from util.data.transforms import ResizeCenterCrop, resize
@@ -123,7 +124,7 @@ def open_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]
     """
     # What a data set's name says is opened for all ranks; of folders each rank opens its own.
     named = load_images(args, "val") if _is_named(args) else None
-    sets = agreement.all_or_none(lambda: _open(args, classes, named))
+    sets = agreement.main_first(lambda: _open(args, classes, named))
     _check_same_sets(sets)
     return sets
 

@@ -23,7 +23,9 @@ def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> No
     add("--dataset", choices=sorted(DATASETS), metavar="NAME",
         help=f"one of {', '.join(DATASETS)}; digits where no --data_path is given, else "
         "image_folder. It brings the defaults of the flags whose help says 'by data set'")
-    add("--data_path", default="", help="the data's folder; image_folder: with train/ and val/")
+    add("--data_path", default="",
+        help="the data's folder; image_folder: with train/ and val/; shards: tars, as "
+        "'train-{0000..0099}.tar::val-{00..09}.tar', or their folder; csv: lists of path,label")
     add("--download", action="store_true", help="let torchvision download what is missing")
     # fmt: on
     if training:

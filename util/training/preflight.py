@@ -37,7 +37,7 @@ def log_plan(
         getattr(args, "grad_checkpointing", False),
     )  # fmt: skip
     data = batches.dataset.images
-    from_files = args.dataset in ("image_folder", "flat", "ade20k")
+    from_files = args.dataset in ("image_folder", "flat", "shards", "csv", "ade20k")
     what = "the encoder's activations" if hasattr(args, "iterations") else "activations"
     base = getattr(args, "blr", None)
     rate = f"{args.lr:.4g}" + (f" (base {base:g})" if base is not None else "")

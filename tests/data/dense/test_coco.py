@@ -1,12 +1,17 @@
 """Images with objects: which are loaded, what of them, and what is said of those that are not."""
 
+import json
 from argparse import Namespace
 
 import pytest
+import torch
 from coco_files import BOX, annotation, content, lines_with, load, write_images
 from PIL import Image
 
+from util.data import kept_index
+from util.data.dense import coco
 from util.data.dense.coco import Categories, load_coco
+from util.data.dense.coco_file import read_annotations
 from util.errors import UsageError
 
 
@@ -92,6 +97,82 @@ def test_categories_of_validation_are_those_of_training(folder):
     for ids, names in (([7], ["ant"]), ([7, 90], ["ant", "lion"])):
         with pytest.raises(UsageError, match="category 90, 'bear'; training has"):
             load(folder, content([annotation(1)]), "val", Categories(ids, names))
+
+
+# ----------------------------------------------------------------------------------- the kept index
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Which files were read as JSON in COCO's format."""
+    done = []
+    monkeypatch.setattr(kept_index, "SETTLED", 0)
+    monkeypatch.setattr(
+        coco, "read_annotations", lambda path: done.append(path) or read_annotations(path)
+    )
+    return done
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_second_start_reads_no_json_and_says_the_same(folder, reads, caplog, split):
+    rle = {"size": [8, 12], "counts": [10, 5, 81]}
+    data = content([annotation(1, 5, 90), annotation(2, 5, segmentation=rle), annotation(2**70),
+                    annotation(4, area=-1), annotation(5, 77, bbox=None)])  # fmt: skip
+    first = load(folder, data, split, empty=False)
+    said = list(caplog.messages)
+    caplog.clear()
+    args = Namespace(data_path=str(folder), in_chans=3, empty_images=False)
+    for name in ("train", "val"):
+        setattr(args, f"{name}_json", "a.json")
+        setattr(args, f"{name}_images", ".")
+    second = load_coco(args, split)
+    assert len(reads) == 1 and caplog.messages == said != []
+    for one in (first, second):
+        assert not one[0].texts.flags.writeable
+    assert first[1] == second[1] and (split == "val") == bool(first[1])
+    assert first[0].ids == second[0].ids and first[0].classes == second[0].classes
+    for index in range(len(first[0])):
+        (image, (_, objects)), (again, (_, same)) = (one[0].read(index) for one in (first, second))
+        assert torch.equal(image, again) and objects == same
+        assert first[0].size(index) == second[0].size(index) == (8, 12)
+
+
+def change_the_json(folder, data):
+    data["annotations"].pop()
+    (folder / "a.json").write_text(json.dumps(data))
+
+
+def remove_an_image(folder, data):
+    (folder / "1.png").unlink()
+
+
+@pytest.mark.parametrize("change", [change_the_json, remove_an_image])
+def test_what_has_changed_is_read_anew(folder, reads, change):
+    data = content([annotation(1), annotation(2)])
+    assert len(load(folder, data)[0].objects(0)) == 2
+    change(folder, data)
+    if change is remove_an_image:
+        with pytest.raises(UsageError, match="lacks 1 of 2 images"):
+            load(folder, data)
+    else:
+        assert len(load(folder, data)[0].objects(0)) == 1
+    assert len(reads) == 2
+
+
+def test_other_flags_use_the_same_index(folder, reads, caplog):
+    data = content([annotation(1, 5, 90)])
+    path = folder / "a.json"
+    path.write_text(json.dumps(data))
+    stamp_before = kept_index.stamp(str(path))
+    args = Namespace(data_path=str(folder), in_chans=3, train_json="a.json", train_images=".")
+    found = []
+    more = Categories([7, 8, 90], ["ant", "x", "bear"])
+    for empty, known in ((True, None), (False, None), (True, more)):
+        args.empty_images = empty
+        found.append(load_coco(args, "train", known)[0])
+    assert kept_index.stamp(str(path)) == stamp_before and len(reads) == 1
+    assert [images.ids for images in found] == [[1, 5], [5], [1, 5]]
+    assert [images.objects(-1)[0][0] for images in found] == [2, 2, 3]  # by the known categories
 
 
 def test_a_folder_without_layout_names_the_flags(tmp_path):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from util.cluster import agreement
 from util.data.datasets import Images
-from util.data.file_index import find_images
+from util.data.image_folders import image_tree
 from util.data.images import open_picture, read_image
 from util.data.same_data import check_same
 from util.errors import UsageError, first_line
@@ -262,7 +262,7 @@ def _paired(folder: str, map_folder: str) -> tuple[list[str], list[str]]:
                 f"--data_path: there is no folder {path}; images/ and annotations/ need training/ "
                 "and validation/ each"
             )
-        names = find_images(path)
+        names = image_tree(path).names()
         found.append({os.path.splitext(name)[0]: name for name in names})
         if len(found[-1]) < len(names):
             raise UsageError(f"--data_path: {path} has two files of a name but for the suffix")
@@ -308,6 +308,6 @@ def load_mapped_images(
                 return images
         raise UsageError(f"--data_path: {problem}")
 
-    images = agreement.all_or_none(load)
+    images = agreement.main_first(load)
     check_same(images.targets, images.classes, f"{split} images")
     return images

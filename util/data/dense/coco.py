@@ -14,9 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from util.cluster import agreement
-from util.data.datasets import Images
 from util.data.dense.coco_file import outlined, read_annotations, sort_out
+from util.data.image_sets import Images
 from util.data.images import read_image, stored_orientation
+from util.data.kept_index import Index, Made, Stamp, indexed, stamp
 from util.data.same_data import check_same
 from util.data.value_scale import check_scale
 from util.errors import UsageError
@@ -54,43 +55,38 @@ class CocoImages(Images):
     `ids` are the images' ids in the file; `targets` stand for them where ranks compare their data.
 
     Args:
-        images: a file's entries. folder: of the image files. annotations: regular ones, to train
-            on.
+        index: of the file, as `_indexed` has it. folder: of the image files. rows: which of the
+            index's images; by default all.
     """
 
     def __init__(
-        self, images: list[dict], folder: str, in_chans: int, categories: Categories,
-        annotations: list[dict],
+        self, index: Index, folder: str, in_chans: int, categories: Categories,
+        rows: np.ndarray | None = None,
     ):  # fmt: skip
         self.folder, self.in_chans, self.categories = folder, in_chans, categories
-        self.classes = categories.names
-        images = sorted(images, key=lambda image: image["id"])
-        self.ids = [image["id"] for image in images]  # of any size: no array takes them
+        self.classes, self.labels = categories.names, categories.labels()
+        self.rows = np.arange(len(index.arrays["ends"])) if rows is None else rows
+        ids, arrays = index.header["ids"], index.arrays
+        self.ids = [ids[row] for row in self.rows]  # of any size: no array takes them
         self.targets = np.array([zlib.crc32(str(number).encode()) for number in self.ids])
-        self.sizes = [(image["height"], image["width"]) for image in images]
-        self.paths = np.array([os.fsencode(image["file_name"]) for image in images])
-        self._keep(annotations)
+        self.paths, self.shapes = arrays["paths"], arrays["sizes"]
+        self.texts, self.ends = arrays["objects"], arrays["ends"]
 
-    def _keep(self, annotations: list[dict]) -> None:
-        """One array of JSON instead of a million objects: forked workers share it."""
-        labels, of_image = self.categories.labels(), defaultdict(list)
-        for about in annotations:
-            has_mask = about["segmentation"] is not None
-            found = labels[about["category_id"]], outlined(about), has_mask
-            of_image[about["image_id"]].append(found)
-        texts = [json.dumps(of_image[number]).encode() for number in self.ids]
-        self.ends = np.cumsum([len(text) for text in texts])
-        self.texts = np.frombuffer(b"".join(texts), dtype=np.uint8)
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, as the file says."""
+        height, width = self.shapes[self.rows[index]].tolist()
+        return height, width
 
     def objects(self, index: int) -> list[Object]:
-        start = self.ends[index - 1] if index else 0
-        found = json.loads(self.texts[start : self.ends[index]].tobytes())
-        return [tuple(about) for about in found]
+        row = self.rows[index]
+        start = self.ends[row - 1] if row else 0
+        found = json.loads(self.texts[start : self.ends[row]].tobytes())
+        return [(self.labels[category], *about) for category, *about in found]
 
     def read(self, index: int) -> tuple[Tensor, Annotated]:
         """Raises: OSError, ValueError: an unreadable image, or one of another size."""
         image = read_image(self.name(index), self.in_chans, self.value_range)
-        size = self.sizes[index]
+        size = self.size(index)
         if tuple(image.shape[1:]) != size:
             raise ValueError(
                 f"{self.name(index)} has {image.shape[1]} x {image.shape[2]} pixels, its "
@@ -99,7 +95,7 @@ class CocoImages(Images):
         return image, (index, self.objects(index))
 
     def _why_turned(self, index: int, image: Tensor) -> str:
-        if tuple(image.shape[:0:-1]) != self.sizes[index] or self.name(index).endswith(".npy"):
+        if tuple(image.shape[:0:-1]) != self.size(index) or self.name(index).endswith(".npy"):
             return ""
         with open(self.name(index), "rb") as file:
             if stored_orientation(file) not in TURNED:
@@ -110,7 +106,7 @@ class CocoImages(Images):
         )
 
     def name(self, index: int) -> str:
-        return os.path.join(self.folder, os.fsdecode(self.paths[index]))
+        return os.path.join(self.folder, os.fsdecode(self.paths[self.rows[index]]))
 
 
 def load_coco(
@@ -127,43 +123,80 @@ def load_coco(
     Raises:
         UsageError: files that are missing, empty or contradict themselves; on all ranks.
     """
-    images, truth = agreement.all_or_none(lambda: _load(args, split, categories))
+    images, truth = agreement.main_first(lambda: _load(args, split, categories))
     check_same(images.targets, images.classes, f"{split} images")
     return images, truth
 
 
 def _load(args, split: str, categories: Categories | None) -> tuple[CocoImages, dict | None]:
     path, folder = _find(args, split)
-    content = read_annotations(path)
-    own = Categories(*_by_id(content["categories"]))
+    index = indexed(f"coco {split} 1", [path, folder], lambda: _made(path, folder, split))
+    own = Categories(index.header["category ids"], index.header["categories"])
     if categories is not None:
         _check_known(own, categories, path)
-    listed = _with_their_files(content["images"], folder, split)
-    usable, truth = sort_out(content, path)
+    for line in index.header["problems"]:
+        log.warning("%s: %s", path, line)
+    rows = None
     if split == "train":
-        if not usable:
+        lengths = np.diff(index.arrays["ends"], prepend=0)
+        filled = np.flatnonzero(lengths > len("[]"))
+        if not len(filled):
             raise UsageError(
                 f"{path} has no object to train on: the log says what is wrong with them"
             )
-        if not args.empty_images:
-            listed = _with_objects(listed, usable, path)
-    images = CocoImages(listed, folder, args.in_chans, categories or own, usable)
+        rows = None if args.empty_images else _said(filled, len(lengths), path)
+    images = CocoImages(index, folder, args.in_chans, categories or own, rows)
     images.value_range = getattr(args, "value_range", None)
     check_scale(images, args)
-    return images, None if split == "train" else content | {"annotations": truth}
+    truth = None if split == "train" else json.loads(index.arrays["truth"].tobytes())
+    return images, truth
 
 
-def _with_objects(images: list[dict], usable: list[dict], path: str) -> list[dict]:
-    """As published: images without an object to train on are passed over."""
-    known = {about["image_id"] for about in usable}
-    kept = [image for image in images if image["id"] in known]
-    if len(kept) < len(images):
+def _made(path: str, folder: str, split: str) -> Made:
+    """What `kept_index` keeps of a file: all that training, or an evaluation, needs of it.
+
+    Arrays: `paths` [n], `sizes` [n, 2], and the objects of image i, as a JSON list of (category,
+    segmentation, whether that is a mask), in `objects` up to `ends[i]`; of `val` the `truth`.
+    """
+    made_of = [(os.path.realpath(path), stamp(path))]
+    content = read_annotations(path)
+    listed, folders = _with_their_files(content["images"], folder, split)
+    usable, truth, problems = sort_out(content, path)
+    truth = None if split == "train" else truth
+    listed.sort(key=lambda image: image["id"])
+    # Text instead of a million objects; nothing is rounded, and ids may have any size.
+    of_image = defaultdict(list)
+    for place, about in enumerate(usable):
+        usable[place], has_mask = None, about["segmentation"] is not None
+        found = about["category_id"], outlined(about), has_mask
+        of_image[about["image_id"]].append(json.dumps(found))
+    texts = [f"[{', '.join(of_image.pop(image['id'], []))}]".encode() for image in listed]
+    arrays = {
+        "paths": np.array([os.fsencode(image["file_name"]) for image in listed], dtype=bytes),
+        "sizes": np.array([(image["height"], image["width"]) for image in listed], dtype=np.int32),
+        "ends": np.cumsum([len(text) for text in texts]),
+        "objects": np.frombuffer(b"".join(texts), dtype=np.uint8),
+    }
+    if truth is not None:
+        whole = json.dumps(content | {"annotations": truth}).encode()
+        arrays["truth"] = np.frombuffer(whole, dtype=np.uint8)
+    category_ids, names = _by_id(content["categories"])
+    header = {
+        "ids": [image["id"] for image in listed], "category ids": category_ids,
+        "categories": names, "problems": problems,
+    }  # fmt: skip
+    return header, arrays, made_of + folders
+
+
+def _said(filled: np.ndarray, count: int, path: str) -> np.ndarray:
+    """As published: images without an object to train on are passed over, and the log says so."""
+    if len(filled) < count:
         log.info(
             "%s: %d of %d images have no object and are not trained on, as published; "
             "--empty_images trains on them, too",
-            path, len(images) - len(kept), len(images),
+            path, count - len(filled), count,
         )  # fmt: skip
-    return kept
+    return filled
 
 
 def _find(args, split: str) -> tuple[str, str]:
@@ -207,14 +240,21 @@ def _check_known(own: Categories, known: Categories, path: str) -> None:
             )
 
 
-def _with_their_files(images: list[dict], folder: str, split: str) -> list[dict]:
-    """The images with the names of files that there are; a Windows path gets its slashes turned."""
+def _with_their_files(
+    images: list[dict], folder: str, split: str
+) -> tuple[list[dict], list[tuple[str, Stamp]]]:
+    """The images with the names of files that there are; a Windows path gets its slashes turned.
+
+    Also the folders that were looked into.
+    """
     listed: dict[str, set[str]] = {}
+    looked_into: list[tuple[str, Stamp]] = []
 
     def exists(path: str) -> bool:
         inner, name = os.path.split(path)
         if inner not in listed:
-            place = os.path.join(folder, inner)
+            place = os.path.join(os.path.realpath(folder), inner)
+            looked_into.append((place, stamp(place)))
             listed[inner] = set(os.listdir(place)) if os.path.isdir(place) else set()
         return name in listed[inner]
 
@@ -230,4 +270,4 @@ def _with_their_files(images: list[dict], folder: str, split: str) -> list[dict]
             f"{folder} lacks {len(absent)} of {len(images)} images (the first is {absent[0]}): "
             f"name the right folder with --{split}_images"
         )
-    return found
+    return found, looked_into

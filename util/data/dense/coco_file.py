@@ -5,7 +5,6 @@ object, an object without a mask keeps its box, one without a box gets it from t
 """
 
 import json
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,8 +14,6 @@ import numpy as np
 
 from util.data.dense.rle import decode_rle, fill_polygons, sides_of
 from util.errors import UsageError, first_line
-
-log = logging.getLogger(__name__)
 
 SLACK = 2.0  # pixels by which a mask and its box may differ, whose corners some tools round
 CORNERS = "(COCO's bbox is x, y, width, height: are these the corners?)"
@@ -66,8 +63,9 @@ def read_annotations(path: str) -> dict:
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise UsageError(f"{path} has no list of {part}: it is not in COCO's format")
-        content[part] = [_checked(entry, kinds, part, path) for entry in entries]
-        _check_unique([entry["id"] for entry in content[part]], part, path)
+        for number, entry in enumerate(entries):  # in place: there may be a million
+            entries[number] = _checked(entry, kinds, part, path)
+        _check_unique([entry["id"] for entry in entries], part, path)
     for part in ("categories", "images"):
         if not content[part]:
             raise UsageError(f"{path} is empty: it has no {part}")
@@ -117,8 +115,10 @@ def _name(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def sort_out(content: dict, path: str) -> tuple[list[dict], list[dict]]:
-    """Annotations to train on, and those to be evaluated against; the log names what is wrong.
+def sort_out(content: dict, path: str) -> tuple[list[dict], list[dict], list[str]]:
+    """Annotations to train on, those to be evaluated against, and lines on what is wrong.
+
+    They take the place of the content's own, which are gone then: there may be a million.
 
     Each has `bbox`, `area`, `iscrowd`, and a `segmentation` that may be None. What nobody could
     use is in neither. Objects without area or pixels and those outside of their image are not
@@ -129,7 +129,9 @@ def sort_out(content: dict, path: str) -> tuple[list[dict], list[dict]]:
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     usable, truth, problems = [], [], defaultdict(list)
-    for about in content["annotations"]:
+    annotations = content.pop("annotations")
+    for place, about in enumerate(annotations):
+        annotations[place] = None
 
         def note(problem: str, number: int = about["id"]) -> None:
             problems[problem].append(number)
@@ -142,14 +144,16 @@ def sort_out(content: dict, path: str) -> tuple[list[dict], list[dict]]:
         truth.append(regular)
         if is_usable and not regular["iscrowd"]:
             usable.append(regular)
-    for problem, ids in problems.items():
-        log.warning("%s: %d annotations %s (the first: %d)", path, len(ids), problem, ids[0])
+    lines = [
+        f"{len(ids)} annotations {problem} (the first: {ids[0]})"
+        for problem, ids in problems.items()
+    ]
     if truth and len(problems[NO_PIXEL]) == len(truth):
         raise UsageError(
             f"{path}: none of its {len(truth)} objects covers a pixel: COCO's coordinates are "
             "pixels, not shares of the image's sides: multiply them by its width and height"
         )
-    return usable, truth
+    return usable, truth, lines
 
 
 # -------------------------------------------------------------------------------- one annotation
