@@ -53,7 +53,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     # fmt: off
     add("table", nargs="+", choices=CHOICES, metavar="TABLE", help=", ".join(CHOICES))
-    add("--rows", nargs="+", default=[], metavar="ROW", help="only these rows of the tables")
+    add("--rows", nargs="+", default=[], metavar="ROW",
+        help="only these rows of the tables (default: all, or those that the scale does not leave "
+        "out, which it says)")
     add("--scale", choices=SCALES, default="imagenet",
         help="imagenet: the paper's runs; small: Fashion-MNIST, two cores for a night or a GPU for "
         "two hours; demo: digits, minutes")
@@ -154,8 +156,20 @@ class Reproduction:
             found[main] = f"{found.get(main, '')} {flags}"
         return found
 
-    def _rows(self, table: paper.Table) -> list[paper.Row]:
-        return [row for row in table.rows if not self.args.rows or row.key in self.args.rows]
+    def _rows(self, name: str) -> list[paper.Row]:
+        """The rows of a table that were asked for: by name, or those that the scale has."""
+        keys, left_out = self.args.rows, self.graph.scale.left_out.get(name, ())
+        rows = paper.TABLES[name].rows
+        return [row for row in rows if (row.key in keys if keys else row.key not in left_out)]
+
+    def _left_out(self) -> str:
+        """Which rows of the tables the scale leaves out, and how to get them; empty if none."""
+        if self.args.rows:
+            return ""
+        scale = self.graph.scale
+        listed = [f"{n}: {' '.join(scale.left_out[n])}" for n in self.tables if n in scale.left_out]
+        told = f"left out at scale {scale.name}, and had with --rows: {'; '.join(listed)}"
+        return told if listed else ""
 
     def _plan(self) -> None:
         """Add the runs behind all cells that were asked for to the graph.
@@ -164,8 +178,8 @@ class Reproduction:
             UsageError: nothing can be run; it says what is missing.
         """
         reasons = {}
-        for table in self.tables.values():
-            for row, column in itertools.product(self._rows(table), table.columns):
+        for name, table in self.tables.items():
+            for row, column in itertools.product(self._rows(name), table.columns):
                 sources = [self.graph.cell(row, column, seed) for seed in self.args.seeds]
                 if isinstance(sources[0], str) and column in row.columns:  # the same for each seed
                     reasons[sources[0]] = None
@@ -174,7 +188,7 @@ class Reproduction:
                 for recipe in figures.CURVES if "loss_curves" in self.args.table else ():
                     self.graph.pretrain(recipe, seed)
             if "claims" in self.args.table:
-                claims.prepare(self.graph, self.args.seeds)
+                claims.prepare(self.graph, self.args.seeds, self.args.rows)
         if not self.graph.jobs:
             reasons = list(reasons) or [self.graph.scale.lacks("FT")]
             raise UsageError(f"nothing can be run: {'; '.join(reasons)}")
@@ -235,7 +249,7 @@ class Reproduction:
             if found.state in OTHERS:
                 log.warning("left out: %s is %s: %s", found.job.name, found.state, found.detail)
         for name, table in self.tables.items():
-            about = self._rows(table), self.args.seeds, self.wanted
+            about = self._rows(name), self.args.seeds, self.wanted
             cells, scale = fill(self.graph, table, *about), self.graph.scale
             below = share_lines(self.graph, *about) if table.of_losses else ""
             paths += collect.write(folder, name, table, cells, scale, below)
@@ -246,13 +260,15 @@ class Reproduction:
         if "loss_curves" in self.args.table:
             paths += self._collect_curves(folder)
         if "claims" in self.args.table:
-            verdicts = judge.judge(self.graph, self.args.seeds, self.wanted)
+            verdicts = judge.judge(self.graph, self.args.seeds, self.wanted, self.args.rows)
             commits = {name for found in states if found.state == DONE for name in found.commits}
             text = judge.markdown(verdicts, self.args.scale, self.args.seeds, sorted(commits))
             paths.append(os.path.join(folder, "claims.md"))
             with open(paths[-1], "w") as file:
                 file.write(text)
             print(text)
+        if left_out := self._left_out():
+            print(f"{left_out}\n")
         print("written:", " ".join(paths))
 
     def _collect_curves(self, folder: str) -> list[str]:

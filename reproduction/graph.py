@@ -20,6 +20,8 @@ CELLS = {
     "C": ("robustness", "{name}, mCE"),
 }  # fmt: skip
 CHECKPOINT = "checkpoint-last.pth"
+SIDE_BY_SIDE_JOB = "mae_and_mimae"  # of the runs on all rows of Table 5
+RANDOM = "untrained"  # in place of a checkpoint, for main_evaluate
 
 
 @dataclass(frozen=True)
@@ -154,18 +156,22 @@ class Graph:
     def robustness(self, seed: int) -> str:
         """Add a run that tests the classifiers of Table 5 on the same images; its name."""
         needs = [self.evaluation("finetune", row, seed) for row in paper.TABLE5.rows]
-        return self._side_by_side("robustness", "vit_base_robustness", needs, seed)
+        encoders = [f"{self.folder(name)}/{CHECKPOINT}" for name in needs]
+        return self._side_by_side("robustness", "vit_base_robustness", encoders, needs, seed)
 
     def frozen(self, seed: int) -> str:
         """Add a run that evaluates the frozen encoders of Table 5's rows together; its name."""
-        needs = [self.pretrain(row.recipe, seed) for row in paper.TABLE5.rows]
-        return self._side_by_side("evaluate", "vit_base_evaluate", needs, seed)
+        needs: list[str] = []
+        encoders = [self._encoder("", row, seed, needs)[1] or RANDOM for row in paper.TABLE5.rows]
+        return self._side_by_side("evaluate", "vit_base_evaluate", encoders, needs, seed)
 
-    def _side_by_side(self, kind: str, recipe: str, needs: list[str], seed: int) -> str:
-        words = [f"{self.folder(name)}/{CHECKPOINT}" for name in needs]
-        words += [recipe_word(recipe), *self.scale.evaluation(kind, recipe, "vit_base", "")]
+    def _side_by_side(
+        self, kind: str, recipe: str, encoders: list[str], needs: list[str], seed: int
+    ) -> str:
+        words = [*encoders, recipe_word(recipe)]
+        words += self.scale.evaluation(kind, recipe, "vit_base", "")
         names = [row.title for row in paper.TABLE5.rows]
-        return self._add(kind, "mae_and_mimae", seed, [*words, "--names", *names], needs)
+        return self._add(kind, SIDE_BY_SIDE_JOB, seed, [*words, "--names", *names], needs)
 
     def _add_scenes(self) -> str:
         words = shlex.split(self.scale.scenes)

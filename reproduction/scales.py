@@ -24,6 +24,7 @@ NEEDS = {  # flags of the data of a column, at the scale of ImageNet; of the oth
 }  # fmt: skip
 
 Words = list[str]
+SHORTER = {"table2": ["mae_800", "mimae_200"]}  # the paper's Table 2 is of the longer runs
 
 
 def shown_path(path: str) -> str:
@@ -59,6 +60,7 @@ class SmallScale:
         models: the small model in place of each of the recipes' models.
         scenes: flags of tools.scenes, which makes the images for detection and segmentation.
         data: the images, in words.
+        left_out: by table, keys of the rows that run only where --rows names them.
     """
 
     name: str
@@ -67,16 +69,17 @@ class SmallScale:
     models: dict[str, str]
     scenes: str
     data: str
+    left_out: dict[str, Words] = field(default_factory=lambda: SHORTER)
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
         """The flags that follow the recipe, and how many passes over the images the run makes."""
         args = recipe_values("pretrain", recipe)
         method, _, model = args.model.partition("_")
         num_masks = resolve_num_masks(args.num_masks, args.mask_ratio)
-        epochs = max(1, round(_passes(args) * self.share / num_masks))
+        epochs = max(min(1, args.epochs), round(_passes(args) * self.share / num_masks))
         words = self._overlay("simmim" if model.startswith("swin") else "pretrain")
         words += ["--model", f"{method}_{self.models[model]}", "--epochs", str(epochs)]
-        if not isinstance(args.warmup_epochs, Share):  # which is the same at all scales
+        if args.epochs and not isinstance(args.warmup_epochs, Share):  # the same at all scales
             words += ["--warmup_epochs", f"{epochs * args.warmup_epochs / args.epochs:g}"]
         words += ["--images_per_step", str(max(1, self.samples // num_masks)), "--keep_epochs"]
         if args.lr_milestones:
@@ -123,6 +126,7 @@ class ImageNet:
     name: str = "imagenet"
     scenes: str = ""
     data: str = "ImageNet-1k, COCO 2017 and ADE20K"
+    left_out: dict[str, Words] = field(default_factory=lambda: SHORTER)
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
         words = ["--data_path", self.places["imagenet"]]
@@ -158,6 +162,15 @@ SMALL_SCALES = {
              swin_base="swin_mini_patch2"),
         "--source digits --size 64 --images 200 --val_images 40 --one_class digit",
         "scikit-learn's digits, and scenes of them",
+        {
+            "table1": ["mae_1600", "mimae_400", "simmim", "misimmim"],
+            "table2": ["supervised", "mae_1600", "mimae_400"],
+            "table3a": ["c", "d", "e", "control_independent"],
+            "table3b": ["lambda_1_1", "lambda_1_20", "lambda_0.5_10", "lambda_10_10"],
+            "table4": ["vit_base_mae", "vit_base_mimae"],
+            "figure2": ["complete_0.6", "complete_0.9", "four_0.6", "four_0.9", "masks_2",
+                        "masks_3", "masks_5"],
+        },
     ),
     "small": SmallScale(
         "small", 0.12, 256,
