@@ -28,7 +28,15 @@ from reproduction import (
 from reproduction.cells import fill
 from reproduction.graph import Graph
 from reproduction.mi_share import share_lines
-from reproduction.scales import MAINS, ROOT, SCALES, SMALL_SCALES, ImageNet, shown_path
+from reproduction.scales import (
+    MAINS,
+    ROOT,
+    SCALES,
+    SMALL_SCALES,
+    ImageNet,
+    shown_path,
+    told_left_out,
+)
 from reproduction.state import DONE, OTHERS, RUNNING, Folder, JobState, status_lines
 from util.entry import run_main
 from util.errors import RunError, UsageError
@@ -162,15 +170,6 @@ class Reproduction:
         rows = paper.TABLES[name].rows
         return [row for row in rows if (row.key in keys if keys else row.key not in left_out)]
 
-    def _left_out(self) -> str:
-        """Which rows of the tables the scale leaves out, and how to get them; empty if none."""
-        if self.args.rows:
-            return ""
-        scale = self.graph.scale
-        listed = [f"{n}: {' '.join(scale.left_out[n])}" for n in self.tables if n in scale.left_out]
-        told = f"left out at scale {scale.name}, and had with --rows: {'; '.join(listed)}"
-        return told if listed else ""
-
     def _plan(self) -> None:
         """Add the runs behind all cells that were asked for to the graph.
 
@@ -267,8 +266,8 @@ class Reproduction:
             with open(paths[-1], "w") as file:
                 file.write(text)
             print(text)
-        if left_out := self._left_out():
-            print(f"{left_out}\n")
+        if not self.args.rows and (told := told_left_out(self.graph.scale, self.tables)):
+            print(f"{told}\n")
         print("written:", " ".join(paths))
 
     def _collect_curves(self, folder: str) -> list[str]:

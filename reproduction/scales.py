@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import submitit_launch
@@ -155,9 +156,19 @@ def _passes(args: argparse.Namespace) -> float:
 
 
 Scale = SmallScale | ImageNet
+
+
+def told_left_out(scale: Scale, tables: Iterable[str]) -> str:
+    """Which rows of the tables, by name, a scale leaves out, and how to get them; empty if none."""
+    of_each = [f"{name}: {' '.join(scale.left_out[name])}" for name in tables
+               if name in scale.left_out]  # fmt: skip
+    told = f"Rows that scale {scale.name} leaves out, and --rows adds: {'; '.join(of_each)}"
+    return told if of_each else ""
+
+
 SMALL_SCALES = {
     "demo": SmallScale(
-        "demo", 0.06, 128,
+        "demo", 0.12, 64,
         dict(vit_base_patch16="vit_tiny_patch2", vit_small_patch16="vit_nano_patch2",
              swin_base="swin_mini_patch2"),
         "--source digits --size 64 --images 200 --val_images 40 --one_class digit",

@@ -90,9 +90,10 @@ def add_optimisation_flags(
         least_epochs: the fewest that --epochs takes; 0 where a run without a step is of use.
     """
     add = parser.add_argument_group("optimisation").add_argument
-    of_none = "" if least_epochs else "; 0: save the weights at the start, and end"
+    passes = "passes over the data"
+    passes += "" if least_epochs else "; 0: save the weights of the start, and end"
     # fmt: off
-    add("--epochs", type=number(int, least_epochs), default=100, help=f"passes over the data{of_none}")
+    add("--epochs", type=number(int, least_epochs), default=100, help=passes)
     add("--warmup_epochs", type=epochs_or_share, default=5, metavar="EPOCHS",
         help="epochs of linear warm-up, or a share of the run as 5%%")
     add("--blr", type=number(float, 0),
