@@ -168,7 +168,7 @@ def told_left_out(scale: Scale, tables: Iterable[str]) -> str:
 
 SMALL_SCALES = {
     "demo": SmallScale(
-        "demo", 0.12, 64,
+        "demo", 0.08, 32,
         dict(vit_base_patch16="vit_tiny_patch2", vit_small_patch16="vit_nano_patch2",
              swin_base="swin_mini_patch2"),
         "--source digits --size 64 --images 200 --val_images 40 --one_class digit",
@@ -178,9 +178,9 @@ SMALL_SCALES = {
             "table2": ["supervised", "mae_1600", "mimae_400"],
             "table3a": ["c", "d", "e", "control_independent"],
             "table3b": ["lambda_1_1", "lambda_1_20", "lambda_0.5_10", "lambda_10_10"],
-            "table4": ["vit_base_mae", "vit_base_mimae"],
-            "figure2": ["complete_0.6", "complete_0.9", "four_0.6", "four_0.9", "masks_2",
-                        "masks_3", "masks_5"],
+            "table4": ["vit_small_mae", "vit_small_mimae"],
+            "figure2": ["complete_0.5", "complete_0.6", "complete_0.9", "four_0.6", "four_0.9",
+                        "masks_2", "masks_3", "masks_5"],
         },
     ),
     "small": SmallScale(
