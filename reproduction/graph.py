@@ -108,6 +108,7 @@ class Graph:
 
     def pretrain(self, recipe: str, seed: int) -> str:
         """Add a recipe's pre-training with this seed, and return the job's name."""
+        recipe = self.scale.stand_ins.get(recipe, recipe)
         words, passes = self.scale.pretrain(recipe)
         return self._add("pretrain", recipe, seed, [recipe_word(recipe), *words], work=passes)
 
@@ -137,7 +138,8 @@ class Graph:
         """
         if row.recipe:
             needs.append(self.pretrain(row.recipe, seed))
-            return row.recipe, f"{self.folder(needs[-1])}/{CHECKPOINT}"
+            name = self.scale.stand_ins.get(row.recipe, row.recipe)
+            return name, f"{self.folder(needs[-1])}/{CHECKPOINT}"
         if row.public and self.of_imagenet:
             return row.key, f"{self.checkpoints}/{row.public.file}"
         name = f"scratch_{row.family}"
