@@ -62,7 +62,8 @@ class SmallScale:
         scenes: flags of tools.scenes, which makes the images for detection and segmentation.
         data: the images, in words.
         left_out: by table, keys of the rows that run only where --rows names them.
-        stand_ins: by recipe, another one whose run is the same at this scale.
+        stand_ins: by recipe, another one whose run is the same at this scale, but perhaps for its
+            warm-up's share.
     """
 
     name: str

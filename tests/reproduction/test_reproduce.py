@@ -74,7 +74,7 @@ def test_from_nothing_to_a_table(table):
     out, said = table
     lines = (out / "demo/tables/table3a.md").read_text().splitlines()
     scores = {}
-    for row, name in (("(a) L_rec: MAE", "table3-a_mae"), ("(c) L_max", "table3-c_max_only")):
+    for row, name in (("(a) L_rec: MAE", "mae_vit_base_800ep"), ("(c) L_max", "table3-c_max_only")):
         for kind in ("finetune", "linprobe"):
             results = json.loads((out / f"demo/seed-0/{kind}/{name}/results.json").read_text())
             scores[row, kind] = f"{results['test_acc1']:.1f}"
@@ -160,7 +160,7 @@ def test_a_second_process_on_the_same_table_is_refused_and_a_signal_saves(tmp_pa
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        record = tmp_path / "demo/seed-0/pretrain/table3-a_mae/job.json"
+        record = tmp_path / "demo/seed-0/pretrain/mae_vit_base_800ep/job.json"
         wait_for(record.exists, "the first run", 60)
         assert "another process runs these tables" in refused(*words, *SHORT)
         _, said, _ = here(*words, *SHORT, "--status")
@@ -231,19 +231,19 @@ def test_what_another_commit_began_needs_any_commit_and_its_cell_says_so(tmp_pat
 
 def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
     """The pre-training of (a) cannot begin: its folder's checkpoint is a broken file."""
-    broken = tmp_path / "demo/seed-0/pretrain/table3-a_mae"
+    broken = tmp_path / "demo/seed-0/pretrain/mae_vit_base_800ep"
     broken.mkdir(parents=True)
     (broken / "checkpoint-last.pth").write_text("broken")
     status, said, err = here(
         "table3c", "table3a", "--rows", "a", "independent", "--out", tmp_path, *SHORT
     )
-    assert status == 1 and "3 runs failed: seed-0/pretrain/table3-a_mae" in err
-    assert "seed-0/finetune/table3-a_mae is left out: what it needs has failed" in said + err
+    assert status == 1 and "3 runs failed: seed-0/pretrain/mae_vit_base_800ep" in err
+    assert "seed-0/finetune/mae_vit_base_800ep is left out: what it needs has failed" in said + err
     assert "| (a) L_rec: MAE |  | -- | 82.2 | -- |  |" in said
     (line,) = (line for line in said.splitlines() if line.startswith("| independent |"))
     assert re.search(r"\| \d+\.\d \| 82.6 \|", line)
     _, said, _ = here("table3a", "--rows", "a", "--out", tmp_path, *SHORT, "--status")
-    assert re.search(r"failed .*table3-a_mae  bad input: .*error: ", said)
+    assert re.search(r"failed .*mae_vit_base_800ep  bad input: .*error: ", said)
 
 
 def test_slurm_gets_the_graph_as_dependencies(tmp_path):
@@ -254,7 +254,7 @@ def test_slurm_gets_the_graph_as_dependencies(tmp_path):
     assert status == 0, err
     first, second, *_ = said.splitlines()
     assert first.startswith("python submitit_launch.py main_pretrain --nodes 1 --ngpus 1")
-    assert "--dependency afterok:seed-0/pretrain/table3-a_mae" in second
+    assert "--dependency afterok:seed-0/pretrain/mae_vit_base_800ep" in second
     assert "--dependency" not in first and not list(tmp_path.rglob("*.sh"))
 
 
