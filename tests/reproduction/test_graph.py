@@ -152,7 +152,7 @@ def test_a_run_that_stands_in_for_another_has_its_flags():
             for args in both:
                 del args["settings"]
             shares = [args.pop("warmup_epochs") / args["epochs"] for args in both]
-            assert 0 < min(shares) and max(shares) <= 0.05
+            assert min(shares) > 0 and max(shares) <= 0.05
             one, other = both
             assert one == other, recipe
             graph = Graph(scale, "OUT")
