@@ -21,6 +21,7 @@ from reproduction import (
     judge,
     paper,
     places,
+    rows,
     run_local,
     run_slurm,
     running,
@@ -28,15 +29,7 @@ from reproduction import (
 from reproduction.cells import fill
 from reproduction.graph import Graph
 from reproduction.mi_share import share_lines
-from reproduction.scales import (
-    MAINS,
-    ROOT,
-    SCALES,
-    SMALL_SCALES,
-    ImageNet,
-    shown_path,
-    told_left_out,
-)
+from reproduction.scales import MAINS, ROOT, SCALES, SMALL_SCALES, ImageNet, shown_path
 from reproduction.state import DONE, OTHERS, RUNNING, Folder, JobState, status_lines
 from util.entry import run_main
 from util.errors import RunError, UsageError
@@ -62,8 +55,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     # fmt: off
     add("table", nargs="+", choices=CHOICES, metavar="TABLE", help=", ".join(CHOICES))
     add("--rows", nargs="+", default=[], metavar="ROW",
-        help="only these rows of the tables (default: all, or those that the scale does not leave "
-        "out, which it says)")
+        help="only these rows of the tables (default: all that the scale does not leave out)")
     add("--scale", choices=SCALES, default="imagenet",
         help="imagenet: the paper's runs; small: Fashion-MNIST, two cores for a night or a GPU for "
         "two hours; demo: digits, minutes")
@@ -164,12 +156,6 @@ class Reproduction:
             found[main] = f"{found.get(main, '')} {flags}"
         return found
 
-    def _rows(self, name: str) -> list[paper.Row]:
-        """The rows of a table that were asked for: by name, or those that the scale has."""
-        keys, left_out = self.args.rows, self.graph.scale.left_out.get(name, ())
-        rows = paper.TABLES[name].rows
-        return [row for row in rows if (row.key in keys if keys else row.key not in left_out)]
-
     def _plan(self) -> None:
         """Add the runs behind all cells that were asked for to the graph.
 
@@ -178,7 +164,9 @@ class Reproduction:
         """
         reasons = {}
         for name, table in self.tables.items():
-            for row, column in itertools.product(self._rows(name), table.columns):
+            for row, column in itertools.product(
+                rows.chosen(self.graph.scale, name, self.args.rows), table.columns
+            ):
                 sources = [self.graph.cell(row, column, seed) for seed in self.args.seeds]
                 if isinstance(sources[0], str) and column in row.columns:  # the same for each seed
                     reasons[sources[0]] = None
@@ -248,7 +236,11 @@ class Reproduction:
             if found.state in OTHERS:
                 log.warning("left out: %s is %s: %s", found.job.name, found.state, found.detail)
         for name, table in self.tables.items():
-            about = self._rows(name), self.args.seeds, self.wanted
+            about = (
+                rows.chosen(self.graph.scale, name, self.args.rows),
+                self.args.seeds,
+                self.wanted,
+            )
             cells, scale = fill(self.graph, table, *about), self.graph.scale
             below = share_lines(self.graph, *about) if table.of_losses else ""
             paths += collect.write(folder, name, table, cells, scale, below)
@@ -266,8 +258,7 @@ class Reproduction:
             with open(paths[-1], "w") as file:
                 file.write(text)
             print(text)
-        if not self.args.rows and (told := told_left_out(self.graph.scale, self.tables)):
-            print(f"{told}\n")
+        print(rows.told_left_out(self.graph.scale, self.tables, self.args.rows))
         print("written:", " ".join(paths))
 
     def _collect_curves(self, folder: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import submitit_launch
@@ -172,16 +171,6 @@ def _passes(args: argparse.Namespace) -> float:
 
 
 Scale = SmallScale | ImageNet
-
-
-def told_left_out(scale: Scale, tables: Iterable[str]) -> str:
-    """Which rows of the tables, by name, a scale leaves out, and how to get them; empty if none."""
-    of_each = [f"{name}: {' '.join(scale.left_out[name])}" for name in tables
-               if name in scale.left_out]  # fmt: skip
-    told = f"Rows that scale {scale.name} leaves out, and --rows adds: {'; '.join(of_each)}"
-    return told if of_each else ""
-
-
 SMALL_SCALES = {
     "demo": SmallScale(
         "demo", 64, 32,
