@@ -125,6 +125,7 @@ class Reproduction:
         self.is_running = running.is_locked(self.out)
         self.graph = Graph(self._scale(), self.out, args.checkpoints, self._flags())
         self.tables = {name: paper.TABLES[name] for name in args.table if name in paper.TABLES}
+        self.rows = {n: rows.chosen(self.graph.scale, n, args.rows) for n in self.tables}
         self._plan()
 
     def _check_places(self) -> None:
@@ -164,9 +165,7 @@ class Reproduction:
         """
         reasons = {}
         for name, table in self.tables.items():
-            for row, column in itertools.product(
-                rows.chosen(self.graph.scale, name, self.args.rows), table.columns
-            ):
+            for row, column in itertools.product(self.rows[name], table.columns):
                 sources = [self.graph.cell(row, column, seed) for seed in self.args.seeds]
                 if isinstance(sources[0], str) and column in row.columns:  # the same for each seed
                     reasons[sources[0]] = None
@@ -236,11 +235,7 @@ class Reproduction:
             if found.state in OTHERS:
                 log.warning("left out: %s is %s: %s", found.job.name, found.state, found.detail)
         for name, table in self.tables.items():
-            about = (
-                rows.chosen(self.graph.scale, name, self.args.rows),
-                self.args.seeds,
-                self.wanted,
-            )
+            about = self.rows[name], self.args.seeds, self.wanted
             cells, scale = fill(self.graph, table, *about), self.graph.scale
             below = share_lines(self.graph, *about) if table.of_losses else ""
             paths += collect.write(folder, name, table, cells, scale, below)
