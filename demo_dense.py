@@ -1,5 +1,5 @@
 """Segmentation and detection in minutes, on a CPU: from an encoder that was pre-trained on scenes
-of digits, and from an untrained one.
+of digits, and from an untrained one: the mains' own random weights.
 
 Runs the mains as a user would and prints what they wrote to results.json. What they print
 themselves goes to demo_output/NAME.log. `--encoders MI-MAE MAE untrained --seeds 0 1 2` is the

@@ -44,7 +44,7 @@ MODELS = models_mimae.MODELS | models_mae.MODELS | models_simmim.MODELS
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
-    arguments.add_optimisation_flags(parser, "images_per_step * num_masks")
+    arguments.add_optimisation_flags(parser, "images_per_step * num_masks", least_epochs=0)
     arguments.add_run_flags(parser, "output_dir/pretrain")
     arguments.add_checkpoint_flags(parser)
     parser.set_defaults(weight_decay=0.05, warmup_epochs=10, epochs=200, blr=1.5e-4)
@@ -232,6 +232,8 @@ def main(args: argparse.Namespace) -> None:
             except NonFiniteLoss as error:
                 run.recover(error)
 
+        if args.epochs == 0:  # a control: an encoder of this initialisation, never trained
+            run.save(for_certain=True)
         if args.visualize and distributed.is_main():
             _visualize(model, batches, normalize, run, args)
         if run.progress.total_steps and distributed.is_main():

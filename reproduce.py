@@ -21,6 +21,7 @@ from reproduction import (
     judge,
     paper,
     places,
+    rows,
     run_local,
     run_slurm,
     running,
@@ -53,7 +54,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     # fmt: off
     add("table", nargs="+", choices=CHOICES, metavar="TABLE", help=", ".join(CHOICES))
-    add("--rows", nargs="+", default=[], metavar="ROW", help="only these rows of the tables")
+    add("--rows", nargs="+", default=[], metavar="ROW",
+        help="only these rows of the tables (default: all that the scale does not leave out)")
     add("--scale", choices=SCALES, default="imagenet",
         help="imagenet: the paper's runs; small: Fashion-MNIST, two cores for a night or a GPU for "
         "two hours; demo: digits, minutes")
@@ -123,6 +125,7 @@ class Reproduction:
         self.is_running = running.is_locked(self.out)
         self.graph = Graph(self._scale(), self.out, args.checkpoints, self._flags())
         self.tables = {name: paper.TABLES[name] for name in args.table if name in paper.TABLES}
+        self.rows = {n: rows.chosen(self.graph.scale, n, args.rows) for n in self.tables}
         self._plan()
 
     def _check_places(self) -> None:
@@ -154,9 +157,6 @@ class Reproduction:
             found[main] = f"{found.get(main, '')} {flags}"
         return found
 
-    def _rows(self, table: paper.Table) -> list[paper.Row]:
-        return [row for row in table.rows if not self.args.rows or row.key in self.args.rows]
-
     def _plan(self) -> None:
         """Add the runs behind all cells that were asked for to the graph.
 
@@ -164,8 +164,8 @@ class Reproduction:
             UsageError: nothing can be run; it says what is missing.
         """
         reasons = {}
-        for table in self.tables.values():
-            for row, column in itertools.product(self._rows(table), table.columns):
+        for name, table in self.tables.items():
+            for row, column in itertools.product(self.rows[name], table.columns):
                 sources = [self.graph.cell(row, column, seed) for seed in self.args.seeds]
                 if isinstance(sources[0], str) and column in row.columns:  # the same for each seed
                     reasons[sources[0]] = None
@@ -174,7 +174,7 @@ class Reproduction:
                 for recipe in figures.CURVES if "loss_curves" in self.args.table else ():
                     self.graph.pretrain(recipe, seed)
             if "claims" in self.args.table:
-                claims.prepare(self.graph, self.args.seeds)
+                claims.prepare(self.graph, self.args.seeds, self.args.rows)
         if not self.graph.jobs:
             reasons = list(reasons) or [self.graph.scale.lacks("FT")]
             raise UsageError(f"nothing can be run: {'; '.join(reasons)}")
@@ -235,7 +235,7 @@ class Reproduction:
             if found.state in OTHERS:
                 log.warning("left out: %s is %s: %s", found.job.name, found.state, found.detail)
         for name, table in self.tables.items():
-            about = self._rows(table), self.args.seeds, self.wanted
+            about = self.rows[name], self.args.seeds, self.wanted
             cells, scale = fill(self.graph, table, *about), self.graph.scale
             below = share_lines(self.graph, *about) if table.of_losses else ""
             paths += collect.write(folder, name, table, cells, scale, below)
@@ -246,13 +246,14 @@ class Reproduction:
         if "loss_curves" in self.args.table:
             paths += self._collect_curves(folder)
         if "claims" in self.args.table:
-            verdicts = judge.judge(self.graph, self.args.seeds, self.wanted)
+            verdicts = judge.judge(self.graph, self.args.seeds, self.wanted, self.args.rows)
             commits = {name for found in states if found.state == DONE for name in found.commits}
             text = judge.markdown(verdicts, self.args.scale, self.args.seeds, sorted(commits))
             paths.append(os.path.join(folder, "claims.md"))
             with open(paths[-1], "w") as file:
                 file.write(text)
             print(text)
+        print(rows.told_left_out(self.graph.scale, self.tables, self.args.rows))
         print("written:", " ".join(paths))
 
     def _collect_curves(self, folder: str) -> list[str]:

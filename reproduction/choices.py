@@ -22,8 +22,8 @@ class Choice:
 
 
 CHOICES = (
-    Choice("learning rate, crops and length of the demo's pre-training", ("demo",),
-           "digits", (0,), "benchmarks/LOG.md, digits"),
+    Choice("learning rate, batch, crops and length of the demo's pre-training", ("demo",),
+           "digits", (0,), "benchmarks/LOG.md, the demo scale"),
     Choice("ε of Assumption 3, a share that gives about what earlier values were chosen as",
            ("small",), "digits and Fashion-MNIST", (0,), "benchmarks/LOG.md, digits"),
     Choice("the patch embedding's unit variance in small models", ("demo",),

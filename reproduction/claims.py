@@ -1,6 +1,7 @@
 """The claims of the paper as hypotheses: which run should score above which other one."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from reproduction import paper
@@ -40,16 +41,24 @@ class Claim:
         return numbers[0] - numbers[1] if len(numbers) == 2 else None
 
 
-def _of_table1(better: str, worse: str, text: str) -> list[Claim]:
+def _of_table1(better: str, worse: str, text: str, **more) -> list[Claim]:
     titles = {"FT": "fine-tuned", "LIN": "linear probe", "FT1%": "few labels"}
     return [
-        Claim(f"{text}, {title}", column, ("table1", better), ("table1", worse))
+        Claim(f"{text}, {title}", column, ("table1", better), ("table1", worse), **more)
         for column, title in titles.items()
     ]
 
 
 def _of_table3a(better: str, worse: str, text: str, **more) -> Claim:
     return Claim(text, "FT", ("table3a", better), ("table3a", worse), **more)
+
+
+PRETRAINED = {"mimae_200": "MI-MAE (200 epochs)", "mae_800": "MAE (800)"}
+CONTROLS = {"scratch": "no pre-training", "initialisation": "its initialisation"}
+
+
+def _pays(better: str, worse: str) -> str:
+    return f"pre-training gains: {PRETRAINED[better]} above {CONTROLS[worse]}"
 
 
 CLAIMS = [
@@ -92,20 +101,74 @@ CLAIMS = [
               ("table3b", row.key))
         for row in paper.TABLE3B.rows if row.key != "lambda_1_10"
     ),
+    *(
+        claim
+        for better, worse in itertools.product(PRETRAINED, CONTROLS)
+        for claim in _of_table1(better, worse, _pays(better, worse), ours=True)
+    ),
 ]  # fmt: skip
-SIDE_BY_SIDE = {  # of Table 5's rows; what the JSON calls it
-    "MI-MAE above MAE, under corruptions": ("robustness", "robustness.json", "classifiers",
-                                            "accuracy under corruptions"),
-    "MI-MAE above MAE, logistic regression": ("evaluate", "evaluation.json", "encoders",
-                                              "logistic, chosen"),
-    "MI-MAE above MAE, k-NN": ("evaluate", "evaluation.json", "encoders", "k-NN, chosen"),
-}  # fmt: skip
 
 
-def prepare(graph: Graph, seeds: Sequence[int]) -> None:
-    """Add every job that a claim needs to the graph."""
+@dataclass(frozen=True)
+class SideBySide:
+    """A claim on two of Table 5's rows, by the differences that one run on both has computed.
+
+    Args:
+        kind: of the run. name: what its JSON calls the difference.
+        better, worse: keys of the rows.
+    """
+
+    kind: str
+    name: str
+    better: str = "mimae_200"
+    worse: str = "mae_800"
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The file of the run, and what in it holds the encoders by their names."""
+        files = {"robustness": ("robustness.json", "classifiers"),
+                 "evaluate": ("evaluation.json", "encoders")}  # fmt: skip
+        return files[self.kind]
+
+    def titles(self) -> tuple[str, str]:
+        """The names of the better and the worse row in the JSON."""
+        titles = {row.key: row.title for row in paper.TABLE5.rows}
+        return titles[self.better], titles[self.worse]
+
+
+_CORRUPTED = "accuracy under corruptions"
+SIDE_BY_SIDE = {
+    "MI-MAE above MAE, under corruptions": SideBySide("robustness", _CORRUPTED),
+    "MI-MAE above MAE, logistic regression": SideBySide("evaluate", "logistic, chosen"),
+    "MI-MAE above MAE, k-NN": SideBySide("evaluate", "k-NN, chosen"),
+    **{
+        f"{_pays(better, worse)}, under corruptions": SideBySide(
+            "robustness", _CORRUPTED, better, worse
+        )
+        for better, worse in itertools.product(PRETRAINED, CONTROLS)
+    },
+}
+
+
+def left_out(graph: Graph, claim: Claim, rows: Collection[str] = ()) -> list[str]:
+    """Keys of the rows of a claim that the scale leaves out, unless they are among `rows`."""
+    found = []
+    for table, key in (claim.better, claim.worse):
+        if key in graph.scale.left_out.get(table, ()) and key not in rows:
+            found.append(key)
+    return found
+
+
+def prepare(graph: Graph, seeds: Sequence[int], rows: Collection[str] = ()) -> None:
+    """Add every job that a claim needs to the graph, but for claims on rows that are left out.
+
+    Args:
+        rows: keys of rows that were asked for by name.
+    """
     for seed in seeds:
         for claim in CLAIMS:
+            if left_out(graph, claim, rows):
+                continue
             for which in ("better", "worse"):
                 graph.cell(claim.row(which), claim.column, seed)
         graph.pretrain(paper.FULL, seed)

@@ -25,6 +25,7 @@ def table_lines(table: Table, cells: Sequence[Sequence[Cell]], scale: Scale) -> 
     lines += ["", table.note] if table.note else []
     if scale.name != "imagenet":
         lines += ["", "Epochs and the paper's numbers are of ImageNet; ours are of other images."]
+    lines += ["", scale.note] if scale.note else []
     mixed = dict.fromkeys(", then ".join(cell.mixed) for cell in flat(cells) if cell.mixed)
     if mixed:
         lines += ["", f"{MIXED}: with code of several commits: {'; '.join(mixed)}."]

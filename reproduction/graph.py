@@ -20,6 +20,8 @@ CELLS = {
     "C": ("robustness", "{name}, mCE"),
 }  # fmt: skip
 CHECKPOINT = "checkpoint-last.pth"
+SIDE_BY_SIDE_JOB = "mae_and_mimae"  # of the runs on all rows of Table 5
+RANDOM = "untrained"  # in place of a checkpoint, for main_evaluate
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Graph:
 
     def pretrain(self, recipe: str, seed: int) -> str:
         """Add a recipe's pre-training with this seed, and return the job's name."""
+        recipe = self.scale.stand_ins.get(recipe, recipe)
         words, passes = self.scale.pretrain(recipe)
         return self._add("pretrain", recipe, seed, [recipe_word(recipe), *words], work=passes)
 
@@ -135,7 +138,8 @@ class Graph:
         """
         if row.recipe:
             needs.append(self.pretrain(row.recipe, seed))
-            return row.recipe, f"{self.folder(needs[-1])}/{CHECKPOINT}"
+            name = self.scale.stand_ins.get(row.recipe, row.recipe)
+            return name, f"{self.folder(needs[-1])}/{CHECKPOINT}"
         if row.public and self.of_imagenet:
             return row.key, f"{self.checkpoints}/{row.public.file}"
         name = f"scratch_{row.family}"
@@ -154,18 +158,22 @@ class Graph:
     def robustness(self, seed: int) -> str:
         """Add a run that tests the classifiers of Table 5 on the same images; its name."""
         needs = [self.evaluation("finetune", row, seed) for row in paper.TABLE5.rows]
-        return self._side_by_side("robustness", "vit_base_robustness", needs, seed)
+        encoders = [f"{self.folder(name)}/{CHECKPOINT}" for name in needs]
+        return self._side_by_side("robustness", "vit_base_robustness", encoders, needs, seed)
 
     def frozen(self, seed: int) -> str:
         """Add a run that evaluates the frozen encoders of Table 5's rows together; its name."""
-        needs = [self.pretrain(row.recipe, seed) for row in paper.TABLE5.rows]
-        return self._side_by_side("evaluate", "vit_base_evaluate", needs, seed)
+        needs: list[str] = []
+        encoders = [self._encoder("", row, seed, needs)[1] or RANDOM for row in paper.TABLE5.rows]
+        return self._side_by_side("evaluate", "vit_base_evaluate", encoders, needs, seed)
 
-    def _side_by_side(self, kind: str, recipe: str, needs: list[str], seed: int) -> str:
-        words = [f"{self.folder(name)}/{CHECKPOINT}" for name in needs]
-        words += [recipe_word(recipe), *self.scale.evaluation(kind, recipe, "vit_base", "")]
+    def _side_by_side(
+        self, kind: str, recipe: str, encoders: list[str], needs: list[str], seed: int
+    ) -> str:
+        words = [*encoders, recipe_word(recipe)]
+        words += self.scale.evaluation(kind, recipe, "vit_base", "")
         names = [row.title for row in paper.TABLE5.rows]
-        return self._add(kind, "mae_and_mimae", seed, [*words, "--names", *names], needs)
+        return self._add(kind, SIDE_BY_SIDE_JOB, seed, [*words, "--names", *names], needs)
 
     def _add_scenes(self) -> str:
         words = shlex.split(self.scale.scenes)

@@ -11,14 +11,14 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from reproduction import choices, paper
-from reproduction.claims import CLAIMS, COST, SIDE_BY_SIDE
-from reproduction.graph import CELLS, Graph
+from reproduction.claims import CLAIMS, COST, SIDE_BY_SIDE, left_out
+from reproduction.graph import CELLS, SIDE_BY_SIDE_JOB, Graph
 from reproduction.paper import Row
 from reproduction.state import DONE, state_of
 from util.data.unreadable import LEFT_OUT
@@ -29,6 +29,8 @@ from util.training.output import PREDICTIONS
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
 SMALLER = "but smaller than the paper's"
 WITHIN = f"(within ±{MARGIN:g})"
+ABOVE, BELOW = "above, beyond", "below, beyond"
+Z = 1.96  # standard errors over test images on either side of a 95 % interval
 
 
 @dataclass
@@ -83,26 +85,43 @@ class Verdict:
         if self.found is None:
             return [self.text, published, "", "", "", f"not run ({self.why})", ""]
         one = self.found
-        p = "" if one.num_seeds < 2 else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
+        if one.num_seeds < 2:
+            return [self.text, published, *self._cells_of_one_seed()]
+        p = "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
         shown = f"{one.difference:+.2f}{_interval(one.difference, one.high - one.difference)}"
         pooled = _interval(one.difference, one.pooled)
         return [self.text, published, shown, str(one.num_seeds), p, self.word, pooled.strip()]
+
+    def _cells_of_one_seed(self) -> list[str]:
+        """Here, seeds, p, verdict and pooled: what the test images tell of these two runs."""
+        difference, half = self.found.difference, Z * self.found.of_images
+        shown = f"{difference:+.2f}{_interval(difference, half)}" if half else f"{difference:+.2f}"
+        word = self.word
+        if half and not self.small and self.bound is None and abs(difference) > half:
+            word += f"; of these two runs {ABOVE if difference > 0 else BELOW} its interval"
+        return [shown, "1", "", word, ""]
 
 
 def _interval(middle: float, half: float) -> str:
     return f" [{middle - half:+.2f}, {middle + half:+.2f}]" if math.isfinite(half) else ""
 
 
-def judge(graph: Graph, seeds: Sequence[int], wanted: str | None) -> list[Verdict]:
+def judge(
+    graph: Graph, seeds: Sequence[int], wanted: str | None, asked: Collection[str] = ()
+) -> list[Verdict]:
     """Judge every claim by the runs that are done.
 
     Args:
         wanted: the commit whose results count; None counts any.
+        asked: keys of rows that were asked for by name, though the scale leaves them out.
     """
     rows: dict[str, dict[str, np.ndarray]] = defaultdict(dict)  # by column and claim
     missing: dict[str, str] = {}
     for claim in CLAIMS:
         pairs = []
+        if keys := left_out(graph, claim, asked):
+            missing[claim.text] = f"left out at this scale: --rows {' '.join(keys)}"
+            continue
         for seed in seeds:
             better, worse = (
                 _correct(graph, claim.row(which), claim.column, seed, wanted)
@@ -156,25 +175,29 @@ def _correct(
 
 def _side_by_side(graph: Graph, text: str, seeds: Sequence[int], wanted: str | None) -> Verdict:
     """A verdict on differences that one evaluation of both encoders has computed itself."""
-    kind, file, group, name = SIDE_BY_SIDE[text]
-    mae, mimae = (row.title for row in paper.TABLE5.rows)
-    differences, why = [], ""
+    claim, differences, why = SIDE_BY_SIDE[text], [], ""
+    file, group = claim.place
     for seed in seeds:
-        job = graph.jobs.get(f"seed-{seed}/{kind}/mae_and_mimae")
+        job = graph.jobs.get(f"seed-{seed}/{claim.kind}/{SIDE_BY_SIDE_JOB}")
         found = job and state_of(graph, job.name, wanted)
         if not found or found.state != DONE:
             why = f"{found.job.name}: {found.state}" if found else "data is missing"
             continue
         with open(os.path.join(graph.folder(job.name), file)) as opened:
-            against = json.load(opened)[group][mimae][f"against {mae}"]
-        if name in against:
-            differences.append(against[name])
+            by_name = json.load(opened)[group]
+        better, worse = claim.titles()
+        # A run tells each one's difference to those before it.
+        is_before = f"against {worse}" not in by_name.get(better, {})
+        first, second = (worse, better) if is_before else (better, worse)
+        one = by_name.get(first, {}).get(f"against {second}", {}).get(claim.name)
+        if one is not None:
+            differences.append(one | {"sign": -1 if is_before else 1})
         else:
-            why = f"{job.name} has no {name}"
+            why = f"{job.name} has no {claim.name} of {better} and {worse}"
     if not differences:
         return Verdict(text, None, None, why)
-    means = [one["difference"] for one in differences]
-    of_images = float(np.mean([(one["high"] - one["low"]) / 2 / 1.96 for one in differences]))
+    means = [one["sign"] * one["difference"] for one in differences]
+    of_images = float(np.mean([(one["high"] - one["low"]) / 2 / Z for one in differences]))
     return Verdict(text, None, comparison(means, of_images), why)
 
 
@@ -206,7 +229,8 @@ HEAD = (
 NOTE = (
     "Differences in points, the first run's minus the second's of the same seeds, with each "
     "claim's own 95 % interval over seeds and test images, which is corrected for nothing; with "
-    "one seed there is none. p and verdict are corrected over the {family} claims that were "
+    "one seed it is over test images only (a paired bootstrap), so of these two runs and not of "
+    "the two ways of training. p and verdict are corrected over the {family} claims that were "
     "tested (Holm): if nothing were true, at most 5 % of such tables would say of any claim that "
     'it holds, or does not. So an interval may exclude zero where the verdict is "cannot be '
     f'told". {WITHIN[1:-1].capitalize()}: points. "{SMALLER[4:].capitalize()}" is said where the '

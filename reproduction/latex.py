@@ -43,6 +43,7 @@ def caption(table: Table, cells: Sequence[Sequence[Cell]], scale: Scale) -> str:
     text += "Paper: what it reports, not measured by us"
     if scale.name != "imagenet":
         text += ", on other data than ours, as are the epochs"
+    text += f". {scale.note.rstrip('.')}" if scale.note else ""
     if any(cell.mixed for cell in flat(cells)):
         text += f". {MIXED}: with code of several commits"
     return f"{text}."

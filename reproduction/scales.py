@@ -54,29 +54,46 @@ class SmallScale:
     Each recipe is followed by recipes/NAME/KIND.args, whose flags win.
 
     Args:
-        share: passes over the images (each mask counted) as a share of the recipe's.
+        share: passes over the images (each mask counted) as a share of the recipe's; as a whole
+            number, that many passes of every pre-training, so that a short one learns, too.
         samples: masked samples in a pre-training step, images times masks.
         models: the small model in place of each of the recipes' models.
         scenes: flags of tools.scenes, which makes the images for detection and segmentation.
         data: the images, in words.
+        left_out: by table, keys of the rows that run only where --rows names them.
+        stand_ins: by recipe, another one whose run is the same at this scale, but perhaps for its
+            warm-up's share.
     """
 
     name: str
-    share: float
+    share: float | int
     samples: int
     models: dict[str, str]
     scenes: str
     data: str
+    left_out: dict[str, Words] = field(default_factory=dict)
+    stand_ins: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """What its tables say of the pre-trainings' lengths; empty where epochs tell them."""
+        if not isinstance(self.share, int):
+            return ""
+        return (
+            f"Every pre-training makes {self.share} passes over the images, each mask counted, "
+            "whatever the epochs of its row: rows that differ in nothing else are one run."
+        )
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
         """The flags that follow the recipe, and how many passes over the images the run makes."""
         args = recipe_values("pretrain", recipe)
         method, _, model = args.model.partition("_")
         num_masks = resolve_num_masks(args.num_masks, args.mask_ratio)
-        epochs = max(1, round(_passes(args) * self.share / num_masks))
+        passes = self.share if isinstance(self.share, int) else _passes(args) * self.share
+        epochs = max(1, round(passes / num_masks)) if args.epochs else 0
         words = self._overlay("simmim" if model.startswith("swin") else "pretrain")
         words += ["--model", f"{method}_{self.models[model]}", "--epochs", str(epochs)]
-        if not isinstance(args.warmup_epochs, Share):  # which is the same at all scales
+        if args.epochs and not isinstance(args.warmup_epochs, Share):  # the same at all scales
             words += ["--warmup_epochs", f"{epochs * args.warmup_epochs / args.epochs:g}"]
         words += ["--images_per_step", str(max(1, self.samples // num_masks)), "--keep_epochs"]
         if args.lr_milestones:
@@ -123,6 +140,9 @@ class ImageNet:
     name: str = "imagenet"
     scenes: str = ""
     data: str = "ImageNet-1k, COCO 2017 and ADE20K"
+    left_out: dict[str, Words] = field(default_factory=dict)
+    stand_ins: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
         words = ["--data_path", self.places["imagenet"]]
@@ -153,11 +173,22 @@ def _passes(args: argparse.Namespace) -> float:
 Scale = SmallScale | ImageNet
 SMALL_SCALES = {
     "demo": SmallScale(
-        "demo", 0.06, 128,
+        "demo", 64, 32,
         dict(vit_base_patch16="vit_tiny_patch2", vit_small_patch16="vit_nano_patch2",
              swin_base="swin_mini_patch2"),
         "--source digits --size 64 --images 200 --val_images 40 --one_class digit",
         "scikit-learn's digits, and scenes of them",
+        {
+            "table1": ["mae_1600", "mimae_400", "simmim", "misimmim"],
+            "table2": ["supervised"],
+            "table3a": ["c", "d", "e", "control_independent"],
+            "table3b": ["lambda_1_1", "lambda_1_20", "lambda_0.5_10", "lambda_10_10"],
+            "table4": ["vit_small_mae", "vit_small_mimae"],
+            "figure2": ["complete_0.5", "complete_0.6", "complete_0.9", "four_0.6", "four_0.9",
+                        "masks_2", "masks_3", "masks_5"],
+        },
+        dict.fromkeys(("mae_vit_base_1600ep", "table3/a_mae"), "mae_vit_base_800ep")
+        | dict.fromkeys(("mimae_vit_base_400ep", "table3/f_mimae"), "mimae_vit_base_200ep"),
     ),
     "small": SmallScale(
         "small", 0.12, 256,

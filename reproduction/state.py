@@ -239,7 +239,7 @@ def seconds_left(states: Sequence[JobState], at_once: int) -> tuple[float, list[
     """
     rates: dict[str, list[float]] = defaultdict(list)
     for found in states:
-        if found.state == DONE and found.seconds:
+        if found.state == DONE and found.seconds and found.job.work:
             rates[found.job.kind].append(found.seconds / found.job.work)
     left, unknown = 0.0, set()
     for found in states:

@@ -50,6 +50,26 @@ def test_same_command_same_numbers(run_main_here):
     assert other["train_rec"] != runs[0]["train_rec"]
 
 
+@pytest.mark.parametrize("flags", [(), ("--num_masks", 1, "--lambda_max", 0, "--lambda_min", 0)])
+def test_zero_epochs_leave_the_weights_with_which_a_run_begins(run_main_here, flags):
+    """A rate of zero keeps them; a second start finds them done; other mains may begin there."""
+    still = run_main_here("main_pretrain", *flags, "--max_steps", 1, "--lr", 0)
+    zero = run_main_here("main_pretrain", *flags, "--epochs", 0, "--warmup_epochs", 0)
+    again = run_main_here("main_pretrain", *flags, "--epochs", 0, "--resume", "auto",
+                          "--output_dir", zero.folder)  # fmt: skip
+    assert again.status == zero.status == 0, zero.err + again.err
+    assert "explained" not in zero.results() and "learnt next to nothing" not in zero.out
+    begun, kept = (
+        torch.load(one.folder / "checkpoint-last.pth", weights_only=True)["model"]
+        for one in (still, again)
+    )
+    assert begun.keys() == kept.keys()
+    assert all(torch.equal(value, kept[name]) for name, value in begun.items())
+    tuned = run_main_here("main_finetune", "--max_steps", 1, "--finetune",
+                          zero.folder / "checkpoint-last.pth")  # fmt: skip
+    assert tuned.status == 0, tuned.err
+
+
 def test_grad_checkpointing_gives_the_same_losses(run_main_here):
     plain = losses(run_main_here("main_pretrain", *SHORT))
     assert losses(run_main_here("main_pretrain", *SHORT, "--grad_checkpointing")) == pytest.approx(
@@ -233,6 +253,8 @@ def test_bad_flags_are_refused_in_one_line(refuses, tmp_path):
     for amp in ("bf16", "none"):
         said = refuses(main, "--amp", amp, "--grad_compression", "fp16", names=(f"--amp {amp}",))
         assert "--grad_compression fp16 loses" in said and "--grad_compression bf16, or" in said
+    refuses(main, "--epochs", -1, names=("--epochs", "-1"))
+    refuses("main_finetune", "--epochs", 0, names=("--epochs", "0"))
     refuses(main, "--pred_ratio", 2, names=("--pred_ratio 2",))
     refuses(main, "--model", "simmim_swin_mini_patch2", "--pred_ratio", 0.5,
             names=("--pred_ratio", "SimMIM"))  # fmt: skip

@@ -158,9 +158,10 @@ def test_seconds_are_the_runs_own_and_not_its_last_attempts(graph):
 def test_how_often_l_min_moved_the_encoder_is_told_of_rows_that_have_it(graph):
     rows = [row for row in paper.TABLE3A.rows if row.key in ("a", "b", "d", "f")]
     assert mi_share.share_lines(graph, rows, (0, 1), "abc") == ""
-    for row, shares in (("d_untrained_approximation", (0.0, 0.1)), ("f_mimae", (0.2, 0.4))):
+    of_rows = {"table3/d_untrained_approximation": (0.0, 0.1), paper.FULL: (0.2, 0.4)}
+    for recipe, shares in of_rows.items():
         for seed in (0, 1):
-            folder = plant(graph, f"seed-{seed}/pretrain/table3-{row}")
+            folder = plant(graph, graph.pretrain(recipe, seed))
             lines = [{"epoch": i, "train_min_mi_followed": share + seed / 10}
                      for i, share in enumerate(shares)]  # fmt: skip
             Path(folder.path, "log.txt").write_text("\n".join(map(json.dumps, lines)) + "\n")

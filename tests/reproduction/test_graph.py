@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from reproduction import paper
+from reproduction import collect, paper
+from reproduction.cells import fill
 from reproduction.graph import Graph, Source
-from reproduction.scales import SMALL_SCALES, ImageNet
+from reproduction.scales import MAINS, SMALL_SCALES, ImageNet, recipe_word
 
 # Written from the paper, not from reproduction/paper.py: its tables' rows and numbers.
 PAPER = {
@@ -61,7 +62,7 @@ def public_files() -> str:
 
 def full(scale, seed: int = 0) -> tuple[Graph, list[Source]]:
     """The graph of all tables, and the cells that can be filled."""
-    graph = Graph(scale, "OUT", public_files())
+    graph = Graph(scale, "OUT", public_files())  # with the rows that the scale leaves out
     cells = [
         graph.cell(row, column, seed)
         for table in paper.TABLES.values() for row in table.rows for column in table.columns
@@ -119,13 +120,14 @@ def test_what_a_table_compares_has_seen_as_many_masked_samples(scale):
         ("mae_vit_small_800ep", "mimae_vit_small_200ep"),
         ("simmim_swin_base_800ep", "misimmim_swin_base_400ep"),
     ):
-        assert work[mae] == work[mimae]
+        assert scale.pretrain(mae)[1] == scale.pretrain(mimae)[1] > 0
 
 
 def test_a_pretraining_serves_all_tables():
-    graph, _ = full(SMALL_SCALES["demo"])
+    graph, _ = full(SMALL_SCALES["small"])
     users = Counter(need for job in graph.jobs.values() for need in job.needs)
     assert users["seed-0/pretrain/mimae_vit_base_400ep"] == 5  # FT, LIN, 1 %, COCO, ADE20K
+    assert users["seed-0/pretrain/mae_vit_base_0ep"] == 5
     assert users["seed-0/finetune/mimae_vit_base_200ep"] == 1  # robustness
     assert "seed-0/finetune/mimae_vit_base_200ep" in graph.jobs  # of Tables 1, 4 and 5
 
@@ -136,6 +138,35 @@ def test_seeds_are_runs_of_their_own_but_for_the_scenes():
     jobs = [graph.jobs[graph.cell(row, "mIoU", seed).job] for seed in (0, 3)]
     assert jobs[0].needs[0] == jobs[1].needs[0] == "scenes"
     assert jobs[0].needs[1] != jobs[1].needs[1] and "3" in jobs[1].words
+
+
+def test_a_run_that_stands_in_for_another_has_its_flags():
+    """But for the warm-up: of twice the epochs it is half the share."""
+    main = importlib.import_module(MAINS["pretrain"])
+    for scale in EVERY_SCALE:
+        for recipe, stand_in in scale.stand_ins.items():
+            both = [
+                vars(main.parse_args([recipe_word(name), *scale.pretrain(name)[0]]))
+                for name in (recipe, stand_in)
+            ]
+            for args in both:
+                del args["settings"]
+            shares = [args.pop("warmup_epochs") / args["epochs"] for args in both]
+            assert min(shares) > 0 and max(shares) <= 0.05
+            one, other = both
+            assert one == other, recipe
+            graph = Graph(scale, "OUT")
+            assert graph.pretrain(recipe, 0) == graph.pretrain(stand_in, 0)
+
+
+@pytest.mark.parametrize("scale", SMALL_SCALES.values(), ids=lambda scale: scale.name)
+def test_a_table_says_it_where_epochs_do_not_tell_how_long_a_pretraining_is(scale):
+    passes = {scale.pretrain(recipe)[1] for recipe in (paper.MAE_800, paper.MAE_1600)}
+    cells = fill(Graph(scale, "OUT"), paper.TABLE1, paper.TABLE1.rows, (0,), None)
+    said = collect.table_lines(paper.TABLE1, cells, scale)
+    (told,) = passes if len(passes) == 1 else [None]
+    assert ("Every pre-training makes" in said) == (told is not None)
+    assert told is None or f"{told} passes" in said
 
 
 def row_of(table: paper.Table, key: str) -> paper.Row:
@@ -155,6 +186,49 @@ def test_an_empty_cell_says_why():
         words = (beit.public.file, beit.public.layout, beit.public.url)
         assert all(word in few.cell(beit, "FT", 0) for word in words)
     assert not few.jobs
+
+
+@pytest.mark.parametrize("scale", EVERY_SCALE, ids=lambda scale: scale.name)
+def test_what_a_scale_leaves_out_is_there_and_leaves_a_row_that_runs(scale):
+    """And both controls, and of MAE and MI-MAE what the controls are compared with."""
+    for name, keys in scale.left_out.items():
+        graph = Graph(scale, "OUT", public_files())
+        rows = [row for row in paper.TABLES[name].rows if row.key not in keys]
+        assert set(keys) <= {row.key for row in paper.TABLES[name].rows} - {row.key for row in rows}
+        left = {row.key for row in rows for column in row.columns
+                if isinstance(graph.cell(row, column, 0), Source)}  # fmt: skip
+        assert len(left) >= 2 and keys == sorted(set(keys), key=keys.index)
+        if name in ("table1", "table2"):
+            assert {"scratch", "initialisation"} <= left
+            assert any(key.startswith("mae") for key in left)
+            assert any(key.startswith("mimae") for key in left)
+
+
+@pytest.mark.parametrize("scale", SMALL_SCALES.values(), ids=lambda scale: scale.name)
+def test_the_initialisation_is_trained_for_no_step_and_evaluated_as_pretrained_ones(scale):
+    graph = Graph(scale, "OUT")
+    begin, mae = (row_of(paper.TABLE1, key) for key in ("initialisation", "mae_800"))
+    for column in ("FT", "LIN", "FT1%"):
+        of_begin, of_mae = (graph.jobs[graph.cell(row, column, 0).job] for row in (begin, mae))
+        same = [word.replace("mae_vit_base_800ep", "mae_vit_base_0ep") for word in of_mae.words]
+        assert list(of_begin.words) == same
+    job = graph.jobs["seed-0/pretrain/mae_vit_base_0ep"]
+    args = importlib.import_module("main_pretrain").parse_args(graph.arguments(job))
+    assert (args.epochs, args.warmup_epochs, job.work) == (0, 0, 0)
+    assert scale.pretrain("table3/f_mimae")[1] > 0
+
+
+def test_robustness_and_frozen_features_are_of_all_rows_of_table_5():
+    graph = Graph(SMALL_SCALES["demo"], "OUT")
+    titles = [row.title for row in paper.TABLE5.rows]
+    assert len(titles) == 4
+    for name, last in ((graph.robustness(0), "OUT/"), (graph.frozen(0), "untrained")):
+        words = graph.jobs[name].words
+        first = words.index("--names")
+        assert list(words[first + 1 : first + 5]) == titles
+        assert words[2].startswith(last) and "0ep" in words[3]
+    assert len(graph.jobs[graph.robustness(0)].needs) == 4
+    assert len(graph.jobs[graph.frozen(0)].needs) == 3
 
 
 def test_more_flags_come_last():

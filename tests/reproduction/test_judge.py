@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 from planted import plant
 
-from reproduction import choices, claims, judge
+from reproduction import choices, claims, judge, paper
 from reproduction.graph import Graph
 from reproduction.scales import SMALL_SCALES
 from util.evaluation import over_seeds
@@ -57,11 +58,39 @@ def test_a_gain_a_loss_and_what_cannot_be_told(graph):
 def test_one_seed_tells_nothing(graph):
     plant_column(graph, {"table3-a_mae": 0.3, "table3-b_max": 0.9}, seeds=(0,))
     found = verdicts(graph)["(b) L_max gains over (a) MAE"]
-    assert (
-        found.word == judge.OPEN
-        and found.cells()[2].startswith("+6")
-        and "[" not in (found.cells()[2])
-    )
+    assert found.word == judge.OPEN and found.found.p == 1
+
+
+def test_of_one_seed_the_interval_is_over_the_images(graph):
+    """And the verdict says whether these two runs differ beyond it: above, below, or not."""
+    shares = {"table3-a_mae": 0.5, "table3-b_max": 0.6, "table3-e_min": 0.4, "table3-f_mimae": 0.5}
+    plant_column(graph, shares, seeds=(0,))
+    found = {text: verdict.cells() for text, verdict in verdicts(graph, (0,)).items()}
+    for text, beyond in (
+        ("(b) L_max gains over (a) MAE", judge.ABOVE),
+        ("(e) L_min gains over (a) MAE", judge.BELOW),
+        ("(f) MI-MAE gains over (a) MAE", ""),
+    ):
+        _, _, here, seeds, p, word, _ = found[text]
+        middle, *interval = map(float, re.findall(r"[+-]\d+\.\d+", here))
+        assert seeds == "1" and p == ""
+        assert abs(middle) == pytest.approx(10.0 if beyond else 0.0, abs=1)
+        if beyond:  # of 2000 images a tenth differ, as in a binomial of so many
+            half = 100 * 1.96 * np.sqrt(0.1 * 0.9 / IMAGES)
+            assert interval == pytest.approx([middle - half, middle + half], abs=0.2)
+        assert word.startswith(judge.OPEN) and (not beyond or beyond in word)
+        assert bool(beyond) == ("of these two runs" in word)
+    assert "over test images only" in judge.markdown([], "small", (0,))
+
+
+def test_rows_that_a_scale_leaves_out_are_named_unless_asked_for(tmp_path):
+    made = Graph(SMALL_SCALES["demo"], str(tmp_path))
+    claims.prepare(made, (0,))
+    text = "MI-MAE (400 epochs) above MAE (1600), fine-tuned"
+    plain = {v.text: v.why for v in judge.judge(made, (0,), "abc")}
+    assert plain[text] == "left out at this scale: --rows mimae_400 mae_1600"
+    asked = {v.text: v.why for v in judge.judge(made, (0,), "abc", ["mimae_400", "mae_1600"])}
+    assert asked[text].endswith("missing")
 
 
 def test_what_is_small_is_within_a_point(graph):
@@ -117,6 +146,27 @@ def test_robustness_and_frozen_features_come_from_their_json(graph):
     assert "not run" in verdicts(graph)["MI-MAE above MAE, k-NN"].cells()[5]
 
 
+def test_the_controls_of_robustness_are_read_from_either_side(graph):
+    """The run tells differences to those before it: of the controls to the pre-trained ones."""
+    titles = {row.key: row.title for row in paper.TABLE5.rows}
+    for seed in SEEDS:
+        folder = plant(graph, f"seed-{seed}/robustness/mae_and_mimae")
+        content = {}
+        for key, difference in (("scratch", -7.0 - seed), ("initialisation", 2.0)):
+            one = {"difference": difference, "low": difference - 1, "high": difference + 2}
+            content[titles[key]] = {"against MI-MAE": {"accuracy under corruptions": one}}
+        with open(f"{folder.path}/robustness.json", "w") as file:
+            json.dump({"classifiers": content}, file)
+    found = verdicts(graph)
+    text = "pre-training gains: MI-MAE (200 epochs) above {}, under corruptions"
+    none, start = found[text.format("no pre-training")], found[text.format("its initialisation")]
+    assert none.found.difference == pytest.approx(8) and none.word == judge.HOLDS
+    assert start.found.difference == pytest.approx(-2) and start.word == judge.FAILS
+    assert none.found.of_images == pytest.approx(1.5 / 1.96)
+    why = found[text.replace("MI-MAE (200 epochs)", "MAE (800)").format("no pre-training")].why
+    assert "of MAE and no pre-training" in why
+
+
 @pytest.mark.parametrize(("factor", "word"), [(1.02, "HOLDS"), (1.4, "FAILS")])
 def test_cost_is_the_ratio_of_seconds(graph, factor, word):
     for seed in SEEDS:
@@ -133,7 +183,7 @@ def test_nothing_ran_is_said_of_every_claim(graph):
     text = judge.markdown(found, "small", SEEDS)
     assert "several commits" not in text
     assert "commits: a, b" in judge.markdown(found, "small", SEEDS, ["a", "b"])
-    assert text.count("not run") == len(found) == len(claims.CLAIMS) + 4
+    assert text.count("not run") == len(found) == len(claims.CLAIMS) + len(claims.SIDE_BY_SIDE) + 1
 
 
 def comparison(values, of_images=0.1):

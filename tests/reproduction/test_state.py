@@ -33,7 +33,7 @@ def graph(tmp_path):
     return made
 
 
-PRETRAIN, FINETUNE = "seed-0/pretrain/table3-a_mae", "seed-0/finetune/table3-a_mae"
+PRETRAIN, FINETUNE = "seed-0/pretrain/mae_vit_base_800ep", "seed-0/finetune/mae_vit_base_800ep"
 
 
 def test_a_job_from_its_start_to_its_end(graph):

@@ -82,15 +82,20 @@ def add_encoder_flags(
     # fmt: on
 
 
-def add_optimisation_flags(parser: argparse.ArgumentParser, batch_rule: str) -> None:
+def add_optimisation_flags(
+    parser: argparse.ArgumentParser, batch_rule: str, least_epochs: int = 1
+) -> None:
     """Add the flags of training that is counted in epochs.
 
     Args:
         batch_rule: how the help calls the number of samples in a step, which scales --blr.
+        least_epochs: the fewest that --epochs takes; 0 where a run without a step is of use.
     """
     add = parser.add_argument_group("optimisation").add_argument
+    passes = "passes over the data"
+    passes += "" if least_epochs else "; 0: save the weights of the start, and end"
     # fmt: off
-    add("--epochs", type=number(int, 1), default=100, help="passes over the data")
+    add("--epochs", type=number(int, least_epochs), default=100, help=passes)
     add("--warmup_epochs", type=epochs_or_share, default=5, metavar="EPOCHS",
         help="epochs of linear warm-up, or a share of the run as 5%%")
     add("--blr", type=number(float, 0),

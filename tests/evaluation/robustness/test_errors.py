@@ -116,6 +116,19 @@ def test_the_table_has_mce_and_its_protocol(monkeypatch):
     assert one.picture().size == (640, 420)
 
 
+def test_each_is_compared_with_all_before_it(monkeypatch):
+    one = report(monkeypatch)
+    one = Report(one.results | {"C": one.results["B"]}, None, True, [])
+    found = one.as_json()["classifiers"]
+    compared = {
+        name: [key for key in of if key.startswith("against")] for name, of in found.items()
+    }
+    assert compared == {"A": [], "B": ["against A"], "C": ["against A", "against B"]}
+    for label, difference in found["C"]["against B"].items():
+        assert difference["difference"] == 0, label
+        assert found["C"]["against A"][label] == found["B"]["against A"][label]
+
+
 def test_another_baseline_gives_relative_ce_and_no_mce(monkeypatch):
     one = report(monkeypatch, baseline="A")
     text = one.markdown()

@@ -53,7 +53,8 @@ def protocol(args: argparse.Namespace, sets: Sequence[TestSet]) -> list[str]:
 
 @dataclass
 class Report:
-    """The results of several classifiers, of which the first is what the others are compared with.
+    """The results of several classifiers, each compared with those before it; the tables show the
+    differences to the first.
 
     baseline: the name of the classifier whose errors are the unit, if the user gave one.
     is_published: the corrupted images are ImageNet-C's own, so AlexNet's published errors apply.
@@ -71,7 +72,10 @@ class Report:
         self.mean_ce = {
             name: mean_corruption_error(found, self.unit) for name, found in self.results.items()
         }
-        self.differences = {name: self._compared(name) for name in self.names[1:]}
+        self.differences = {
+            name: {before: self._compared(name, before) for before in self.names[:index]}
+            for index, name in enumerate(self.names)
+        }
 
     def _unit(self) -> Mapping[str, float | None]:
         """By corruption, the error that is 100 %; empty where there is none."""
@@ -166,20 +170,23 @@ class Report:
             return []
         lines = [f"Against {self.names[0]}, in points, with the 95 % interval over test images and "
                  "McNemar's p.", "", row("", others), rule(others)]  # fmt: skip
-        for label in self.differences[others[0]]:
+        first = self.names[0]
+        for label in self.differences[others[0]][first]:
             cells = []
             for name in others:
-                found, p = self.differences[name][label]
+                found, p = self.differences[name][first][label]
                 cells.append(shown_difference(found) + (f", p {p:.2g}" if p is not None else ""))
             lines.append(row(label, cells))
         return lines
 
-    def _compared(self, name: str) -> dict[str, tuple[paired.Difference, float | None]]:
-        """A classifier's differences to the first, a gain being positive, and McNemar's p.
+    def _compared(
+        self, name: str, before: str
+    ) -> dict[str, tuple[paired.Difference, float | None]]:
+        """A classifier's differences to one before it, a gain being positive, and McNemar's p.
 
         Of errors it is what they are lower by.
         """
-        one, first, found = self.results[name], self.first, {}
+        one, first, found = self.results[name], self.results[before], {}
         for label, right in one.clean.items():
             pair = in_both(right, first.clean[label])
             found[label] = paired.compare(*(100.0 * r for r in pair)), paired.mcnemar(*pair)
@@ -209,10 +216,10 @@ class Report:
                 "accuracy_by_severity": accuracy_by_severity(found, self._clean()),
                 "unreadable": found.unreadable,
             }
-            if name != self.names[0]:
-                classifiers[name][f"against {self.names[0]}"] = {
+            for before, compared in self.differences[name].items():
+                classifiers[name][f"against {before}"] = {
                     label: vars(difference) | {"verdict": difference.verdict, "mcnemar_p": p}
-                    for label, (difference, p) in self.differences[name].items()
+                    for label, (difference, p) in compared.items()
                 }
         return {
             "protocol": self.protocol, "unit": dict(self.unit), "missing": self.missing,
