@@ -1,17 +1,21 @@
 """Every recipe is read by its main, opens with what its users ask for, and says nothing twice."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+import main_pretrain
 from util.flags.args import ArgumentParser
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes"
 RECIPES = sorted(
-    path for path in FOLDER.rglob("*.args") if path.parent.name not in ("demo", "small")
+    path
+    for path in FOLDER.rglob("*.args")
+    if path.parent.name not in ("demo", "small", "openclipart")
 )
 IMAGES, RATE = 1281167, 13.1e12  # ImageNet's; FLOP/s of a V100, recipes/README.md
 FLOP = {"vit_base": 58.0e9, "vit_small": 38.5e9, "swin_base": 68.0e9}
@@ -115,3 +119,19 @@ def test_ablations_warm_up_in_the_papers_share(path):
     """10 of 200 epochs, whatever the number of epochs that make equal samples."""
     args = values(path)
     assert args.warmup_epochs / args.epochs == pytest.approx(10 / 200)
+
+
+@pytest.mark.parametrize("name", ["mimae", "mae"])
+def test_the_recipes_of_clip_art_are_the_study(name):
+    """1500 steps of 128 masked samples, the flags that every line of its file has."""
+    args = main_pretrain.parse_args([f"@{FOLDER}/openclipart/{name}_vit_tiny.args"])
+    masks = main_pretrain.build_model(args).masks.num_masks
+    assert args.images_per_step * masks == 128 and args.max_steps == 1500
+    lines = (ROOT / "benchmarks" / "studies" / "openclipart.jsonl").read_text().splitlines()
+    study = json.loads(lines[0])["setting"]
+    asked = main_pretrain.parse_args(["--dataset", "openclipart", *study["common"].split()])
+    for flag in ("model", "lr", "mi_start_loss", "min_crop", "flip", "norm_pix_loss", "betas"):
+        assert getattr(args, flag) == getattr(asked, flag), flag
+    per_epoch = 2556 // args.images_per_step
+    assert args.epochs == -(-study["steps"] // per_epoch)
+    assert args.warmup_epochs == pytest.approx(study["warmup_share"] * args.epochs)
