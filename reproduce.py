@@ -28,7 +28,7 @@ from reproduction import (
 )
 from reproduction.cells import fill
 from reproduction.graph import Graph
-from reproduction.mi_share import share_lines
+from reproduction.pretraining_lines import explained_lines, share_lines
 from reproduction.scales import MAINS, ROOT, SCALES, SMALL_SCALES, ImageNet, shown_path
 from reproduction.state import DONE, OTHERS, RUNNING, Folder, JobState, status_lines
 from util.entry import run_main
@@ -237,7 +237,8 @@ class Reproduction:
         for name, table in self.tables.items():
             about = self.rows[name], self.args.seeds, self.wanted
             cells, scale = fill(self.graph, table, *about), self.graph.scale
-            below = share_lines(self.graph, *about) if table.of_losses else ""
+            below = explained_lines(self.graph, *about)
+            below += share_lines(self.graph, *about) if table.of_losses else ""
             paths += collect.write(folder, name, table, cells, scale, below)
             print(collect.table_lines(table, cells, scale) + below)
             if table.picture and any(cell.values for row in cells for cell in row):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from planted import plant
 
-from reproduction import cells, collect, figures, mi_share, paper
+from reproduction import cells, collect, figures, paper, pretraining_lines
 from reproduction.graph import Graph
 from reproduction.scales import SMALL_SCALES, ImageNet
 
@@ -157,15 +157,17 @@ def test_seconds_are_the_runs_own_and_not_its_last_attempts(graph):
 
 def test_how_often_l_min_moved_the_encoder_is_told_of_rows_that_have_it(graph):
     rows = [row for row in paper.TABLE3A.rows if row.key in ("a", "b", "d", "f")]
-    assert mi_share.share_lines(graph, rows, (0, 1), "abc") == ""
+    assert pretraining_lines.share_lines(graph, rows, (0, 1), "abc") == ""
     of_rows = {"table3/d_untrained_approximation": (0.0, 0.1), paper.FULL: (0.2, 0.4)}
     for recipe, shares in of_rows.items():
         for seed in (0, 1):
             folder = plant(graph, graph.pretrain(recipe, seed))
-            lines = [{"epoch": i, "train_min_mi_followed": share + seed / 10}
+            lines = [{"epoch": i, "train_min_mi_followed": share + seed / 10, "explained": share}
                      for i, share in enumerate(shares)]  # fmt: skip
             Path(folder.path, "log.txt").write_text("\n".join(map(json.dumps, lines)) + "\n")
     plant(graph, graph.pretrain(paper.BASELINE, 0))
-    told = mi_share.share_lines(graph, rows, (0, 1), "abc")
+    told = pretraining_lines.share_lines(graph, rows, (0, 1), "abc")
     assert "L_apx: 10.0 %; (f) all: MI-MAE: 35.0 %" in told and "(a)" not in told
+    told = pretraining_lines.explained_lines(graph, rows, (0, 1), "abc")  # the last epoch's
+    assert "L_apx: 10.0 %; (f) all: MI-MAE: 40.0 %" in told and "(a)" not in told
     assert paper.TABLE3A.of_losses and not paper.TABLE1.of_losses
