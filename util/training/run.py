@@ -46,11 +46,15 @@ class Run:
         self.is_guest = distributed.is_distributed()  # of a group that outlives the run
         self.device = distributed.init_process_group(args.device, args.dist_timeout)
         setup_logging()
-        self.folder = agreement.all_or_none(lambda: OutputFolder(args.output_dir))
+        self.signals = StopSignal()
+        try:
+            self.folder = agreement.all_or_none(lambda: OutputFolder(args.output_dir))
+        except BaseException:
+            self.signals.restore()
+            raise
         self.progress = Progress()
         # Asked now: the code that runs is that of the start, whatever is edited meanwhile.
         self.history = History(commit() if distributed.is_main() else UNKNOWN)
-        self.signals = StopSignal()
         self.checkpointer: Checkpointer | None = None
         self.journal: Journal | None = None
         seed_libraries(args.seed, STREAM_INIT, device=self.device)
