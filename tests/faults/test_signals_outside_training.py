@@ -65,6 +65,7 @@ def test_a_frozen_evaluation_ends_and_goes_on_from_its_features(
         assert (out / "evaluation.md").exists()
 
 
+@pytest.mark.slow
 def test_robustness_ends(zygote, tmp_path, finetuned):
     log, out = tmp_path / "stdout", tmp_path / "out"
     classifier = finetuned.folder / "checkpoint-last.pth"
@@ -76,6 +77,7 @@ def test_robustness_ends(zygote, tmp_path, finetuned):
     assert f"SIGINT: {LINES}" in log.read_text()
 
 
+@pytest.mark.slow
 def test_predictions_end(zygote, tmp_path, segmenter):
     log, out = tmp_path / "stdout", tmp_path / "out"
     trained, images = segmenter

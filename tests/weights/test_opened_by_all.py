@@ -76,6 +76,8 @@ def nodes(tmp_path, pretrained, finetuned):
      ("damaged", "rank 1: weights.pth is"), ("other", "weights.pth is not the same on all ranks")],
 )  # fmt: skip
 def test_all_ranks_have_opened_the_same_weights_or_none(nodes, tmp_path, main, kind, says):
+    if kind in ("absent", "damaged") and main not in MAINS[:2]:
+        pytest.skip("all mains open them by one function: what `other` shows")
     answers = in_ranks(opens, 2, tmp_path, main, nodes(main, "whole", kind))
     if kind == "whole":
         assert answers == ["weights.pth"] * 2
