@@ -55,6 +55,10 @@ class ImageTree:
         """The folders that hold an image: the classes, sorted."""
         return [self.folders[top] for top in np.unique(self.tops) if top >= 0]
 
+    def unknown(self, classes: Collection[str]) -> list[str]:
+        """Those of them that are none of these classes, sorted."""
+        return [name for name in self.with_images() if name not in classes]
+
     def at(self, ids: np.ndarray) -> "ImageTree":
         """A part of the images."""
         return ImageTree(self.paths[ids], self.tops[ids], self.folders)
@@ -118,7 +122,7 @@ def load_image_folder(split: str, data_path: str, in_chans: int, download: bool)
     if part == "val" and os.path.isdir(train):
         classes = folders_with_images(train)
     number = {name: i for i, name in enumerate(classes)}
-    unknown = sorted(set(own) - set(classes))
+    unknown = tree.unknown(number)
     if unknown:
         raise UsageError(
             f"--data_path {folder} has class folders that {train} lacks, or has no image of "
@@ -146,15 +150,15 @@ def load_test_folder(
     if not len(tree):
         raise UsageError(f"{flag} {folder} has no image in a class folder: name CLASS/'s parent")
     number = {name: i for i, name in enumerate(classes)}
-    names = tree.with_images()
-    unknown = sorted(set(names) - set(classes))
+    unknown = tree.unknown(number)
     if unknown:
         raise UsageError(
             f"{flag} {folder} has {len(unknown)} class folders that the training set lacks "
             f"({', '.join(unknown[:3])}): both need the same names"
         )
     images = FileImages(folder, tree.paths, tree.targets(number), classes, in_chans)
-    images.published, images.value_range = published_set(len(tree), names), value_range
+    images.published = published_set(len(tree), tree.with_images())
+    images.value_range = value_range
     return images
 
 

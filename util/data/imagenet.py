@@ -111,15 +111,14 @@ def load_published(
         number = {str(place): number[name] for place, name in enumerate(names)}
     tree = image_tree(folder)
     tree = tree.at(np.flatnonzero(np.char.count(tree.paths, os.fsencode(os.sep)) == 1))
-    own = tree.with_images()
-    unknown = sorted(set(own) - set(number))
+    unknown = tree.unknown(number)
     if unknown:
         example = "0 to 999" if published.numbered else f"as {names[0]}"
         raise UsageError(
             f"{flag} {folder}: {len(unknown)} class folders are none of the set's {len(number)} "
             f"({', '.join(unknown[:3])}): name the folder whose folders are called {example}"
         )
-    absent = sorted(set(number) - set(own))
+    absent = sorted(set(number) - set(tree.with_images()))
     if not len(tree) or (absent and not partial):
         raise UsageError(
             f"{flag} {folder} has no images of {len(absent)} of the set's {len(number)} classes "
