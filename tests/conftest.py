@@ -19,6 +19,19 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID")
 
 torch.set_num_threads(1)  # the models here are too small to share
 
+# Files that take longest begin first: whatever comes last runs alone. Half of their time they
+# wait for processes, so there are more of them at once than cores.
+LONGEST = (
+    "test_slurm", "test_kill_and_resume", "test_distributed", "test_reproduce",
+    "test_main_pretrain", "test_main_evaluate", "test_leaving", "test_main_finetune",
+    "test_main_detection", "test_opened_by_all", "test_agreement",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
