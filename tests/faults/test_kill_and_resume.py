@@ -124,7 +124,9 @@ def test_hundreds_of_kills(zygote, undisturbed, tmp_path, main, slow_disk):
         ("main_pretrain", ("--accum_iter", "3")),  # with a tail
         ("main_pretrain", ("--amp", "bf16", "--mask_type", "independent")),
         ("main_pretrain", ("--keep_checkpoints", "1", "--keep_epochs", "1", "2")),
-        ("main_finetune", ("--amp", "fp16", "--max_steps", "6")),
+        pytest.param(
+            "main_finetune", ("--amp", "fp16", "--max_steps", "6"), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, tuple) else value,
 )
