@@ -69,6 +69,19 @@ def images_checksum(images: Images) -> str:
     return digest.hexdigest()
 
 
+def how_encoded(flags, view, precision) -> dict[str, object]:
+    """What an image's features depend on besides the encoder, as plain values for `about`.
+
+    Args:
+        flags: the encoder's own. view: a `ResizeCenterCrop`. precision: a `Precision`.
+    """
+    about = dict(
+        precision=precision.name, input_size=list(view.size), crop_share=view.crop_share,
+        batch_size=flags.batch_size,
+    )  # fmt: skip
+    return about | ({"value_range": flags.value_range} if flags.value_range else {})
+
+
 class FeatureStore:
     """The features of one image set by one encoder, in a folder.
 
@@ -105,11 +118,14 @@ class FeatureStore:
                     keys = sorted({*known, *self.about})
                     other = [key for key in keys if known.get(key) != self.about.get(key)]
                     raise UsageError(
-                        f"{self.flag} {self.folder} holds other {self.flag[2:]} "
+                        f"{self.flag} {self.folder} holds other "
+                        f"{'predictions' if self.flag == '--predictions' else 'features'} "
                         f"({', '.join(other)} differ): name another folder, or remove it"
                     )
             else:
-                _write(path, lambda file: file.write(json.dumps(self.about, indent=1).encode()))
+                write_aside(
+                    path, lambda file: file.write(json.dumps(self.about, indent=1).encode())
+                )
         except (OSError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
@@ -218,7 +234,7 @@ class FeatureStore:
         marks[MADE_OF] = np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
         try:
             for name, array in (arrays | marks).items():
-                _write(self._path(name, shard), lambda file, a=array: np.save(file, a))
+                write_aside(self._path(name, shard), lambda file, a=array: np.save(file, a))
         except OSError as error:
             raise RunError(
                 f"{self.folder} cannot be written ({error.strerror}): free space "
@@ -246,6 +262,21 @@ class FeatureStore:
                     whole = np.empty((len(ids), *array.shape[1:]), array.dtype)
                 whole[start:end] = array[ids[start:end] - shard * SHARD]
         return torch.from_numpy(whole)
+
+    def parts(self, name: str) -> dict[int, str]:
+        """The files of an output, by shard; of a shard without a readable image there is none."""
+        paths = {shard: self._path(name, shard) for shard in self._shards()}
+        return {shard: path for shard, path in paths.items() if os.path.exists(path)}
+
+    def drop_part(self, name: str, shard: int) -> None:
+        """Delete an output's file of a shard, which is then computed anew where it is needed."""
+        for path in (self._path(MADE_OF, shard), self._path(name, shard)):
+            os.unlink(path)
+
+    def rows_of(self, shard: int) -> np.ndarray:
+        """Rows of a shard's file that are of images in `ids`."""
+        ids = self._ids(shard)
+        return np.setdiff1d(ids, self.left_out) - ids[0]
 
     def rows(self, name: str) -> "Rows":
         """An output that is too large to be read whole."""
@@ -285,7 +316,7 @@ class Rows:
         return torch.from_numpy(values.reshape(self.shape))
 
 
-def _write(path: str, write: Callable) -> None:
+def write_aside(path: str, write: Callable) -> None:
     """Write a file whole or not at all: to a temporary one that is renamed."""
     temporary = f"{path}.{distributed.rank()}.tmp"
     try:

@@ -1,0 +1,96 @@
+"""Features of a `FeatureStore` in one file, `.npy` or safetensors, as other programs read them.
+
+The file is written part by part, in no more memory than a part takes, beside its name and then
+renamed. Rows are the images of `FeatureStore.ids`, in order.
+"""
+
+import json
+import logging
+import os
+import shutil
+from typing import BinaryIO
+
+import numpy as np
+
+from util.errors import RunError
+from util.evaluation.frozen.features import FeatureStore, write_aside
+from util.weights.checkpoint_file import sync_folder
+
+log = logging.getLogger(__name__)
+
+FORMATS = {".npy": "npy", ".safetensors": "safetensors"}
+NAME = "features"  # of the tensor in a safetensors file
+DTYPES = {"float16": "F16", "float32": "F32", "int64": "I64"}  # safetensors' names
+
+
+def write_whole(store: FeatureStore, name: str, path: str, kind: str) -> None:
+    """Write an output of all images in a store to `path`: [n, ...], with its labels in safetensors.
+
+    Where the disk has no room for the features twice, each part is deleted once it is written; a
+    run that is killed then computes those parts anew.
+
+    Args:
+        kind: one of the values of `FORMATS`.
+
+    Raises:
+        RunError: a full disk; what was computed is kept.
+    """
+    parts = store.parts(name)
+    example = np.load(next(iter(parts.values())), mmap_mode="r")
+    shape = (len(store.ids()), *example.shape[1:])
+    size = int(np.prod(shape, dtype=np.int64)) * example.itemsize
+    is_tight = shutil.disk_usage(store.folder).free < 1.05 * size
+    if is_tight:
+        log.info("little room on the disk: each part is deleted once it is in %s", path)
+
+    def write(file: BinaryIO) -> None:
+        _write_header(file, kind, shape, example.dtype.name)
+        for shard, part in parts.items():
+            file.write(np.load(part)[store.rows_of(shard)].data)
+            if is_tight:
+                store.drop_part(name, shard)
+        if kind == "safetensors":
+            file.write(store.targets().numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+    try:
+        write_aside(path, write)
+        sync_folder(os.path.dirname(path))
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}): free space there and start again, which "
+            "goes on where this stopped"
+        ) from None
+
+
+def _write_header(file: BinaryIO, kind: str, shape: tuple[int, ...], dtype: str) -> None:
+    if kind == "npy":
+        about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        return np.lib.format.write_array_header_1_0(file, about)
+    entries, start = {}, 0
+    for name, of, sides in ((NAME, dtype, shape), ("labels", "int64", shape[:1])):
+        end = start + int(np.prod(sides, dtype=np.int64)) * np.dtype(of).itemsize
+        entries[name] = {"dtype": DTYPES[of], "shape": sides, "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    file.write(len(text).to_bytes(8, "little") + text)
+
+
+def map_whole(path: str) -> np.ndarray:
+    """The features in a file of `write_whole`, [n, ...], mapped: read where they are looked at."""
+    if not path_is_safetensors(path):
+        return np.load(path, mmap_mode="c")
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[NAME]
+    names = {name: dtype for dtype, name in DTYPES.items()}
+    start = 8 + length + entry["data_offsets"][0]
+    return np.memmap(path, names[entry["dtype"]], "c", start, tuple(entry["shape"]))
+
+
+def path_is_safetensors(path: str) -> bool:
+    """Whether it does not begin as an array of numpy's does."""
+    with open(path, "rb") as file:
+        return file.read(6) != np.lib.format.MAGIC_PREFIX
