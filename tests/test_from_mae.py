@@ -138,7 +138,8 @@ def test_every_command_of_ours_is_understood(words, monkeypatch):
             for name, value in (("RANK", "0"), ("WORLD_SIZE", words[2])):
                 monkeypatch.setenv(name, value)
         mains = {f"{main.__name__}.py": main for main in OURS.values()}
-        return mains[script].parse_args(rest)
+        mains[script].parse_args(rest)
+        return
     main = main_pretrain
     if script == "submitit_launch.py":
         main, rest = submitit_launch.MAINS[rest[0]], rest[1:]
@@ -167,15 +168,17 @@ def keys_of_table(first: str, column: int) -> list[str]:
 def test_files_and_logs_have_the_names_that_are_told(run_main_here):
     import torch
 
-    quick = ("--max_steps", 2, "--batch_size", 256, "--epochs", 1)
+    quick = ("--max_steps", 1, "--batch_size", 32, "--epochs", 1, "--train_fraction", 0.1)
     pre = run_main_here("main_pretrain", *quick)
     saved = torch.load(pre.folder / "checkpoint-last.pth", weights_only=True)
     assert set(keys_of_table("in the file", 2)) - {"--keep_epochs"} <= saved.keys()
     assert saved.keys() <= set(keys_of_table("in the file", 2)), saved.keys()
     probe = run_main_here("main_linprobe", *quick, "--finetune", pre.folder / "checkpoint-last.pth")
     told = keys_of_table("MAE", 1)
-    assert {"epoch", "steps", "train_loss"} <= pre.log()[0].keys()
-    assert set(told) <= probe.log()[0].keys() and not {"train_lr", "n_parameters"} & set(told)
+    assert {"epoch", "steps", "train_loss", "train_rec"} <= pre.log()[0].keys()
+    assert set(told) - {"train_rec"} <= probe.log()[0].keys()
+    theirs = set(keys_of_table("MAE", 0)) - set(told)
+    assert theirs == {"train_lr", "n_parameters"} and not theirs & probe.log()[0].keys()
     weights = torch.load(probe.folder / "checkpoint-last.pth", weights_only=True)["model"]
     assert "encoder.vit.blocks.0.attn.qkv.weight" in weights and "head.1.weight" in weights
     section = TEXT.split("## Names of parameters")[1].split("\n## ")[0].split("; the probe")[0]

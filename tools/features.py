@@ -30,7 +30,7 @@ from util.data.datasets import DATASETS
 from util.data.image_sets import Images
 from util.data.loader import Batches, evaluation_view
 from util.entry import run_main
-from util.errors import RunError, UsageError
+from util.errors import EXIT_DATA, RunError, UsageError
 from util.evaluation.frozen import neighbours, two_encoders
 from util.evaluation.frozen.features import (
     FeatureStore,
@@ -40,7 +40,7 @@ from util.evaluation.frozen.features import (
     images_checksum,
     write_aside,
 )
-from util.evaluation.frozen.whole_file import FORMATS, NAME, map_whole, write_whole
+from util.evaluation.frozen.whole_file import FORMATS, NAME, labels_of, map_whole, write_whole
 from util.evaluation.heat_map import heat_map
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
@@ -247,12 +247,24 @@ def write_features(
     encode: Callable[[Tensor], Tensor], view: Callable,
 ) -> None:  # fmt: skip
     """Compute the parts that are missing, on all ranks, and put them together on rank 0."""
-    store = FeatureStore(os.path.join(args.output_dir, "kept"), about, images, args.dtype,
-                         flag="OUT")  # fmt: skip
+    folder = os.path.join(args.output_dir, "kept")
+
+    def begin() -> FeatureStore:
+        return FeatureStore(folder, about, images, args.dtype, flag="OUT")
+
+    try:
+        store = begin()
+    except UsageError:  # others, of a run that was stopped
+        if not args.overwrite:
+            raise
+        agreement.main_does(lambda: shutil.rmtree(folder, ignore_errors=True))
+        store = begin()
     store.extract(
         lambda imgs, _: {NAME: encode(imgs)}, view, run.device, args.batch_size, args.num_workers,
         args.max_bad_images, "images",
     )  # fmt: skip
+    if not len(store.ids()):
+        raise RunError(f"IMAGES {args.data_path}: none of {len(images)} can be read", EXIT_DATA)
     agreement.main_does(lambda: put_together(args, store, images, about))
 
 
@@ -260,9 +272,10 @@ def put_together(
     args: argparse.Namespace, store: FeatureStore, images: Images, about: dict
 ) -> None:
     """Write names, labels and facts, then OUT: where it is, all of it is."""
-    if os.path.exists(args.out):
-        os.unlink(args.out)
-    ids, targets = store.ids(), store.targets().numpy()
+    for old in (args.out, f"{args.stem}.labels.npy"):
+        if os.path.exists(old):
+            os.unlink(old)
+    ids, targets = store.ids(), labels_of(store)
     names = "".join(images.relative_name(int(i)).replace("\n", "\\n") + "\n" for i in ids)
     about = about | dict(
         checkpoint=args.finetune, images=args.data_path or args.dataset, rows=len(ids),

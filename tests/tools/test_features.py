@@ -166,6 +166,21 @@ def test_unreadable_images_are_named_counted_and_left_out(image_tree, whole, tmp
     assert hit["name"] == "a/a_3.png" and hit["row"] == 2 and hit["class"] == "a"
 
 
+def test_images_without_labels_and_none_that_can_be_read(image_tree, whole, tmp_path):
+    (tmp_path / "test.txt").write_text(f"{image_tree}/train/b/b_4.png\n{image_tree}/val/a/a_0.png")
+    extract("untrained", tmp_path / "test.txt", tmp_path / "out.safetensors", *TINY)
+    found = load_file(tmp_path / "out.safetensors")
+    assert found["labels"].tolist() == [-1, -1]
+    np.testing.assert_allclose(found["features"][0], np.load(whole)[10], atol=1e-5)
+    extract("untrained", tmp_path / "test.txt", tmp_path / "out.npy", *TINY, "--overwrite")
+    assert len(np.load(tmp_path / "out.npy")) == 2 and not (tmp_path / "out.labels.npy").exists()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        (tmp_path / "bad" / name).write_bytes(b"no image")
+    words = ("untrained", tmp_path / "bad", tmp_path / "bad.npy", *TINY)
+    assert "cannot be read" in extract(*words, status=2).err
+
+
 def test_queries_find_themselves_first_and_are_drawn(image_tree, whole, tmp_path):
     out = tmp_path / "out.npy"
     for path in whole.parent.iterdir():

@@ -9,6 +9,7 @@ from torch import Tensor
 from util.evaluation.charts import shortened
 
 MARGIN, HEADER, BACKGROUND, INK = 6, 20, (255, 255, 255), (20, 20, 20)
+FRAME = (225, 225, 225)  # around a picture
 MASKED = (0.36, 0.47, 0.66)  # a colour that no grey image has
 
 
@@ -83,8 +84,9 @@ def captioned_sheet(
     for number, row in enumerate(rows):
         for column, (picture, texts) in enumerate(row):
             left, top = 2 * MARGIN + column * step_x, HEADER + MARGIN + number * step_y
+            draw.rectangle((left - 1, top - 1, left + cell, top + cell), outline=FRAME)
             shown = _fitted(picture, cell)
-            sheet.paste(shown, (left + (cell - shown.width) // 2, top + cell - shown.height))
+            sheet.paste(shown, (left + (cell - shown.width) // 2, top + (cell - shown.height) // 2))
             for line, text in enumerate(texts):
                 place = (left, top + cell + MARGIN // 2 + 15 * line)
                 draw.text(place, shortened(text, cell, font), INK, font)

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SHARD = 1024  # images
 ABOUT = "about.json"
 DETAILED = "detailed"  # the labels once more, in shards that were encoded in detail
+UNLABELLED = -2  # in place of a label, of an image that has none
 MADE_OF = "made_of"  # a digest of a shard's files
 Outputs = dict[str, Tensor]  # by name, [B, ...] each
 
@@ -120,7 +121,7 @@ class FeatureStore:
                     raise UsageError(
                         f"{self.flag} {self.folder} holds other "
                         f"{'predictions' if self.flag == '--predictions' else 'features'} "
-                        f"({', '.join(other)} differ): name another folder, or remove it"
+                        f"({', '.join(other)} differ): name another one, or remove it"
                     )
             else:
                 write_aside(
@@ -219,7 +220,7 @@ class FeatureStore:
                     arrays[name] = np.zeros((count, *values.shape[1:]), self.dtype)
                 arrays[name][rows] = values
             labels = arrays.setdefault("targets", np.full(count, LEFT_OUT, dtype=np.int64))
-            labels[rows] = targets.numpy()
+            labels[rows] = np.where(targets < 0, UNLABELLED, targets)
             done += len(imgs)
             line.update(done)
         for shard in waiting:
@@ -247,7 +248,7 @@ class FeatureStore:
         return np.setdiff1d(np.arange(count), self.left_out)
 
     def targets(self, in_detail: bool = False) -> Tensor:
-        """Labels of the images in `ids`, [n]."""
+        """Labels of the images in `ids`, [n]; UNLABELLED of those that have none."""
         return self.read("targets", in_detail)
 
     def read(self, name: str, in_detail: bool = False) -> Tensor:

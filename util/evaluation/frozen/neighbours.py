@@ -64,7 +64,8 @@ def answer(
             name, label = images.relative_name(int(ids[row])), int(images.targets[ids[row]])
             of_class = {"class": images.classes[label]} if label >= 0 else {}
             found[-1]["hits"].append({"row": row, "name": name, "cosine": cosine, **of_class})
-            texts = [f"{cosine:.3f}  {of_class.get('class', '')}", name]
+            of_class_text = "".join(f"  class {word}" for word in of_class.values())
+            texts = [f"{cosine:.3f}{of_class_text}", name]
             sheet[-1].append((_read_again(images, int(ids[row])), texts))
     title = f"the nearest of {len(features)} images, with the cosine of their features"
     return captioned_sheet(title, sheet), found

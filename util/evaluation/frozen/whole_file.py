@@ -50,7 +50,7 @@ def write_whole(store: FeatureStore, name: str, path: str, kind: str) -> None:
             if is_tight:
                 store.drop_part(name, shard)
         if kind == "safetensors":
-            file.write(store.targets().numpy().data)
+            file.write(labels_of(store).data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -62,6 +62,11 @@ def write_whole(store: FeatureStore, name: str, path: str, kind: str) -> None:
             f"{path} cannot be written ({error.strerror}): free space there and start again, which "
             "goes on where this stopped"
         ) from None
+
+
+def labels_of(store: FeatureStore) -> np.ndarray:
+    """Labels of the images in `ids`, [n] int64; -1 of those that have none."""
+    return np.maximum(store.targets().numpy(), -1)
 
 
 def _write_header(file: BinaryIO, kind: str, shape: tuple[int, ...], dtype: str) -> None:
