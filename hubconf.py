@@ -1,12 +1,12 @@
 """Models for torch.hub, from a folder that holds this project:
 
     model = torch.hub.load("mi-mae", "vit_base_patch16", source="local", checkpoint="last.pth")
-    features = model.forward_features(images)  # [B, 1 + L, D], normalised as model.pretrained_cfg says
+    tokens = model.forward_features(images)  # [B, 1 + L, D]; images as model.pretrained_cfg says
 
 One entry for each pre-training model, as `main_pretrain.py --model` has them (`mae_…`, `mimae_…`,
-`simmim_…`, `misimmim_…`), one for each encoder (`vit_…`, `swin_…`), and `encoder`, which is whatever
-a checkpoint holds. Checkpoints are read as data: nothing of them runs.
-"""  # noqa: E501 - a line of code is a line
+`simmim_…`, `misimmim_…`), one for each encoder (`vit_…`, `swin_…`), and `encoder`, which is what a
+checkpoint holds. Checkpoints are read as data: nothing of them runs.
+"""
 
 import contextlib
 import sys

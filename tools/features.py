@@ -3,15 +3,14 @@ alike two encoders are, block by block.
 
 python -m tools.features runs/mimae/checkpoint-last.pth photos/ features.npy --what cls
 python -m tools.features runs/mimae/checkpoint-last.pth photos/ features.npy --query one.jpg two.jpg
-python -m tools.features runs/mimae/checkpoint-last.pth photos/ cka.png --like runs/mae/checkpoint-last.pth
+python -m tools.features runs/mimae/checkpoint-last.pth photos/ cka.png --like runs/mae/last.pth
 
 Row i of OUT is the image in line i of NAME.names.txt; NAME.about.json says what was computed. A run
 that was stopped goes on by the same command, on any number of processes (torchrun), and leaves the
 same bytes.
-"""  # noqa: E501 - a command is a line
+"""
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from encoders.frozen import CLASS_TOKEN, PATCH_MEAN, FrozenEncoder, open_frozen
@@ -31,7 +31,7 @@ from util.data.image_sets import Images
 from util.data.loader import Batches, evaluation_view
 from util.entry import run_main
 from util.errors import EXIT_DATA, RunError, UsageError
-from util.evaluation.frozen import neighbours, two_encoders
+from util.evaluation.frozen import neighbours, two_encoders, whole_file
 from util.evaluation.frozen.features import (
     FeatureStore,
     check_batch_size,
@@ -40,7 +40,7 @@ from util.evaluation.frozen.features import (
     images_checksum,
     write_aside,
 )
-from util.evaluation.frozen.whole_file import FORMATS, NAME, labels_of, map_whole, write_whole
+from util.evaluation.frozen.whole_file import FORMATS
 from util.evaluation.heat_map import heat_map
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
@@ -202,51 +202,23 @@ def extract(run: Run, args: argparse.Namespace) -> None:
             )
         return found
 
-    about |= {"dtype": args.dtype, "format": args.format}
-    if not agreement.main_does(lambda: is_there(args, about)):
-        write_features(run, args, images, about, encode, view)
-    if args.query and distributed.is_main():
+    out = whole_file.WholeFile(args.out, args.stem, args.format)
+    wanted = about | {"dtype": args.dtype, "format": args.format}
+    if args.overwrite or not agreement.main_does(lambda: out.is_there(wanted, images)):
+        store = compute(run, args, images, about, encode, view)
+        facts = {"checkpoint": args.finetune, "images": args.data_path or args.dataset}
+        agreement.main_does(lambda: out.write(store, images, wanted | facts | {"commit": commit()}))
+    if args.query:
         query = neighbours.Query(args.query, flags, view, lambda imgs: encode(imgs.to(run.device)))
-        ids = np.setdiff1d(np.arange(len(images)), read_about(args)["left_out"])
-        picture, hits = neighbours.answer(
-            query, map_whole(args.out), ids, images, args.neighbours, run.device
-        )
-        save_results(f"{args.stem}.query", picture, hits)
-    distributed.barrier()
+        asked = (query, out, images, args.neighbours, run.device)
+        agreement.main_does(lambda: save_results(f"{args.stem}.query", *neighbours.answer(*asked)))
 
 
-def read_about(args: argparse.Namespace) -> dict:
-    with open(f"{args.stem}.about.json") as file:
-        return json.load(file)
-
-
-def is_there(args: argparse.Namespace, about: dict) -> bool:
-    """Whether OUT is whole, and of these images and this encoder.
-
-    Raises:
-        UsageError: it is something else, and --overwrite is not given.
-    """
-    if args.overwrite or not os.path.exists(args.out):
-        return False
-    try:
-        known = read_about(args)
-    except (OSError, ValueError):
-        known = {}
-    other = [key for key in about if known.get(key) != about[key]]
-    if not other:
-        log.info("%s is there: nothing to compute (--overwrite computes it anew)", args.out)
-        return True
-    raise UsageError(
-        f"OUT {args.out} is there and is something else ({', '.join(other)} differ): name another "
-        "file, or give --overwrite"
-    )
-
-
-def write_features(
+def compute(
     run: Run, args: argparse.Namespace, images: Images, about: dict,
     encode: Callable[[Tensor], Tensor], view: Callable,
-) -> None:  # fmt: skip
-    """Compute the parts that are missing, on all ranks, and put them together on rank 0."""
+) -> FeatureStore:  # fmt: skip
+    """Compute the parts that are missing, on all ranks."""
     folder = os.path.join(args.output_dir, "kept")
 
     def begin() -> FeatureStore:
@@ -260,50 +232,19 @@ def write_features(
         agreement.main_does(lambda: shutil.rmtree(folder, ignore_errors=True))
         store = begin()
     store.extract(
-        lambda imgs, _: {NAME: encode(imgs)}, view, run.device, args.batch_size, args.num_workers,
-        args.max_bad_images, "images",
+        lambda imgs, _: {whole_file.NAME: encode(imgs)}, view, run.device, args.batch_size,
+        args.num_workers, args.max_bad_images, "images",
     )  # fmt: skip
     if not len(store.ids()):
         raise RunError(f"IMAGES {args.data_path}: none of {len(images)} can be read", EXIT_DATA)
-    agreement.main_does(lambda: put_together(args, store, images, about))
+    return store
 
 
-def put_together(
-    args: argparse.Namespace, store: FeatureStore, images: Images, about: dict
-) -> None:
-    """Write names, labels and facts, then OUT: where it is, all of it is."""
-    for old in (args.out, f"{args.stem}.labels.npy"):
-        if os.path.exists(old):
-            os.unlink(old)
-    ids, targets = store.ids(), labels_of(store)
-    names = "".join(images.relative_name(int(i)).replace("\n", "\\n") + "\n" for i in ids)
-    about = about | dict(
-        checkpoint=args.finetune, images=args.data_path or args.dataset, rows=len(ids),
-        left_out=store.left_out, unreadable=[images.relative_name(i) for i in store.left_out],
-        classes=images.classes, commit=commit(),
-    )  # fmt: skip
-    try:
-        text = names.encode(errors="surrogateescape")
-        write_aside(f"{args.stem}.names.txt", lambda file: file.write(text))
-        if args.format == "npy" and (targets >= 0).any():
-            write_aside(f"{args.stem}.labels.npy", lambda file: np.save(file, targets))
-        write_json(f"{args.stem}.about.json", about)
-    except OSError as error:
-        raise RunError(f"{args.stem}.… cannot be written ({error.strerror}): free space") from None
-    write_whole(store, NAME, args.out, args.format)
-    shutil.rmtree(store.folder)
-    log.info("%s: %d rows, beside it %s.names.txt", args.out, len(ids), args.stem)
-
-
-def write_json(path: str, content: object) -> None:
-    write_aside(path, lambda file: file.write(json.dumps(content, indent=1).encode() + b"\n"))
-
-
-def save_results(stem: str, picture, content: object) -> None:
+def save_results(stem: str, picture: Image.Image, content: object) -> None:
     """Write STEM.png and STEM.json."""
     try:
         write_aside(f"{stem}.png", lambda file: picture.save(file, "PNG"))
-        write_json(f"{stem}.json", content)
+        whole_file.write_json(f"{stem}.json", content)
     except OSError as error:
         raise RunError(f"{stem}.png cannot be written ({error.strerror}): free space") from None
     log.info("%s.png and %s.json", stem, stem)

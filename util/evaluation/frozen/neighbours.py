@@ -13,6 +13,7 @@ from util.data.datasets import Images
 from util.data.images import is_off_scale, read_image, to_float
 from util.errors import UsageError, first_line
 from util.evaluation.frozen.knn import nearest_neighbours
+from util.evaluation.frozen.whole_file import WholeFile, map_whole
 from util.evaluation.pictures import captioned_sheet, to_image
 
 ABSENT = (200, 200, 200)  # in place of a picture that cannot be read any more
@@ -42,18 +43,19 @@ class Query:
 
 
 def answer(
-    query: Query, features: np.ndarray, ids: np.ndarray, images: Images, count: int,
-    device: torch.device,
+    query: Query, known: WholeFile, images: Images, count: int, device: torch.device
 ) -> tuple[Image.Image, list[dict]]:  # fmt: skip
     """A row for each query: it, and its nearest images by cosine, the nearest first.
 
     Args:
-        features: [n, D], maybe mapped. ids: the image of each row, as a position in `images`.
+        known: features [n, D] of `images`. count: how many of them, for each query.
     """
+    features = map_whole(known.path)
+    ids = np.setdiff1d(np.arange(len(images)), known.about()["left_out"])
     pictures = query.read()
     seen = torch.stack([to_float(query.view(picture)) for picture in pictures])
-    known = torch.from_numpy(features), torch.arange(len(features))
-    cosines, rows = nearest_neighbours(known, query.encode(seen).cpu(), count, device)
+    rows_of = torch.from_numpy(features), torch.arange(len(features))
+    cosines, rows = nearest_neighbours(rows_of, query.encode(seen).cpu(), count, device)
     sheet, found = [], []
     for path, picture, near, hits in zip(
         query.paths, pictures, cosines.tolist(), rows.tolist(), strict=True

@@ -4,15 +4,19 @@ The file is written part by part, in no more memory than a part takes, beside it
 renamed. Rows are the images of `FeatureStore.ids`, in order.
 """
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
-from util.errors import RunError
+from util.data.datasets import Images
+from util.data.unreadable import made_of
+from util.errors import RunError, UsageError
 from util.evaluation.frozen.features import FeatureStore, write_aside
 from util.weights.checkpoint_file import sync_folder
 
@@ -21,6 +25,80 @@ log = logging.getLogger(__name__)
 FORMATS = {".npy": "npy", ".safetensors": "safetensors"}
 NAME = "features"  # of the tensor in a safetensors file
 DTYPES = {"float16": "F16", "float32": "F32", "int64": "I64"}  # safetensors' names
+
+
+@dataclass(frozen=True)
+class WholeFile:
+    """A file of features with what stands beside it: STEM.names.txt, a name a row;
+    STEM.labels.npy, where there are labels (in safetensors a tensor); STEM.about.json.
+
+    kind: one of the values of `FORMATS`.
+    """
+
+    path: str
+    stem: str
+    kind: str
+
+    def about(self) -> dict:
+        """What STEM.about.json says; nothing where it cannot be read."""
+        try:
+            with open(f"{self.stem}.about.json") as file:
+                found = json.load(file)
+            return found if isinstance(found, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def is_there(self, wanted: dict, images: Images) -> bool:
+        """Whether the file is whole, made as `wanted` says, and of these images' files.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        if not os.path.exists(self.path):
+            return False
+        known, wanted = self.about(), wanted | {"files": made_of(images)}
+        other = [key for key in wanted if known.get(key) != wanted[key]]
+        if other:
+            raise UsageError(
+                f"OUT {self.path} is there and is something else ({', '.join(other)} differ): name "
+                "another file, or give --overwrite"
+            )
+        log.info("%s is there: nothing to compute (--overwrite computes it anew)", self.path)
+        return True
+
+    def write(self, store: FeatureStore, images: Images, about: dict) -> None:
+        """Write what stands beside the file, then the file: where it is, all of it is.
+
+        Raises:
+            RunError: a full disk.
+        """
+        ids, labels = store.ids(), labels_of(store)
+        about = about | dict(
+            rows=len(ids), classes=images.classes, files=made_of(images), left_out=store.left_out,
+            unreadable=[images.relative_name(i) for i in store.left_out],
+        )  # fmt: skip
+        names = (images.relative_name(int(i)).replace("\n", "\\n") for i in ids)
+        text = "".join(f"{name}\n" for name in names).encode(errors="surrogateescape")
+        try:
+            for old in (self.path, f"{self.stem}.labels.npy"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(old)
+            write_aside(f"{self.stem}.names.txt", lambda file: file.write(text))
+            if self.kind == "npy" and (labels >= 0).any():
+                write_aside(f"{self.stem}.labels.npy", lambda file: np.save(file, labels))
+            write_json(f"{self.stem}.about.json", about)
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or self.stem} cannot be written ({error.strerror}): free space "
+                "there and start again"
+            ) from None
+        write_whole(store, NAME, self.path, self.kind)
+        shutil.rmtree(store.folder)
+        log.info("%s: %d rows, beside it %s.names.txt", self.path, len(ids), self.stem)
+
+
+def write_json(path: str, content: object) -> None:
+    write_aside(path, lambda file: file.write(json.dumps(content, indent=1).encode() + b"\n"))
 
 
 def write_whole(store: FeatureStore, name: str, path: str, kind: str) -> None:
