@@ -13,20 +13,20 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements-cuda12.lock"
 
 
-def pins() -> dict[str, tuple[str, int]]:
-    """The version of each package, and how many hashes it has."""
-    text = re.sub(r"^#.*\n", "", LOCK.read_text(), flags=re.M)
+def pins(text: str | None = None) -> dict[str, tuple[str, set[str]]]:
+    """The version of each package in a lock, by default ours, and its files' hashes."""
+    text = re.sub(r"^#.*\n", "", text or LOCK.read_text(), flags=re.M)
     found = {}
     for entry in text.replace("\\\n", " ").splitlines():
         name, version = re.fullmatch(r"([\w.-]+)==(\S+)", entry.split()[0]).groups()
         hashes = entry.split()[1:]
         assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", word) for word in hashes), entry
-        found[canonicalize_name(name)] = version, len(hashes)
+        found[canonicalize_name(name)] = version, set(hashes)
     return found
 
 
 def test_every_package_has_one_version_and_hashes_and_no_address():
-    assert len(pins()) > 30 and all(count for _, count in pins().values())
+    assert len(pins()) > 30 and all(hashes for _, hashes in pins().values())
     assert "://" not in LOCK.read_text() and "index" not in LOCK.read_text()
 
 
@@ -48,17 +48,33 @@ def test_its_torch_has_code_for_a_v100():
     assert tuple(map(int, known["nvidia-cudnn-cu12"][0].split(".")[:2])) < (9, 11)
 
 
-@pytest.mark.slow
-def test_an_environment_can_be_made_of_it(tmp_path):
-    """As far as that goes without 5 GB: every file is found, for the image's Python and system."""
-    uv = shutil.which("uv")
-    if uv is None:
+def uv(*words: str) -> subprocess.CompletedProcess:
+    """Run uv for the image's Python and system."""
+    program = shutil.which("uv")
+    if program is None:
         pytest.skip("uv is not installed")
+    target = ("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28")
     done = subprocess.run(
-        [uv, "pip", "install", "--dry-run", "--require-hashes", "--only-binary", ":all:",
-         "--target", str(tmp_path), "--python-version", "3.12", "--python-platform",
-         "x86_64-manylinux_2_28", "-r", str(LOCK)],
-        capture_output=True, text=True, timeout=600,
+        [program, "pip", *words, *target, "--only-binary", ":all:"], capture_output=True,
+        text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"torch=={pins()['torch'][0]}" in done.stderr and str(len(pins())) in done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_an_environment_can_be_made_of_it(tmp_path):
+    """As far as that goes without 5 GB: every package is found, and fits the others."""
+    words = ("--dry-run", "--require-hashes", "--target", str(tmp_path), "-r", str(LOCK))
+    said = uv("install", *words).stderr
+    assert f"Would install {len(pins())} packages" in said and "torch==2." in said
+
+
+@pytest.mark.slow
+def test_its_hashes_are_those_of_the_registrys_files(tmp_path):
+    plain = tmp_path / "pins.txt"
+    plain.write_text("".join(f"{name}=={version}\n" for name, (version, _) in pins().items()))
+    words = ("--no-header", "--no-annotate", "--generate-hashes", "--no-deps")
+    found = pins(uv("compile", str(plain), *words).stdout)
+    for name, (version, hashes) in pins().items():
+        assert found[name][0] == version and hashes <= found[name][1], name
