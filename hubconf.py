@@ -141,7 +141,10 @@ def _encoder(
 def _entry(build: Callable[..., nn.Module], name: str | None) -> Callable[..., nn.Module]:
     def entry(checkpoint: str | None = None, **options) -> nn.Module:
         with own_modules():
-            return build(name, checkpoint, **options)
+            try:
+                return build(name, checkpoint, **options)
+            except UsageError as error:  # of which programs say it is a flag's
+                raise UsageError(str(error).replace("--finetune ", "")) from None
 
     entry.__name__, entry.__doc__ = name or "encoder", build.__doc__
     return entry

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -89,7 +90,20 @@ def test_what_does_not_fit_is_one_line(saved, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_another_projects_names_and_the_path_stay_its_own(tmp_path):
+def test_modules_of_other_projects_stay_where_they_are(monkeypatch):
+    monkeypatch.setitem(sys.modules, "util", theirs := ModuleType("util"))
+    monkeypatch.setitem(sys.modules, "util.misc", ModuleType("util.misc"))
+    modules, path = dict(sys.modules), sys.path[:]
+    model = hub("mae_vit_nano_patch2", img_size=8)
+    assert type(model) is not main_pretrain.models_mae.MAEViT  # of modules of its own
+    assert sys.path == path and sys.modules["util"] is theirs
+    named = {name for name in sys.modules if name.partition(".")[0] in hubconf.NAMES}
+    assert all(sys.modules[name] is modules.get(name) for name in named)
+    assert model(torch.rand(2, 3, 8, 8))["loss"].isfinite()
+
+
+@pytest.mark.slow
+def test_another_project_in_a_process_and_a_folder_of_its_own(tmp_path):
     """Its `util`, imported before, and its `encoders`, imported after; from its own folder."""
     (tmp_path / "util").mkdir()
     (tmp_path / "util" / "__init__.py").write_text("mine = 1\n")

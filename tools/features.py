@@ -52,6 +52,7 @@ from util.training.run import Run
 
 log = logging.getLogger(__name__)
 
+AS_SAID_HERE = {"--output_dir": "OUT", "--data_path": "IMAGES", "--finetune": "CHECKPOINT"}
 KINDS = {  # the summaries of tokens that each --what puts one after the other
     "cls": (CLASS_TOKEN,), "mean": (PATCH_MEAN,), "cls_mean": (CLASS_TOKEN, PATCH_MEAN),
     "maps": ("maps",),
@@ -144,7 +145,9 @@ def main(args: argparse.Namespace) -> None:
                 if distributed.is_main():
                     _remove_if_empty(args.output_dir)
     except UsageError as error:
-        told = str(error).replace("--output_dir", "OUT").replace("--data_path", "IMAGES")
+        told = str(error)
+        for flag, word in AS_SAID_HERE.items():
+            told = told.replace(flag, word)
         raise UsageError(told) from None
 
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,6 +210,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(image_tree, whole, tmp_pa
     other = tmp_path / "other.npy"
     np.save(other, np.zeros(3))
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
+    torch.save({}, tmp_path / "empty.pth")
     out = tmp_path / "o.npy"
     for words, said in (
         (("untrained", image_tree, tmp_path / "out.txt"), "end it with .npy"),
@@ -216,13 +220,14 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(image_tree, whole, tmp_pa
         (("untrained", image_tree, out, "--layer", 6), "blocks 0 to 5"),
         (("pixels", image_tree, out), "pixels have no encoder"),
         ((tmp_path / "broken.pth", image_tree, out), "broken.pth"),
+        ((tmp_path / "empty.pth", image_tree, out), "CHECKPOINT"),
         (("untrained", image_tree, out, "--what", "maps", "--query", "x"), "--what cls or mean"),
         (("untrained", image_tree, other / "x.npy"), "OUT"),
         (("untrained", image_tree, out, "--batch_size", 5), "does not divide"),
     ):
         err = extract(words[0], words[1], words[2], *TINY, *words[3:], status=2).err
         assert said in err and err.count("\n") == 1, err
-    assert sorted(os.listdir(tmp_path)) == ["broken.pth", "other.npy"]
+    assert sorted(os.listdir(tmp_path)) == ["broken.pth", "empty.pth", "other.npy"]
     extract("untrained", image_tree, other, *TINY, "--overwrite")
     assert other.read_bytes() == whole.read_bytes()
 
@@ -234,3 +239,14 @@ def test_features_that_are_not_finite_are_refused(image_tree, tmp_path, monkeypa
     words = ("untrained", image_tree, tmp_path / "out.npy", *TINY)
     assert "not finite in --dtype fp16" in extract(*words, "--dtype", "fp16", status=1).err
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_every_command_of_the_document_is_understood(image_tree, monkeypatch):
+    monkeypatch.setattr(stored, "SHARD", 1024)
+    text = (Path(__file__).resolve().parents[2] / "docs" / "features.md").read_text()
+    commands = re.findall(r"^.* -m tools\.features (.*)", text, re.M)
+    assert len(commands) == 4
+    for command in commands:
+        checkpoint, images, *rest = shlex.split(command)
+        there = images if images == "digits" else str(image_tree)
+        features.parse_args([checkpoint, there, *rest])

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -79,22 +80,28 @@ class WholeFile:
         )  # fmt: skip
         names = (images.relative_name(int(i)).replace("\n", "\\n") for i in ids)
         text = "".join(f"{name}\n" for name in names).encode(errors="surrogateescape")
+        beside = [f"{self.stem}.{end}" for end in ("names.txt", "labels.npy", "about.json")]
         try:
-            for old in (self.path, f"{self.stem}.labels.npy"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(old)
-            write_aside(f"{self.stem}.names.txt", lambda file: file.write(text))
+            _remove([self.path, beside[1]])
+            write_aside(beside[0], lambda file: file.write(text))
             if self.kind == "npy" and (labels >= 0).any():
-                write_aside(f"{self.stem}.labels.npy", lambda file: np.save(file, labels))
-            write_json(f"{self.stem}.about.json", about)
+                write_aside(beside[1], lambda file: np.save(file, labels))
+            write_json(beside[2], about)
+            write_whole(store, NAME, self.path, self.kind)
         except OSError as error:
+            _remove(beside)
             raise RunError(
-                f"{error.filename or self.stem} cannot be written ({error.strerror}): free space "
-                "there and start again"
+                f"{self.path} cannot be written ({error.strerror}): free space there and start "
+                "again, which goes on where this stopped"
             ) from None
-        write_whole(store, NAME, self.path, self.kind)
         shutil.rmtree(store.folder)
-        log.info("%s: %d rows, beside it %s.names.txt", self.path, len(ids), self.stem)
+        log.info("%s: %d rows, beside it %s", self.path, len(ids), beside[0])
+
+
+def _remove(paths: Sequence[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def write_json(path: str, content: object) -> None:
@@ -111,7 +118,7 @@ def write_whole(store: FeatureStore, name: str, path: str, kind: str) -> None:
         kind: one of the values of `FORMATS`.
 
     Raises:
-        RunError: a full disk; what was computed is kept.
+        OSError: a full disk; what was computed is kept.
     """
     parts = store.parts(name)
     example = np.load(next(iter(parts.values())), mmap_mode="r")
@@ -132,14 +139,8 @@ def write_whole(store: FeatureStore, name: str, path: str, kind: str) -> None:
         file.flush()
         os.fsync(file.fileno())
 
-    try:
-        write_aside(path, write)
-        sync_folder(os.path.dirname(path))
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be written ({error.strerror}): free space there and start again, which "
-            "goes on where this stopped"
-        ) from None
+    write_aside(path, write)
+    sync_folder(os.path.dirname(path))
 
 
 def labels_of(store: FeatureStore) -> np.ndarray:
