@@ -126,12 +126,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.like:
         if args.query or args.layer is not None:
             raise UsageError("--like compares all blocks: leave --query and --layer away")
+        if os.path.exists(f"{args.stem}.json") and not args.overwrite:
+            raise UsageError(f"OUT {args.stem}.json is there: name another one, or --overwrite")
         return args
     args.format = args.format or FORMATS.get(suffix)
     if args.format is None:
         raise UsageError(f"OUT {args.out}: end it with {' or '.join(FORMATS)}, or give --format")
     if args.query and args.what == "maps":
         raise UsageError("--query compares images by one vector each: use --what cls or mean")
+    if absent := [path for path in args.query if not os.path.isfile(path)]:
+        raise UsageError(f"--query {absent[0]} is no file: check the path")
     check_batch_size(args.batch_size)
     return args
 
@@ -281,12 +285,14 @@ def compare(run: Run, args: argparse.Namespace) -> None:
     depths = [model.depth + 1 for model, _, _ in sides]
     line = ProgressLine("images", len(own), 0)
     values, num_images = two_encoders.align(batches, features, depths, run.device, line)
+    unreadable = sum(agreement.gather(len(batches.own_left_out)))
     if not distributed.is_main():
         return
     names = column_names([], words) if words[0] != words[1] else ["first", "second"]
     ticks = [[*map(str, range(depth - 1)), "end"] for depth in depths]
     about = dict(
         cka=[[None if v != v else v for v in row] for row in values], images=num_images,
+        unreadable=unreadable,
         batch_size=args.batch_size, checkpoints=list(words), what=[what for _, _, what in sides],
         layers=ticks, data=args.data_path or args.dataset, seed=args.seed, commit=commit(),
     )  # fmt: skip

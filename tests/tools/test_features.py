@@ -167,6 +167,12 @@ def test_unreadable_images_are_named_counted_and_left_out(image_tree, whole, tmp
     extract("untrained", tmp_path / "train", out, *TINY, "--query", tmp_path / "train/a/a_3.png")
     hit = json.loads((tmp_path / "out.query.json").read_text())[0]["hits"][0]
     assert hit["name"] == "a/a_3.png" and hit["row"] == 2 and hit["class"] == "a"
+    words = ("untrained", tmp_path / "train", tmp_path / "cka.png", *TINY, "--like", "untrained")
+    assert "a_2.png" in extract(*words).out
+    found = json.loads((tmp_path / "cka.json").read_text())
+    assert found["unreadable"] == 1 and found["images"] < 12
+    np.testing.assert_allclose(np.diagonal(found["cka"]), 1, atol=1e-6)
+    assert "is there" in extract(*words, status=2).err
 
 
 def test_images_without_labels_and_none_that_can_be_read(image_tree, whole, tmp_path):
@@ -199,11 +205,10 @@ def test_queries_find_themselves_first_and_are_drawn(image_tree, whole, tmp_path
         assert hit["row"] == row and hit["cosine"] == pytest.approx(rows[row] @ rows[10], abs=1e-4)
     width, height = Image.open(tmp_path / "out.query.png").size
     assert width > 6 * 160 and height > 2 * 160
-    assert "cannot be read" in extract(*said_words(image_tree, out), "nothing.png", status=2).err
-
-
-def said_words(image_tree, out):
-    return ("untrained", image_tree, out, *TINY, "--query")
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    for name, said in (("nothing.png", "is no file"), ("damaged.png", "cannot be read")):
+        words = ("untrained", image_tree, out, *TINY, "--query", tmp_path / name)
+        assert said in extract(*words, status=2).err
 
 
 def test_what_cannot_be_is_one_line_and_leaves_nothing(image_tree, whole, tmp_path):
