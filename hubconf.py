@@ -64,6 +64,7 @@ with own_modules():
     from util.errors import UsageError
     from util.weights.fit import load_weights
 
+MAES_FLAGS = ("mask_ratio", "norm_pix_loss")  # that its files tell and a model has
 # What one pre-training model has and another may not: left out where it is not asked for.
 ONLY_MI = ("approximation.", "mi_head.")
 
@@ -83,8 +84,9 @@ def _pretraining_model(name: str, checkpoint: str | None = None, **options) -> n
         return main_pretrain.MODELS[name](**options)
     found = Pretrained(str(checkpoint))
     args = main_pretrain.parse_args(["--model", name, "--dataset", "image_folder"])
-    if found.is_ours:
-        vars(args).update(found.foreign.flags | {"model": name})
+    flags = found.foreign.flags  # those of MAE's have the same names
+    known = flags if found.is_ours else {k: flags[k] for k in MAES_FLAGS if k in flags}
+    vars(args).update(known | {"model": name})
     told = found.encoder_config()
     vars(args).update({flag: told[flag] for flag in ("input_size", "in_chans") if flag in told})
     model = main_pretrain.MODELS[name](**main_pretrain.model_options(args) | options)

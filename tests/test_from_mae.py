@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import pytest
@@ -188,3 +188,17 @@ def test_files_and_logs_have_the_names_that_are_told(run_main_here):
         parts = (f"{name}.", f".0{name}.", name) if name.startswith(".") else (f"{name}.", name)
         is_there = any(part in key for part in parts for key in saved["model"])
         assert is_there or name in ("fc_norm", "head"), name
+
+
+def test_a_fine_tuned_file_of_theirs_is_evaluated_and_not_resumed(run_main_here, refuses, tmp_path):
+    """Its names are timm's, and ours; its flags are a Namespace."""
+    import torch
+
+    from encoders.load import build_encoder
+
+    weights = build_encoder("vit_tiny_patch2", 10, 8, 1).state_dict()
+    path, flags = tmp_path / "checkpoint-99.pth", Namespace(model="vit_tiny", nb_classes=10)
+    torch.save({"model": weights, "optimizer": {}, "epoch": 99, "args": flags}, path)
+    found = run_main_here("main_finetune", "--eval", "--resume", path, "--dataset", "digits")
+    assert found.status == 0 and "acc1" in found.out, found.err
+    refuses("main_finetune", "--resume", path, "--dataset", "digits", names=("progress, config",))

@@ -1,5 +1,6 @@
 """torch.hub builds every model from this folder, and leaves no name of ours behind."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -73,6 +74,20 @@ def test_a_checkpoint_brings_its_sizes_flags_and_weights(saved, monkeypatch, tmp
     frozen, flags = open_frozen(features.parse_args([str(saved), "digits", "x.npy"]), str(saved))
     assert list(encoder.pretrained_cfg["mean"]) == flags.mean
     torch.testing.assert_close(frozen.encoder.forward_features(imgs), tokens, atol=1e-5, rtol=1e-4)
+
+
+def test_a_whole_file_of_maes_is_its_model(tmp_path):
+    torch.manual_seed(1)
+    theirs = main_pretrain.MODELS["mae_vit_tiny_patch2"](img_size=8, in_chans=1).state_dict()
+    flags = argparse.Namespace(norm_pix_loss=False, mask_ratio=0.5, epochs=800)
+    torch.save({"model": theirs, "epoch": 799, "args": flags}, tmp_path / "mae.pth")
+    model = hub("mae_vit_tiny_patch2", checkpoint=tmp_path / "mae.pth")
+    assert not model.norm_pix_loss and model.masks.num_visible == 8
+    assert model.patch_embed.img_size == (8, 8)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, theirs[key]), key
+    encoder = hub("vit_tiny_patch2", checkpoint=tmp_path / "mae.pth")
+    assert torch.equal(encoder.norm.weight, theirs["norm.weight"])
 
 
 def test_what_does_not_fit_is_one_line(saved, tmp_path):
