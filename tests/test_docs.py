@@ -71,6 +71,8 @@ def program(words: list[str]) -> tuple[str, list[str]] | None:
 def test_every_command_is_understood(page, line, monkeypatch, tmp_path):
     """By the program's own parser; data and checkpoints of other machines may be missing."""
     found = program(shlex.split(line.split(" > ")[0], comments=True))
+    if "torch.distributed.launch" in line:
+        pytest.skip("MAE's own")
     if found is None or found[0].startswith(("benchmarks", "docs", "demo")):
         pytest.skip("no program that has a parser of ours")
     name, words = found
