@@ -225,8 +225,9 @@ def main(args: argparse.Namespace) -> None:
                 means = train_one_epoch(wrapped, normalize, optimizer, precision, run)
                 extra = {"explained": explained(means)}
                 extra |= {"mi_losses": int(uses_mi and mi.gate.is_open)}
-                if monitor and (run.is_finished() or run.progress.epoch % args.knn_every == 0):
-                    extra |= monitor(model)
+                if monitor and run.is_due(args.knn_every):
+                    with run.testing(*monitor.loaders):
+                        extra |= monitor(model)
                 run.log_epoch(means, extra)
                 run.save_epoch()
             except NonFiniteLoss as error:

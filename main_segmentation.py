@@ -311,19 +311,23 @@ def main(args: argparse.Namespace) -> None:
             drop_paths.draw(*draw, len(imgs), run.device)
             return normalize(imgs), maps.long()
 
+        def test() -> tuple[dict[str, float], dict[str, float]]:
+            with run.testing(val_batches):
+                return evaluate(model, val_batches, predict, run.device)
+
         ious: dict[str, float] = {}
         while not run.is_finished():
             try:
                 means = train_one_round(
                     wrapped, prepare, optimizer, precision, run, args.auxiliary_weight
                 )
-                scores, ious = evaluate(model, val_batches, predict, run.device)
+                scores, ious = test()
                 run.log_epoch(means, run.keep_best(scores, "mIoU"))
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
         if not ious:  # a run that had finished before
-            _, ious = evaluate(model, val_batches, predict, run.device)
+            _, ious = test()
         run.finish(**ious)
 
 
