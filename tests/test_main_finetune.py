@@ -228,8 +228,8 @@ def test_a_run_goes_on_with_a_mean_or_without_as_it_began(drawn, run_main_here, 
     assert run_main_here("main_finetune", *plain, "--max_steps", 3, folder=cut).status == 0
     meant = shutil.copytree(drawn.folder / "draw-0", tmp_path / "meant")
     for folder, flags, words in (
-        (cut, FEW, ("no running mean", "--ema_decay 0.8: leave it away")),
-        (meant, plain, ("a running mean", "--ema_decay 0: restore --ema_decay 0.8")),
+        (cut, FEW, ("no running mean", "here --ema_decay 0.8")),
+        (meant, plain, ("a running mean", "--ema_decay 0.8, here none")),
     ):
         before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         for resume in ("auto", folder / "checkpoint-last.pth"):
