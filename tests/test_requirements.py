@@ -1,4 +1,4 @@
-"""The lowest versions are those of requirements.txt, and what runs the tests covers all of Python."""
+"""The lowest versions are the bounds of requirements.txt; hosted jobs cover all of Python."""
 
 import re
 from pathlib import Path
