@@ -1,9 +1,9 @@
 """The bar, the lines of a log by the clock, the time left, and numbers as they are shown."""
 
+import io
 import itertools
 import logging
-import re
-import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,32 +25,34 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    """A function that tells what a terminal shows after the last return of the carriage."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stdout=screen))
+    return lambda: screen.getvalue().removesuffix("\r\033[K").split("\r")[-1].removesuffix("\033[K")
 
 
 @pytest.mark.parametrize("columns", [40, 80, 400])
-def test_the_bar_stays_on_one_line_of_the_terminal(terminal, monkeypatch, capsys, columns):
+def test_the_bar_stays_on_one_line_of_the_terminal(terminal, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     line = ProgressLine("epoch 3", 10)
     line.update(10, "  ".join(f"term_{i} {i / 7:.4g}" for i in range(20)))
-    shown = re.split(r"\r", capsys.readouterr().out)[-1].removesuffix("\033[K")
-    assert shown.startswith("epoch 3 ") and len(shown) < columns
-    assert ("term_19" in shown) == (columns == 400)
+    assert terminal().startswith("epoch 3 ") and len(terminal()) < columns
+    assert ("term_19" in terminal()) == (columns == 400)
 
 
-def test_the_bar_tells_the_time_left_of_its_part_and_of_the_whole(terminal, clock, capsys):
+def test_the_bar_tells_the_time_left_of_its_part_and_of_the_whole(terminal, clock):
     whole = Pace(1000, 100)  # of which an earlier process has done 100
     line = ProgressLine("epoch 1", 100, whole=whole)
     for step in range(1, 51):
         clock.now += 2
         line.update(step)
-    assert (
-        capsys.readouterr()
-        .out.split("\r")[-1]
-        .startswith(
-            "epoch 1 ██████······ 50/100  1:40 left, 28:20 of the whole"  # 50 and 850 times 2 s
-        )
-    )
+    told = "epoch 1 ██████······ 50/100  1:40 left, 28:20 of the whole"  # 50 and 850 times 2 s
+    assert terminal().startswith(told)
 
 
 def test_lines_of_a_log_come_by_the_clock_however_long_steps_take(clock, caplog):
@@ -99,9 +101,9 @@ def test_the_pace_leaves_out_the_start_and_what_cost_nothing(clock):
     assert pace.left() == pytest.approx(3 * 70)
 
 
-def test_items_are_given_on_and_counted(terminal, capsys):
+def test_items_are_given_on_and_counted(terminal):
     assert list(shown("abc", "letters", 3)) == ["a", "b", "c"]
-    assert "letters ████████████ 3/3" in capsys.readouterr().out
+    assert "letters ████████████ 3/3" in terminal()
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,18 @@ import main_finetune
 import main_linprobe
 import main_pretrain
 
-COMMON = "--train_fraction 0.1 --batch_size 32 --epochs 2 --warmup_epochs 1 --num_workers 0".split()
+COMMON = (
+    "--train_fraction 0.05 --batch_size 16 --epochs 2 --warmup_epochs 1 --num_workers 0".split()
+)
+NANO = ["--model", "vit_nano_patch2"]
 TESTED = {  # what a main does between two epochs, and where it finds the function
-    "main_finetune": (main_finetune, "evaluate", COMMON),
-    "main_linprobe": (main_linprobe, "evaluate", [*COMMON, "--min_crop", "0.5"]),
-    "main_pretrain": (main_pretrain, "KNNMonitor", [*COMMON, "--knn_every", "1"]),
+    "main_finetune": (main_finetune, "evaluate", [*COMMON, *NANO]),
+    "main_linprobe": (main_linprobe, "evaluate", [*COMMON, *NANO, "--min_crop", "0.5"]),
+    "main_pretrain": (
+        main_pretrain,
+        "KNNMonitor",
+        [*COMMON, "--model", "mimae_vit_nano_patch2", "--knn_every", "1"],
+    ),
 }
 
 
@@ -102,7 +109,7 @@ def on_two_ranks(rank: int, folder: str) -> list:
         return found(model, batches, *args)
 
     main_finetune.evaluate = interrupted
-    flags = [word if word != "32" else "16" for word in COMMON]
+    flags = [word if word != "16" else "8" for word in [*COMMON, *NANO]]
     outcome = run_in_process("main_finetune", *flags, folder=Path(folder))
     return [outcome.status, outcome.err.removeprefix(f"[rank {rank}] ")]
 
@@ -110,21 +117,21 @@ def on_two_ranks(rank: int, folder: str) -> list:
 def test_ranks_leave_a_test_together(tmp_path):
     saved = [75, "SIGTERM: the run is saved; --resume auto goes on with it\n"]
     assert in_ranks(on_two_ranks, 2, tmp_path, str(tmp_path / "cut")) == [saved, saved]
-    whole = run_in_process("main_finetune", *COMMON, folder=tmp_path / "whole")
-    again = run_in_process("main_finetune", *COMMON, "--resume", "auto", folder=tmp_path / "cut")
-    assert whole.status == again.status == 0, again.err
+    flags = [*COMMON, *NANO, "--resume", "auto"]
+    again = run_in_process("main_finetune", *flags, folder=tmp_path / "cut")
+    assert again.status == 0, again.err
     assert [line["epoch"] for line in again.log()] == [0, 1]
 
 
 def test_the_log_tells_throughput_losses_and_the_time_left_of_the_run(tmp_path):
-    flags = "--train_fraction 0.2 --batch_size 16 --epochs 2 --warmup_epochs 0 --num_workers 0"
+    flags = [*COMMON, "--model", "mimae_vit_nano_patch2", "--epochs", "3"]
     told = run_in_process(
-        "main_pretrain", *flags.split(), "--log_every", 2, "--log_seconds", 0, folder=tmp_path
+        "main_pretrain", *flags, "--log_every", 2, "--log_seconds", 0, folder=tmp_path
     )
     assert told.status == 0, told.err
     lines = [line for line in told.out.splitlines() if "of the whole" in line]
-    assert len(lines) > 10 and "epoch 1 " in lines[-1]
+    assert len(lines) == 3 * 4 - 1 and "epoch 2 " in lines[-1]  # but the first
     assert "images/s  loss " in lines[-1] and "  rec " in lines[-1]
-    quiet = run_in_process("main_pretrain", *flags.split(), folder=tmp_path / "quiet")
+    quiet = run_in_process("main_pretrain", *flags, folder=tmp_path / "quiet")
     assert len([line for line in quiet.out.splitlines() if "epoch 0 1/" in line]) == 1
     assert len([line for line in quiet.out.splitlines() if "of the whole" in line]) < 5

@@ -26,7 +26,7 @@ def cut(tmp_path_factory):
          ("model mimae_vit_tiny_patch2, here mimae_vit_nano_patch2", "other shapes: (cls_token",
           "--model mimae_vit_nano_patch2 (the checkpoint's run: mimae_vit_tiny_patch2)")),
         (("--batch_size", 16, "--seed", 3, "--train_fraction", 0.2, "--mask_ratio", 0.5),
-         ("images a step", "32, here 16", "images of the data 150, here ", "--seed 0, here 3",
+         ("images a step", "32, here 16", "images of the data ", "--seed 0, here 3",
           "--batch_size 16 (the checkpoint's run: 32)", "--train_fraction 0.2 (", "--seed 3 (",
           "--mask_ratio 0.5 (")),
         (("--in_chans", 3, "--mi_head", "mlp"),
