@@ -43,7 +43,7 @@ def test_eval_reproduces_what_training_logged(run_main_here, finetuned):
         ("--cls_token", "--mixup", 0, "--cutmix", 0, "--reprob", 0),
         ("--amp", "bf16", "--accum_iter", 2),
         ("--input_size", 8, 12, "--grad_checkpointing"),
-        ("--aa", "rand-m9-mstd0.5-inc1", "--train_fraction", 0.2),
+        ("--aa", "rand-m9-mstd0.5-inc1", "--train_fraction", 0.2, "--mixup", 0.8, "--reprob", 0.25),
     ],
     ids=lambda flags: flags[0][2:],
 )
@@ -82,7 +82,7 @@ def test_bad_input_is_refused_in_one_line(refuses, tmp_path, checkpoint):
     refuses(main, "--input_size", 9, names=("--input_size",))
     refuses(main, "--model", "vit_giant", names=("--model",))
     refuses(main, "--eval", names=("--eval", "--resume"))
-    refuses(main, "--batch_size", 63, names=("--batch_size 63", "mixup"))
+    refuses(main, "--batch_size", 63, "--mixup", 0.8, names=("--batch_size 63", "mixup"))
     refuses(main, "--aa", "nonsense", names=("--aa nonsense",))
     refuses(main, "--batch_size", 5000, names=("--batch_size 5000",))
 

@@ -105,9 +105,15 @@ def torchrun() -> list[str]:
     return [*launcher, "--master_port", str(free_port())]
 
 
+AUGMENTED = (  # which digits are not by default
+    "--lr 1e-3 --mixup 0.8 --cutmix 1 --aa rand-m9-mstd0.5-inc1 --reprob 0.25 --drop_path 0.1 "
+    "--min_crop 0.6"
+)
+
+
 @pytest.mark.parametrize(
     ("main", "flags"),
-    [("main_pretrain.py", "--mi_start_loss inf --knn_every 1"), ("main_finetune.py", "--lr 1e-3")],
+    [("main_pretrain.py", "--mi_start_loss inf --knn_every 1"), ("main_finetune.py", AUGMENTED)],
 )
 def test_torchrun_gives_the_log_of_one_process(tmp_path, main, flags):
     """The whole program: batches, augmentation, masks, mixup, drop path, losses, evaluation."""

@@ -21,6 +21,7 @@ PRETRAIN = (
 ).split()
 FINETUNE = (
     "--train_fraction 0.05 --batch_size 16 --epochs 3 --warmup_epochs 1 --drop_path 0.3 "
+    "--min_crop 0.6 --aa rand-m9-mstd0.5-inc1 --reprob 0.25 --mixup 0.8 --cutmix 1 --blr 5e-4 "
     "--save_every_steps 1 --log_every 1 --log_seconds 0 --device cpu"
 ).split()
 LINPROBE = (
