@@ -62,11 +62,11 @@ class SlurmJob:
 
     def steps(self) -> list[int]:
         """The optimiser steps that it has logged, over all of its starts."""
-        lines = re.findall(r"^epoch (\d+) (\d+)/", self.log(), re.MULTILINE)
+        lines = re.findall(r"\bepoch (\d+) (\d+)/", self.log(), re.MULTILINE)
         return [int(epoch) * STEPS_PER_EPOCH + int(step) for epoch, step in lines]
 
     def resumed_at(self) -> list[int]:
-        return [int(n) for n in re.findall(r"^resumed from .*\((\d+) in all\)", self.log(), re.M)]
+        return [int(n) for n in re.findall(r"\bresumed from .*\((\d+) in all\)", self.log(), re.M)]
 
     def epoch_after_restart(self) -> int:
         """The first epoch that it ends after its first restart; 0 before that."""

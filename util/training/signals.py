@@ -56,7 +56,7 @@ class StopSignal:
         is_first, self.received = self.received is None, self.received or number
         if self.breaks_off:
             if is_first:
-                raise Stopped(signal.Signals(number).name)
+                raise Stopped(f"{signal.Signals(number).name}: what is on the disk is kept")
         elif not self.is_training:
             self.leave(Stopped, "what is on the disk is kept, and the same command goes on with it")
 
