@@ -188,16 +188,16 @@ def test_labelled_held_out_and_test_images_are_disjoint():
 
 def test_draws_go_on_one_by_one(drawn, run_main_here, monkeypatch, tmp_path):
     """Ended in the middle of the fifth of six runs, and again: the bits of an undisturbed run."""
-    calls, agreed = 0, StopSignal.agreed
+    calls, agreed = 0, StopSignal.agreed  # asked after each step, and before each test
 
-    def stop_at_the_28th_step(self) -> bool:
+    def stop_at_the_36th_time(self) -> bool:
         nonlocal calls
         calls += 1
-        self.received = 15 if calls == 28 else None
+        self.received = 15 if calls == 36 else None
         return agreed(self)
 
     flags = (*FEW, "--draws", 2, "--choose_blr", 1e-3, 1e-1, "--resume", "auto")
-    monkeypatch.setattr(StopSignal, "agreed", stop_at_the_28th_step)
+    monkeypatch.setattr(StopSignal, "agreed", stop_at_the_36th_time)
     stopped = run_main_here("main_finetune", *flags, folder=tmp_path / "out")
     assert stopped.status == 75 and "saved" in stopped.err
     assert not (tmp_path / "out" / "results.json").exists()

@@ -31,7 +31,7 @@ _SMALL = {
 _OWN = {"pretrain": {"openclipart": dict(min_crop=0.3)}}
 # 1415 images of 64 pixels: what ends well within a minute of two cores. Augmentation needs longer.
 _DIGITS = {
-    "pretrain": dict(epochs=20, warmup_epochs=2, batch_size=32, blr=2e-3),
+    "pretrain": dict(epochs=24, warmup_epochs=2, batch_size=32, blr=2e-3),
     "finetune": dict(
         epochs=8, warmup_epochs=1, batch_size=32, blr=8e-3, layer_decay=1.0, drop_path=0.0,
         min_crop=1.0, aa="none", reprob=0.0, mixup=0.0, cutmix=0.0,
