@@ -79,7 +79,7 @@ def test_argument_files_that_cannot_be_read(tmp_path, fails):
 def test_without_arguments_the_data_is_digits_and_with_a_path_a_folder():
     args = main_pretrain.parse_args([])
     assert (args.dataset, args.model) == ("digits", "mimae_vit_tiny_patch2")
-    assert (args.input_size, args.in_chans, args.epochs) == ([8], 1, 60)
+    assert (args.input_size, args.in_chans, args.epochs) == ([8], 1, 24)
     args = main_pretrain.parse_args(["--data_path", "/somewhere"])
     assert (args.dataset, args.model) == ("image_folder", "mimae_vit_base_patch16")
     assert (args.input_size, args.in_chans, args.norm_pix_loss) == ([224], 3, True)

@@ -88,19 +88,18 @@ def line_chart(
     full = max([HEIGHT, *(y // SCALE + 20 for _, y in legend)])  # the picture's height, pixels
     image = Image.new("RGB", (WIDTH * SCALE, full * SCALE), "white")
     draw = ImageDraw.Draw(image)
-    most = 100.0 if "%" in y_label else math.inf
-    bars = _error_bars(curves, spreads or {}, most)
+    bars = _error_bars(curves, spreads or {}, 100.0 if "%" in y_label else math.inf)
     known = [v for values in curves.values() for v in values if v is not None]
     low, high, steps = _range(known + [end for ends in bars.values() for end in ends])
 
     def place(index: int, value: float) -> tuple[float, float]:
         across = index / max(len(ticks) - 1, 1)
         up = (value - low) / (high - low)
-        return (
-            SCALE * (LEFT + across * (WIDTH - LEFT - RIGHT)),
-            SCALE * (HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)),
-        )
+        x = LEFT + across * (WIDTH - LEFT - RIGHT)
+        y = HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return SCALE * x, SCALE * y
 
+    bars = {(name, i): [place(i, end) for end in ends] for (name, i), ends in bars.items()}
     draw.text((SCALE * LEFT, SCALE * 12), title, INK, font)
     draw.text((SCALE * LEFT, SCALE * 33), y_label, SOFT, small)
     for value in steps:
@@ -118,9 +117,8 @@ def line_chart(
         style.draw_line(draw, points)
         for point in points:
             style.draw_mark(draw, point)
-        for index in (i for i in range(len(ticks)) if (name, i) in bars):
-            aside = DODGE * SCALE * (number - (len(curves) - 1) / 2)  # bars side by side
-            ends = [place(index, end) for end in bars[name, index]]
+        aside = DODGE * SCALE * (number - (len(curves) - 1) / 2)  # bars side by side
+        for ends in (bars[name, i] for i in range(len(ticks)) if (name, i) in bars):
             draw.line([(x + aside, y) for x, y in ends], style.colour, SCALE)
         _draw_name(draw, small, style, legend[number], name)
     return image.resize((WIDTH, full), Image.LANCZOS)

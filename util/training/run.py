@@ -339,7 +339,8 @@ class Run:
         if self.journal is None:  # an evaluation, perhaps in the folder of what it evaluates
             self.folder.set_aside([RESULTS])
         numbers = (self.journal.last_line() if self.journal else {}) | numbers
-        log.info("  ".join(f"{name} {short(value)}" for name, value in numbers.items()))
+        found = "  ".join(f"{name} {short(value)}" for name, value in numbers.items())
+        log.info("finished: %s", found)
         settings = self.args.settings
         write_results(
             os.path.join(self.args.output_dir, RESULTS), numbers, self._seconds(), self.device,
