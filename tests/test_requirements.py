@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LINE = re.compile(r"^([A-Za-z0-9_.-]+)(>=|==)([0-9.]+)", re.M)
+LINE = re.compile(r"^([A-Za-z0-9_.-]+)(>=|==)(\d+(?:\.\d+)*)", re.M)
 REGENERATE = "run make lowest"
 
 
