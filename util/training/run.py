@@ -36,6 +36,11 @@ from util.training.signals import StopSignal
 
 log = logging.getLogger(__name__)
 
+# What a narrow terminal need not have room for.
+LAST_SHOWN = (
+    "mean_patch", "apx", "info_nce_accuracy", "min_mi_followed", "grad_norm", "image_share",
+)  # fmt: skip
+
 
 class Run:
     """Joins the process group, locks the output folder and seeds the libraries.
@@ -207,7 +212,8 @@ class Run:
         self.seen, self.since = 0, time.monotonic()
         scalars = numbers | {"images_per_second": rate}
         self.journal.scalars({f"train/{name}": n for name, n in scalars.items()}, step + 1)
-        shown = [f"{name} {short(value)}" for name, value in numbers.items()]
+        order = sorted(numbers, key=LAST_SHOWN.__contains__)
+        shown = [f"{name} {short(numbers[name])}" for name in order]
         self.line.update(self.progress.step, "  ".join([f"{short(rate)} images/s", *shown]))
 
     def save_or_stop(self, step: int) -> None:
