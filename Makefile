@@ -48,7 +48,8 @@ $(VENV)/.test: requirements.txt requirements-dev.txt
 
 $(LOWEST)/.test: requirements-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet -r requirements-lowest.txt pytest pytest-xdist faster-coco-eval
+	$(LOWEST)/bin/pip install --quiet -r requirements-lowest.txt pytest pytest-xdist \
+		faster-coco-eval segmentation-models-pytorch
 	touch $@
 
 clean:
