@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from util.data import kept_index, shards
+from util.data import kept_index, packed_files
 from util.data.datasets import load_images
 from util.data.image_list import listed_positions
 from util.errors import UsageError
@@ -91,7 +91,7 @@ def test_the_second_start_reads_no_shard(tmp_path, monkeypatch):
 def test_a_shard_that_changes_in_a_run_is_not_read_wrongly(tmp_path, is_open, in_place):
     path = tar(tmp_path / "train-0.tar", {"a.png": 1, "b.png": 2})
     images = load(tmp_path)
-    shards._opened.cache_clear()
+    packed_files.opened.cache_clear()
     if is_open:
         images.read(0)
     if not in_place:

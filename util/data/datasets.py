@@ -11,6 +11,8 @@ import numpy as np
 
 from util.cluster import agreement
 from util.data.few_labels import balanced_draw
+from util.data.hugging_face import load_hugging_face
+from util.data.hugging_face_schema import Columns
 from util.data.image_folders import existing_folder, load_flat, load_image_folder
 from util.data.image_list import listed_positions
 from util.data.image_sets import ArrayImages, FileImages, Images, Subset
@@ -153,6 +155,7 @@ DATASETS = {
     "flat": DatasetInfo(load_flat, *_FOLDER),
     "shards": DatasetInfo(load_shards, *_FOLDER),
     "csv": DatasetInfo(load_table, *_FOLDER),
+    "hugging_face": DatasetInfo(load_hugging_face, *_FOLDER),
 }
 
 
@@ -176,7 +179,9 @@ def load_images(args, split: str, is_normalised: bool = True) -> Images:
 
 
 def _load_own(args, split: str, is_normalised: bool) -> Images:
-    images = DATASETS[args.dataset].load(split, args.data_path, args.in_chans, args.download)
+    images = DATASETS[args.dataset].load(
+        split, args.data_path, args.in_chans, args.download, **_columns(args)
+    )
     images.value_range = getattr(args, "value_range", None)
     if is_normalised and not isinstance(images, ArrayImages):
         check_scale(images, args)
@@ -188,3 +193,13 @@ def _load_own(args, split: str, is_normalised: bool) -> Images:
         draw = getattr(args, "draw", 0)  # a flag of fine-tuning alone
         images = Subset(images, balanced_draw(images.targets, args.train_fraction, draw))
     return images
+
+
+def _columns(args) -> dict[str, Columns]:
+    """What --image_column and --label_column say to the source that has columns."""
+    names = [getattr(args, f"{what}_column", "") for what in ("image", "label")]
+    if args.dataset == "hugging_face":
+        return {"columns": Columns(*names)}
+    if any(names):
+        raise UsageError("--image_column and --label_column are of --dataset hugging_face alone")
+    return {}

@@ -25,7 +25,12 @@ def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> No
         "image_folder. It brings the defaults of the flags whose help says 'by data set'")
     add("--data_path", default="",
         help="the data's folder; image_folder: with train/ and val/; shards: tars, as "
-        "'train-{0000..0099}.tar::val-{00..09}.tar', or their folder; csv: lists of path,label")
+        "'train-{0000..0099}.tar::val-{00..09}.tar', or their folder; csv: lists of path,label; "
+        "hugging_face: .parquet files, or what save_to_disk wrote")
+    add("--image_column", default="", metavar="NAME",
+        help="hugging_face: where there are several of images")
+    add("--label_column", default="", metavar="NAME",
+        help="hugging_face: where the features do not tell which column has the classes")
     add("--download", action="store_true", help="let torchvision download what is missing")
     # fmt: on
     if training:
