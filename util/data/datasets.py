@@ -13,6 +13,7 @@ from util.cluster import agreement
 from util.data.few_labels import balanced_draw
 from util.data.hugging_face import load_hugging_face
 from util.data.hugging_face_schema import Columns
+from util.data.image_cache import cached
 from util.data.image_folders import existing_folder, load_flat, load_image_folder
 from util.data.image_list import listed_positions
 from util.data.image_sets import ArrayImages, FileImages, Images, Subset
@@ -159,7 +160,7 @@ DATASETS = {
 }
 
 
-def load_images(args, split: str, is_normalised: bool = True) -> Images:
+def load_images(args, split: str, is_normalised: bool = True, min_crop: float = 1.0) -> Images:
     """Open a split of the data set that the flags name.
 
     The training split is what --subset_file and --train_fraction leave of it.
@@ -167,6 +168,7 @@ def load_images(args, split: str, is_normalised: bool = True) -> Images:
     Args:
         split: `pretrain` (training images, with or without labels), `train` or `val`.
         is_normalised: --mean and --std are for them.
+        min_crop: the smallest area of the random crops that are taken of them, for --cache_images.
 
     Raises:
         UsageError: data that is missing, empty or without the labels that are needed; on all
@@ -175,7 +177,7 @@ def load_images(args, split: str, is_normalised: bool = True) -> Images:
     images = agreement.main_first(lambda: _load_own(args, split, is_normalised))
     drawn = ", --subset_file and --train_fraction" if split == "train" else ""
     check_same(images.targets, images.classes, f"{split} images", "--data_path" + drawn)
-    return images
+    return cached(images, args, DATASETS[args.dataset].crop_share, min_crop)
 
 
 def _load_own(args, split: str, is_normalised: bool) -> Images:

@@ -21,7 +21,7 @@ def split_files(data_path: str, split: str, suffix: tuple[str, ...], deep: bool)
     split are `val` where there is no validation split: many sets publish it without labels.
 
     Args:
-        data_path: files with {0000..0099}, {a,b} or wildcards, joined by `::`; or a folder.
+        data_path: files with {0000..0099}, {a,b} or wildcards, or folders, joined by `::`.
         split: `pretrain`, `train` or `val`. suffix: of a folder's files. deep: those of folders in
             it, too.
 
@@ -68,6 +68,8 @@ def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str]:
         for path in _expanded(os.path.expanduser(pattern)):
             if os.path.isfile(path):
                 found.append(path)
+            elif os.path.isdir(path):
+                found += _named(path, suffix, deep)
             elif matches := sorted(glob.glob(path)):
                 found += matches
             else:

@@ -43,6 +43,21 @@ def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> No
     add_image_flags(add)
 
 
+def add_cache_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a cache of decoded images."""
+    add = parser.add_argument_group("cache").add_argument
+    # fmt: off
+    add("--cache_images", type=number(int, 1), nargs="?", const=0, metavar="PX",
+        help="decode the images once, into a file of raw pixels that all processes map. Larger "
+        "ones are reduced, their shape kept: as evaluations resize them, whose pixels stay the "
+        "same; for random crops so far that the smallest is not enlarged, or until the shorter "
+        "side has PX pixels, which takes less room and blurs small crops")
+    add("--cache_dir", default="",
+        help="where such files lie, best a disk of each node (default: mimae/images in the user's "
+        "cache folder)")
+    # fmt: on
+
+
 def add_image_flags(add: Callable) -> None:
     """Add the flags of an image's size, channels and normalisation, and of its loading.
 
