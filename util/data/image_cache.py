@@ -78,7 +78,8 @@ def cached(images: Images, args, crop_share: float, min_crop: float = 1.0) -> Im
     """The images from a cache, which each node makes where it has none; for all ranks.
 
     Args:
-        images: of files; they stay what they are without --cache_images. args: with cache_images, cache_dir, in_chans, input_size and num_workers.
+        images: of files; they stay what they are without --cache_images.
+        args: with cache_images, cache_dir, in_chans, input_size and num_workers.
         crop_share: of the evaluation's view. min_crop: the smallest area of random crops; 1: none.
 
     Raises:
