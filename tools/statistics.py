@@ -1,4 +1,4 @@
-"""What is in a set of images: sizes, broken files, duplicates, and the numbers for --mean and --std.
+"""What is in a set of images: sizes, broken files, duplicates, and the numbers of --mean and --std.
 
 python -m tools.statistics --data_path /data/xrays --dataset flat --in_chans 1
 
@@ -7,6 +7,7 @@ or a little brighter, but not cropped or mirrored. Both are looked for in train 
 """
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Sequence
 
@@ -36,7 +37,11 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--report", default="", metavar="FILE",
         help="write all that is broken or there more than once: lines kind,group,split,name,why")
     # fmt: on
-    return arguments.parse_args(parser, "pretrain", argv)
+    args = arguments.parse_args(parser, "pretrain", argv)
+    folder = os.path.dirname(os.path.abspath(args.report))
+    if args.report and not os.access(folder, os.W_OK):
+        raise UsageError(f"--report {args.report}: {folder} cannot be written to")
+    return args
 
 
 def main(args) -> None:

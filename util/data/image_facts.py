@@ -1,4 +1,4 @@
-"""What is known of a set's images once each has been read: sizes, pixels, looks, and who is broken."""
+"""What is known of a set's images once they are read: sizes, pixels, looks, and who is broken."""
 
 import hashlib
 import logging

@@ -89,16 +89,15 @@ def exif_orientation_of(image: Image.Image) -> object:
     return image.getexif().get(ORIENTATION, UPRIGHT)
 
 
-def open_picture(path: str) -> Image.Image:
+def open_picture(content: bytes) -> Image.Image:
     """A picture as Pillow has it, loaded; metadata that cannot be parsed are passed over."""
     try:
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(content))
         image.load()
         return image
     except Exception as error:
         failed = error
-    with open(path, "rb") as file:
-        bare = without_metadata(file.read())
+    bare = without_metadata(content)
     if bare is None:
         raise failed
     try:

@@ -29,6 +29,7 @@ from util.data.split_files import needed_files, split_files
 from util.errors import UsageError
 
 NUM_THREADS = 8
+SHARD = ".tar"
 BLOCK = 512  # bytes, a tar's unit
 LARGEST = 2**20  # bytes of a label file
 LABEL_KEYS = ("label", "cls", "class", "target")  # of a sample's JSON
@@ -76,10 +77,10 @@ class ShardImages(Images):
 
 def load_shards(split: str, data_path: str, in_chans: int, download: bool) -> Images:
     """--dataset shards, as `util.data.datasets` has its sources."""
-    paths = needed_files(data_path, split, (".tar",))
+    paths = needed_files(data_path, split, (SHARD,))
     index = shard_index(paths)
     labels = known = _labels(index)
-    if split == "val" and (train := split_files(data_path, "train", (".tar",), deep=True)):
+    if split == "val" and (train := split_files(data_path, "train", (SHARD,), deep=True)):
         known = _labels(shard_index(train))
     if labels.numbered != known.numbered:
         raise UsageError(
@@ -104,7 +105,7 @@ def _labels(index: Index) -> Labels:
 
 
 @dataclass
-class _Sample:
+class Sample:
     """What lies under one key: images by name, with offset and size, and what labels it."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -149,7 +150,7 @@ def _made(paths: Sequence[str]) -> Made:
 
 def _images(path: str) -> Iterator[tuple[str, tuple[int, int], str | None, str | None, bool]]:
     """A shard's images: name, (offset, size), label, class's name, whether a file has the label."""
-    for key, sample in _samples(path).items():
+    for key, sample in samples(path).items():
         folder, stem = os.path.split(key)
         synset = SYNSET.match(stem)
         of_name = os.path.basename(folder) or (synset[1] if synset else None)
@@ -166,12 +167,12 @@ def _images(path: str) -> Iterator[tuple[str, tuple[int, int], str | None, str |
             yield name, sample.images[name], word, sample.name or of_name, has_file
 
 
-def _samples(path: str) -> dict[str, _Sample]:
+def samples(path: str) -> dict[str, Sample]:
     """What a shard's members are, by their keys, in order."""
-    found: dict[str, _Sample] = {}
+    found: dict[str, Sample] = {}
     for name, member, tar in _members(path):
         folder, base = os.path.split(name)
-        sample = found.setdefault(os.path.join(folder, base.split(".")[0]), _Sample())
+        sample = found.setdefault(os.path.join(folder, base.split(".")[0]), Sample())
         suffix = base.partition(".")[2].lower()
         if base.lower().endswith(IMAGE_SUFFIXES):
             sample.images[name] = member.offset_data, member.size
@@ -180,7 +181,7 @@ def _samples(path: str) -> dict[str, _Sample]:
     return found
 
 
-def _take_label(sample: _Sample, suffix: str, data: bytes, name: str) -> None:
+def _take_label(sample: Sample, suffix: str, data: bytes, name: str) -> None:
     text = data.decode(errors="replace").strip()
     if suffix != "json":
         sample.word = text or sample.word

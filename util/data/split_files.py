@@ -29,7 +29,7 @@ def split_files(data_path: str, split: str, suffix: tuple[str, ...], deep: bool)
         UsageError: files that there are not.
     """
     wanted = ("val", "test") if split == "val" else ("train",)
-    named = _named(data_path, suffix, deep)
+    named = named_files(data_path, suffix, deep)
     is_folder = os.path.isdir(data_path)
     roots = (data_path if is_folder else os.path.join(os.path.dirname(p), "..") for p in named)
     of = [_split_of(path, root) for path, root in zip(named, roots, strict=True)]
@@ -52,7 +52,8 @@ def needed_files(
     return found
 
 
-def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str]:
+def named_files(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str]:
+    """All files that a pattern or folders name; as `split_files`, of whichever split."""
     if not data_path:
         raise UsageError(f"--data_path is missing: name {' or '.join(suffix)} files, or a folder")
     if os.path.isdir(data_path):
@@ -69,7 +70,7 @@ def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str]:
             if os.path.isfile(path):
                 found.append(path)
             elif os.path.isdir(path):
-                found += _named(path, suffix, deep)
+                found += named_files(path, suffix, deep)
             elif matches := sorted(glob.glob(path)):
                 found += matches
             else:
