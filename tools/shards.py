@@ -41,10 +41,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="of images")
     parser.add_argument("out", metavar="OUT", help="an empty or new folder for the shards")
+    # fmt: off
     parser.add_argument("--dataset", choices=COPIED, metavar="NAME",
-        help=f"what FOLDER is: one of {', '.join(COPIED)} (default: what its folders say)")  # fmt: skip
+        help=f"what FOLDER is: one of {', '.join(COPIED)} (default: what its folders say)")
     parser.add_argument("--shard_mb", type=number(float, 1e-6), default=500,
-        help="a shard ends with the image that makes it so large")  # fmt: skip
+        help="a shard ends with the image that makes it so large")
+    # fmt: on
     return parser.parse_args(argv)
 
 

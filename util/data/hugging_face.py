@@ -55,7 +55,6 @@ class HuggingFaceImages(Images):
         self.targets, self.classes = targets, classes
         arrays, self.codecs = index.arrays, index.header["codecs"]
         self.names, self.places, self.pages = (arrays[n] for n in ("names", "places", "pages"))
-        self.unpacked = functools.lru_cache(KEPT_PAGES)(self._unpacked)
 
     def read(self, index: int) -> torch.Tensor:
         """Raises: OSError, ValueError: as `read_image`, or a file that has changed."""
@@ -66,29 +65,13 @@ class HuggingFaceImages(Images):
         """The bytes of an image's file."""
         file, offset, size, page = self.places[index].tolist()
         if page >= 0:
-            found = self.unpacked(page, self.name(index))[offset]
+            found = _unpacked(self, page)[offset]
         else:
             is_there = offset != NO_BYTES
             found = self.packed.part(file, offset, size, self.name(index)) if is_there else None
         if found is None:
             raise ValueError(f"{self.name(index)}: its row has no bytes of an image")
         return found
-
-    def _unpacked(self, number: int, name: str) -> list[bytes | None]:
-        """The values of a page."""
-        page = dict(zip(PAGE, self.pages[number].tolist(), strict=True))
-        data = self.packed.part(page["file"], page["offset"], page["stored"], name)
-        codec, levels = self.codecs[page["codec"]], max(page["levels"], 0)
-        if codec:
-            data = data[:levels] + pyarrow().decompress(
-                data[levels:], page["unpacked"] - levels, codec, asbytes=True
-            )
-        dictionary = None
-        if page["dictionary"] >= 0:
-            dictionary = self.unpacked(page["dictionary"], name)
-        return values(
-            data, page["rows"], page["encoding"], page["levels"], page["most"], dictionary
-        )
 
     def name(self, index: int) -> str:
         path = self.packed.paths[int(self.places[index, 0])]
@@ -99,6 +82,22 @@ class HuggingFaceImages(Images):
 
     def files(self, index: int) -> tuple[str, ...]:
         return (self.packed.paths[int(self.places[index, 0])],)
+
+
+@functools.lru_cache(KEPT_PAGES)
+def _unpacked(images: HuggingFaceImages, number: int) -> list[bytes | None]:
+    """The values of a page."""
+    page = dict(zip(PAGE, images.pages[number].tolist(), strict=True))
+    path = images.packed.paths[page["file"]]
+    data = images.packed.part(page["file"], page["offset"], page["stored"], path)
+    codec, levels = images.codecs[page["codec"]], max(page["levels"], 0)
+    if codec:
+        data = data[:levels] + pyarrow().decompress(
+            data[levels:], page["unpacked"] - levels, codec, asbytes=True
+        )
+    by = page["dictionary"]
+    dictionary = _unpacked(images, by) if by >= 0 else None
+    return values(data, page["rows"], page["encoding"], page["levels"], page["most"], dictionary)
 
 
 def load_hugging_face(

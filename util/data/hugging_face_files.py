@@ -1,7 +1,6 @@
 """Parquet and Arrow files by pyarrow: their columns, labels, and where their images' bytes lie."""
 
 import json
-import os
 from types import ModuleType
 from typing import NamedTuple
 
@@ -200,11 +199,11 @@ def parquet_places(path: str, column: str) -> list[Unpacking]:
         with open(path, "rb") as file:
             for group in range(meta.num_row_groups):
                 found += _pages(file, meta.row_group(group).column(number), most, len(found))
-    strange = {one.page.encoding for one in found} - {PLAIN, *BY_DICTIONARY}
+    strange = sorted({one.page.encoding for one in found} - {PLAIN, *BY_DICTIONARY})
     if strange:
         raise UsageError(
-            f"--data_path: {os.fspath(path)} stores its images in Parquet's encoding {strange}, "
-            "not plainly: write it anew with pyarrow or datasets"
+            f"--data_path: {path} stores its images in Parquet's encoding {strange[0]}, not "
+            "plainly: write it anew with pyarrow or datasets"
         )
     return found
 

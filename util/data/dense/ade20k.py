@@ -26,6 +26,7 @@ from util.data.dense.pair_shards import ShardPairs, are_sharded
 from util.data.image_folders import image_tree
 from util.data.images import decode_image, open_picture
 from util.data.same_data import check_same
+from util.data.shards import SHARD
 from util.errors import UsageError, first_line
 
 NOTHING = -1  # what is not labelled, and counts nowhere
@@ -187,7 +188,8 @@ def read_labels(data_path: str, classes: str, first_class: int, palette: str) ->
     Raises:
         UsageError: a file that is missing or cannot be understood.
     """
-    root = data_path if os.path.isdir(data_path) else os.path.dirname(data_path)  # of a pattern
+    is_pattern = SHARD in data_path and not os.path.isdir(data_path)
+    root = os.path.dirname(data_path) if is_pattern else data_path
     own = [os.path.join(root, name) for name in CLASS_LISTS[:2]]
     path = classes or next((path for path in own if os.path.isfile(path)), "")
     if not path:

@@ -220,14 +220,9 @@ def _find(args, split: str) -> tuple[str, str]:
             "--data_path is missing: name a folder in COCO's layout, or make one: python -m "
             f"tools.scenes OUT; or name --{split}_json and --{split}_images"
         )
-    known = next(
-        (
-            layout
-            for layout in (*LAYOUTS, SHARDED)
-            if os.path.exists(f"{args.data_path}/{layout[split][0]}")
-        ),
-        LAYOUTS[0],
-    )[split]
+    layouts = [one for one in (*LAYOUTS, SHARDED)
+               if os.path.exists(os.path.join(args.data_path, one[split][0]))]  # fmt: skip
+    known = (layouts or LAYOUTS)[0][split]
     path, folder = (os.path.join(args.data_path, g or k) for g, k in zip(given, known, strict=True))
     if not os.path.isfile(path):
         raise UsageError(
