@@ -118,6 +118,8 @@ def _tell_split(one: Looked) -> None:
     listed = [f"{w} x {h} ({100 * n / count:.3g} %)" for (w, h), n in sizes.most_common(SHOWN)]
     rest = f", and {count_of(len(sizes) - SHOWN, 'other size')}" if len(sizes) > SHOWN else ""
     print(f"  width x height: {', '.join(listed)}{rest}")
+    if len(sizes) == 1:
+        return
     for what, sides in (
         ("shorter side", np.minimum(one.rows["width"], one.rows["height"])),
         ("longer side", np.maximum(one.rows["width"], one.rows["height"])),

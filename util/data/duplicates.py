@@ -3,7 +3,7 @@
 A picture's hash has a bit for each of 64 low frequencies (pHash, Zauner 2010): whether its cosine
 transform is above their median. Near duplicates differ in few bits, and in a small picture of them
 by few levels, which tells pictures of one shape but other colours apart. Pairs are found by parts
-of the hash: of 4 parts, hashes that differ in 3 bits have one in common. So a million images are
+of the hash: of 5 parts, hashes that differ in 4 bits have one in common. So a million images are
 not compared with one another, but with those of the same part.
 """
 
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from util.data.images import to_float
 
-BITS = 3  # in which the hashes of near duplicates may differ
-PARTS = BITS + 1  # of 16 bits each
+BITS = 4  # in which the hashes of near duplicates may differ
+PARTS = (0, 13, 26, 39, 52)  # the first bits of the hash's parts, one more than may differ
+WIDTH = 13
 SIDE, LOW, SMALL = 32, 8, 8  # pixels that are transformed, frequencies, pixels of the small picture
 ALIKE = 6.0  # levels of 255 by which small pictures may differ on average
 NEXT = 4  # of one hash, that each is compared with at first
@@ -69,15 +70,16 @@ def alike(hashes: np.ndarray, small: np.ndarray) -> list[np.ndarray]:
         for a, b in zip(first[levels <= ALIKE], second[levels <= ALIKE], strict=True):
             _join(parents, a, b)
 
-    # Of one hash may be a hundred thousand: the next ones in brightness are enough to join them.
+    # Of one hash may be a hundred thousand: the next ones in brightness are enough to join them,
+    # and the first of those that are joined then stands for all.
     order = np.lexsort((small.mean(1), hashes))
     for step in range(1, NEXT + 1):
         first, second = order[:-step], order[step:]
         is_one = hashes[first] == hashes[second]
         join(first[is_one], second[is_one])
-    roots = np.unique([_root(parents, i) for i in range(len(parents))])
-    for part in range(PARTS):
-        keys = (hashes[roots] >> np.uint64(16 * part)) & np.uint64(0xFFFF)
+    roots = np.unique(np.array([_root(parents, i) for i in range(len(parents))], np.int64))
+    for first_bit in PARTS:
+        keys = (hashes[roots] >> np.uint64(first_bit)) & np.uint64(2**WIDTH - 1)
         by_key = np.argsort(keys, kind="stable")
         cuts = np.flatnonzero(np.diff(keys[by_key])) + 1
         for places in np.split(by_key, cuts):

@@ -70,11 +70,12 @@ def look_at(name: str, images: Images, most: int, facts: Facts, num_workers: int
     data = TransformedImages(part, facts, 0)
     batches = Batches(data, BATCH, False, num_workers=num_workers, max_bad_images=len(part))
     logging.getLogger("util.data.loader").setLevel(logging.ERROR)  # the broken are told at the end
-    line, places, rows = ProgressLine(name, len(part), 1), [], []
+    line, done, places, rows = ProgressLine(name, len(part), 1), 0, [], []
     for ids, raw, _ in batches.each_once():
         places.append(ids.numpy())
         rows.append(raw.numpy())
-        line.update(len(places) * BATCH)
+        done += len(ids)
+        line.update(done)
     line.close()
     found = np.concatenate(rows) if rows else np.zeros((0, facts.kind.itemsize), np.uint8)
     read = np.concatenate([np.zeros(0, np.int64), *places])

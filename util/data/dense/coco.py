@@ -179,8 +179,8 @@ def _made(path: str, place: Place, split: str) -> Made:
     listed.sort(key=lambda image: image["id"])
     # Text instead of a million objects; nothing is rounded, and ids may have any size.
     of_image = defaultdict(list)
-    for place, about in enumerate(usable):
-        usable[place], has_mask = None, about["segmentation"] is not None
+    for number, about in enumerate(usable):
+        usable[number], has_mask = None, about["segmentation"] is not None
         found = about["category_id"], outlined(about), has_mask
         of_image[about["image_id"]].append(json.dumps(found))
     texts = [f"[{', '.join(of_image.pop(image['id'], []))}]".encode() for image in listed]
