@@ -12,10 +12,12 @@ main_detection.py and main_segmentation.py. The same folder makes the same bytes
 """
 
 import argparse
+import contextlib
 import io
 import os
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from PIL import Image
@@ -27,7 +29,7 @@ from util.data.image_folders import load_flat
 from util.data.image_sets import FileImages, Images
 from util.data.images import ARRAY_START
 from util.entry import run_main
-from util.errors import UsageError
+from util.errors import UsageError, first_line
 from util.flags.parser import ArgumentParser, number
 from util.logging import ProgressLine, setup_logging
 
@@ -68,6 +70,8 @@ def main(args: argparse.Namespace) -> None:
             shutil.copyfile(path, os.path.join(args.out, name))
     except OSError as error:
         raise UsageError(f"{error.filename or args.out}: {error.strerror}") from None
+    except ValueError as error:  # an image that is not there
+        raise UsageError(f"FOLDER: {first_line(error)}") from None
 
 
 def _open(
@@ -129,7 +133,7 @@ def write_shards(samples: Iterable[Members], total: int, stem: str, most_bytes: 
     sample = next(each, None)
     while sample is not None:
         path, filled = f"{stem}-{count:04d}.tar", 0
-        with tarfile.open(f"{path}.part", "w", format=tarfile.GNU_FORMAT) as shard:
+        with _whole(path) as shard:
             while sample is not None and filled < most_bytes:
                 for name, data in sample:
                     _add(shard, name, data)
@@ -137,11 +141,23 @@ def write_shards(samples: Iterable[Members], total: int, stem: str, most_bytes: 
                 done += 1
                 progress.update(done)
                 sample = next(each, None)
-        os.replace(f"{path}.part", path)
         count += 1
         progress.update(done, os.path.basename(path))
     progress.close()
     return count
+
+
+@contextlib.contextmanager
+def _whole(path: str) -> Iterator[tarfile.TarFile]:
+    """A tar that has its name once it is whole, and leaves nothing where something fails."""
+    try:
+        with tarfile.open(f"{path}.part", "w", format=tarfile.GNU_FORMAT) as shard:
+            yield shard
+        os.replace(f"{path}.part", path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{path}.part")
+        raise
 
 
 def samples_of(images: Images) -> Iterator[Members]:
@@ -170,18 +186,17 @@ def _dense_samples(images: FileImages, pairs: FolderPairs | None) -> Iterator[Me
 def _keys(images: Images) -> Iterator[str]:
     """Each image's key, whose name has no dot; one that is taken gets a number."""
     taken: set[str] = set()
+    last: Counter[str] = Counter()
     for index in range(len(images)):
         folder, name = os.path.split(os.path.splitext(images.relative_name(index))[0])
         if images.classes and images.targets[index] >= 0:  # a key's folder is the class
             label = images.classes[images.targets[index]].replace(os.sep, "_")
-            deeper = [part for part in folder.split(os.sep) if part]
-            deeper = deeper[1:] if deeper[:1] == [label] else deeper
-            folder, name = label, "_".join([*deeper, name])
+            own, *deeper = folder.split(os.sep)
+            folder, name = label, "_".join([*deeper, name] if own == label else [name])
         key = wanted = os.path.join(folder, name.replace(".", "_"))
-        again = 1
         while key in taken:
-            again += 1
-            key = f"{wanted}-{again}"
+            last[wanted] += 1
+            key = f"{wanted}-{last[wanted] + 1}"
         taken.add(key)
         yield key
 

@@ -178,6 +178,23 @@ def test_rows_without_an_image_are_unreadable(tmp_path, suffix):
         images.read(1)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_rows_may_name_files(tmp_path, suffix):
+    """As `to_parquet` writes folders of images: paths, no bytes."""
+    (tmp_path / "deep").mkdir()
+    for i in range(3):
+        (tmp_path / "deep" / f"{i}.png").write_bytes(png(i))
+    names = ["deep/0.png", str(tmp_path / "deep" / "1.png"), "deep/2.png", "deep/3.png"]
+    rows = [{"bytes": None, "path": name} for name in names]
+    one = pyarrow.table({"image": pyarrow.array(rows, table().schema.field("image").type)})
+    write(tmp_path / f"train{suffix}", one)
+    images = load(tmp_path, "pretrain")
+    assert [int(images.read(i)[0, 0, 0]) for i in range(3)] == [0, 1, 2]
+    assert images.files(2) == (str(tmp_path / f"train{suffix}"), str(tmp_path / "deep" / "2.png"))
+    with pytest.raises(FileNotFoundError, match=r"deep/3\.png"):
+        images.read(3)
+
+
 def test_read_by_forked_processes(tmp_path):
     from torch.utils.data import DataLoader
 

@@ -69,6 +69,9 @@ class HuggingFaceImages(Images):
         else:
             is_there = offset != NO_BYTES
             found = self.packed.part(file, offset, size, self.name(index)) if is_there else None
+        if found is None and len(self.files(index)) > 1:  # its file lies beside the table
+            with open(self.files(index)[1], "rb") as image:
+                return image.read()
         if found is None:
             raise ValueError(f"{self.name(index)}: its row has no bytes of an image")
         return found
@@ -81,7 +84,11 @@ class HuggingFaceImages(Images):
         return os.path.relpath(self.name(index), self.packed.root)
 
     def files(self, index: int) -> tuple[str, ...]:
-        return (self.packed.paths[int(self.places[index, 0])],)
+        """The table, and the file that its row names, whose bytes the row may lack."""
+        table, name = self.packed.paths[int(self.places[index, 0])], os.fsdecode(self.names[index])
+        if os.sep not in name:  # as it is written where the bytes are in the row
+            return (table,)
+        return table, os.path.join(os.path.dirname(table), name)
 
 
 @functools.lru_cache(KEPT_PAGES)
@@ -197,7 +204,7 @@ def _made(paths: Sequence[str], columns: Columns, known: Sequence[str]) -> Made:
         pages.append(of_pages)
     labels = [label for of_file, _ in rows for label in of_file]
     header, words = _words(labels, known)
-    names = [_plain(name, row) for _, of_file in rows for row, name in enumerate(of_file)]
+    names = [name or f"{row:07d}" for _, of_file in rows for row, name in enumerate(of_file)]
     arrays = {
         "names": np.array([os.fsencode(name) for name in names], dtype=bytes),
         "places": np.concatenate(places), "pages": np.concatenate(pages), "words": words,
@@ -243,8 +250,3 @@ def _words(labels: Sequence, known: Sequence[str]) -> tuple[dict, np.ndarray]:
     place = {word: number for number, word in enumerate(words)} | {None: -1}
     header = {"words": words, "numbered": are_numbers, "names": {}}
     return header, np.array([place[text] for text in texts], dtype=np.int32)
-
-
-def _plain(name: str | None, row: int) -> str:
-    """The name of a row's image in its file: that of the file that it was, or its number."""
-    return os.path.basename(name) if name else f"{row:07d}"

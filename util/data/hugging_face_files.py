@@ -157,7 +157,7 @@ def arrow_places(path: str, column: str) -> tuple[np.ndarray, np.ndarray]:
             starts, ends = _bounds(found)
             absent = np.array(found.is_null()) | np.array(chunk.is_null())
             data = found.buffers()[2]
-            place = data.address - whole.address if data is not None else 0
+            place = data.address - whole.address if data is not None and data.size else 0
             if not 0 <= place <= whole.size:
                 raise UsageError(
                     f"--data_path: {path} is a compressed Arrow file: write it anew without, or as "
