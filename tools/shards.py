@@ -13,6 +13,7 @@ main_detection.py and main_segmentation.py. The same folder makes the same bytes
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import shutil
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Iterator
 
 from PIL import Image
 
-from util.data.datasets import DATASETS
+from util.data.datasets import DATASETS, columns_of
 from util.data.dense.ade20k import CLASS_LISTS, FolderPairs
 from util.data.dense.coco import LAYOUTS, SHARDED
 from util.data.image_folders import load_flat
@@ -46,6 +47,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # fmt: off
     parser.add_argument("--dataset", choices=COPIED, metavar="NAME",
         help=f"what FOLDER is: one of {', '.join(COPIED)} (default: what its folders say)")
+    parser.add_argument("--image_column", default="", metavar="NAME", help="of hugging_face")
+    parser.add_argument("--label_column", default="", metavar="NAME", help="of hugging_face")
     parser.add_argument("--shard_mb", type=number(float, 1e-6), default=500,
         help="a shard ends with the image that makes it so large")
     # fmt: on
@@ -70,6 +73,8 @@ def main(args: argparse.Namespace) -> None:
             shutil.copyfile(path, os.path.join(args.out, name))
     except OSError as error:
         raise UsageError(f"{error.filename or args.out}: {error.strerror}") from None
+    except UsageError:
+        raise
     except ValueError as error:  # an image that is not there
         raise UsageError(f"FOLDER: {first_line(error)}") from None
 
@@ -84,15 +89,16 @@ def _open(
     if not is_split:
         images = load_flat("pretrain", args.folder, 3, False)
         return {"train": (samples_of(images), len(images))}, {}
-    load = DATASETS[args.dataset or "image_folder"].load
-    splits = {"train": load("pretrain", args.folder, 3, False)}
+    load = functools.partial(DATASETS[args.dataset or "image_folder"].load, in_chans=3)
+    load = functools.partial(load, data_path=args.folder, download=False, **columns_of(args))
+    splits = {"train": load("pretrain")}
     if args.dataset or os.path.isdir(os.path.join(args.folder, "val")):
         try:
-            splits["val"] = load("val", args.folder, 3, False)
+            splits["val"] = load("val")
         except UsageError as error:
             if not args.dataset:
                 raise
-            print(f"no shards of val: {error}")
+            print(f"no shards of val: {str(error).replace('--data_path', 'FOLDER')}")
     return {name: (samples_of(images), len(images)) for name, images in splits.items()}, {}
 
 

@@ -182,7 +182,7 @@ def load_images(args, split: str, is_normalised: bool = True, min_crop: float = 
 
 def _load_own(args, split: str, is_normalised: bool) -> Images:
     images = DATASETS[args.dataset].load(
-        split, args.data_path, args.in_chans, args.download, **_columns(args)
+        split, args.data_path, args.in_chans, args.download, **columns_of(args)
     )
     images.value_range = getattr(args, "value_range", None)
     if is_normalised and not isinstance(images, ArrayImages):
@@ -197,7 +197,7 @@ def _load_own(args, split: str, is_normalised: bool) -> Images:
     return images
 
 
-def _columns(args) -> dict[str, Columns]:
+def columns_of(args) -> dict[str, Columns]:
     """What --image_column and --label_column say to the source that has columns."""
     names = [getattr(args, f"{what}_column", "") for what in ("image", "label")]
     if args.dataset == "hugging_face":
