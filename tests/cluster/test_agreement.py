@@ -89,6 +89,25 @@ def test_all_ranks_wait_for_rank_0_longer_than_the_timeout(tmp_path):
     assert in_ranks(waits, 2, tmp_path, str(tmp_path), 9, "", minutes=0.1) == [[1, 2]] * 2
 
 
+def leads(rank: int, seconds: float) -> object:
+    """Rank 1 is the first of another node, where the action takes long."""
+    agreement.node_memory.node_leaders = lambda: [0, 1, 1]
+    done = []
+
+    def action() -> float:
+        time.sleep(seconds if rank == 1 and not done else 0)
+        done.append(time.monotonic())
+        return done[0]
+
+    return agreement.main_first(action)
+
+
+@pytest.mark.slow
+def test_the_first_of_each_node_may_take_longer_than_the_timeout_too(tmp_path):
+    first, second, third = in_ranks(leads, 3, tmp_path, 9, minutes=0.1)
+    assert first + 8 < second < third
+
+
 def test_what_stops_rank_0_stops_all(tmp_path):
     answers = in_ranks(waits, 2, tmp_path, str(tmp_path), 0, "error")
     assert [a["status"] for a in answers] == [2, 2]
