@@ -13,7 +13,7 @@ from ranks import in_ranks
 
 import main_finetune
 from util.cluster import agreement
-from util.data import image_folders, kept_index
+from util.data import image_cache, image_folders, kept_index
 from util.data.datasets import load_images
 from util.data.file_index import list_folder
 from util.data.same_data import check_same
@@ -216,6 +216,21 @@ def test_one_rank_lists_a_folder_for_all(tmp_path, image_tree):
     shutil.copytree(image_tree, tmp_path / "images")
     assert in_ranks(lists, 2, tmp_path, str(tmp_path / "images")) == [[0], []]
     assert in_ranks(lists, 2, tmp_path, str(tmp_path / "images")) == [[], []]
+
+
+def caches(rank: int, folder: str, data: str) -> list:
+    """Which rank made the cache, and what this one reads of it."""
+    made, make = [], image_cache._make
+    image_cache._make = lambda *about: made.append(rank) or make(*about)
+    flags = ["--data_path", data, "--input_size", "16", "--num_workers", "0", "--cache_images"]
+    args = main_finetune.parse_args([*flags, "--cache_dir", f"{folder}/cache"])
+    images = load_images(args, "train", min_crop=args.min_crop)
+    return [made, int(images.read(0).sum()), len(images)]
+
+
+def test_one_rank_caches_images_for_all(tmp_path, image_tree):
+    first, second = in_ranks(caches, 2, tmp_path, str(tmp_path), str(image_tree))
+    assert first[0] == [0] and second[0] == [] and first[1:] == second[1:] and first[2] == 12
 
 
 # ------------------------------------------------------------------------------------- precision

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ranks import in_ranks
 
 from util.data import image_cache, kept_index
 from util.data.datasets import load_images
@@ -210,19 +209,6 @@ def test_two_runs_at_once_make_one(args, monkeypatch):
     [run.start() for run in runs]
     [run.join() for run in runs]
     assert len(made) == 1 and len(files(args)) == 1
-
-
-def opens(rank: int, flags: dict) -> list:
-    """A rank that counts what it makes."""
-    made, make = [], image_cache._make
-    image_cache._make = lambda *about: made.append(rank) or make(*about)
-    images = load(Namespace(**flags))
-    return [made, int(images.read(0).sum()), len(images)]
-
-
-def test_one_rank_makes_it_for_all(args, tmp_path):
-    first, second = in_ranks(opens, 2, tmp_path, vars(args))
-    assert first[0] == [0] and second[0] == [] and first[1:] == second[1:]
 
 
 def test_images_in_memory_need_none(args):
