@@ -7,7 +7,6 @@ pyarrow is needed, `datasets` is not.
 """
 
 import functools
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from util.data.hugging_face_files import (
 )
 from util.data.hugging_face_schema import Columns, choose_columns, class_names
 from util.data.image_sets import Images
-from util.data.images import decode_image
+from util.data.images import NamedBytes, decode_image
 from util.data.kept_index import Index, Made, indexed, stamp
 from util.data.label_numbers import Labels, check_labelled, classes_of, targets_of
 from util.data.packed_files import PackedFiles
@@ -58,7 +57,7 @@ class HuggingFaceImages(Images):
 
     def read(self, index: int) -> torch.Tensor:
         """Raises: OSError, ValueError: as `read_image`, or a file that has changed."""
-        data = io.BytesIO(self.content(index))
+        data = NamedBytes(self.content(index), self.name(index))
         return decode_image(data, self.name(index), self.in_chans, self.value_range)
 
     def content(self, index: int) -> bytes:

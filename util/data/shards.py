@@ -6,7 +6,6 @@ the synset with which its name begins. As a map, not a stream: the order, a resu
 and the number of processes are as with files.
 """
 
-import io
 import json
 import os
 import re
@@ -21,7 +20,7 @@ import torch
 from util.data.file_index import IMAGE_SUFFIXES, JUNK_FOLDERS
 from util.data.image_folders import published_set
 from util.data.image_sets import Images
-from util.data.images import decode_image
+from util.data.images import NamedBytes, decode_image
 from util.data.kept_index import Index, Made, indexed, stamp
 from util.data.label_numbers import Labels, check_labelled, classes_of, one_to_one, targets_of
 from util.data.packed_files import PackedFiles
@@ -56,7 +55,7 @@ class ShardImages(Images):
 
     def read(self, index: int) -> torch.Tensor:
         """Raises: OSError, ValueError: as `read_image`, or a shard that has changed."""
-        data = io.BytesIO(self.content(index))
+        data = NamedBytes(self.content(index), self.name(index))
         return decode_image(data, self.name(index), self.in_chans, self.value_range)
 
     def content(self, index: int) -> bytes:

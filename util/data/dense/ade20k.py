@@ -24,7 +24,7 @@ from util.cluster import agreement
 from util.data.datasets import Images
 from util.data.dense.pair_shards import ShardPairs, are_sharded
 from util.data.image_folders import image_tree
-from util.data.images import decode_image, open_picture
+from util.data.images import NamedBytes, decode_image, open_picture
 from util.data.same_data import check_same
 from util.data.shards import SHARD
 from util.errors import UsageError, first_line
@@ -91,7 +91,7 @@ class Labels:
         if path.lower().endswith(".npy"):
             values = np.load(io.BytesIO(content), allow_pickle=False)
         else:
-            with open_picture(content) as image:
+            with open_picture(content, path) as image:
                 _refuse_lossy(image, path, content)
                 if self.palette is not None:
                     return _code(np.asarray(image.convert("RGB")))
@@ -279,13 +279,12 @@ class MappedImages(Images):
         self.targets = np.array([zlib.crc32(os.fsencode(path)) for path in pairs.paths])
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        data, path = io.BytesIO(self.pairs.content(index)), self.pairs.map_name(index)
-        image = decode_image(data, self.name(index), self.in_chans, self.value_range)
+        name, path = self.name(index), self.pairs.map_name(index)
+        data = NamedBytes(self.pairs.content(index), name)
+        image = decode_image(data, name, self.in_chans, self.value_range)
         labels = self.labels.read(path, self.pairs.map_content(index))
         if image.shape[1:] != labels.shape:
-            raise ValueError(
-                f"{path} has {_size(labels)} pixels, its image {self.name(index)} {_size(image)}"
-            )
+            raise ValueError(f"{path} has {_size(labels)} pixels, its image {name} {_size(image)}")
         return image, labels
 
     def name(self, index: int) -> str:

@@ -18,7 +18,7 @@ from util.cluster import agreement
 from util.data.dense.coco_file import outlined, read_annotations, sort_out
 from util.data.dense.image_places import FolderPlace, ShardPlace, place_of
 from util.data.image_sets import Images
-from util.data.images import decode_image, stored_orientation
+from util.data.images import NamedBytes, decode_image, stored_orientation
 from util.data.kept_index import Index, Made, indexed, stamp
 from util.data.same_data import check_same
 from util.data.value_scale import check_scale
@@ -91,7 +91,8 @@ class CocoImages(Images):
 
     def read(self, index: int) -> tuple[Tensor, Annotated]:
         """Raises: OSError, ValueError: an unreadable image, or one of another size."""
-        data, size = io.BytesIO(self.place.content(self._path(index))), self.size(index)
+        size = self.size(index)
+        data = NamedBytes(self.place.content(self._path(index)), self.name(index))
         image = decode_image(data, self.name(index), self.in_chans, self.value_range)
         if tuple(image.shape[1:]) != size:
             raise ValueError(
