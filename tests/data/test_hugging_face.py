@@ -14,6 +14,7 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 from util.data import hugging_face, kept_index
+from util.data.any_images import source_of
 from util.data.datasets import load_images
 from util.data.image_list import listed_positions
 from util.errors import UsageError
@@ -176,6 +177,14 @@ def test_rows_without_an_image_are_unreadable(tmp_path, suffix):
     assert [int(images.read(i)[0, 0, 0]) for i in (0, 2)] == [1, 2]
     with pytest.raises(ValueError, match=r"train.*/0000001: its row has no bytes"):
         images.read(1)
+
+
+def test_as_any_images_of_whichever_split(tmp_path):
+    """As `tools.features` takes them."""
+    for split in ("train", "val"):
+        write(tmp_path / f"{split}.parquet", table())
+    assert source_of(str(tmp_path)) == source_of(f"{tmp_path}/val.parquet") == "hugging_face"
+    assert len(load(tmp_path, "any")) == 8
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])

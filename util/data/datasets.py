@@ -31,7 +31,8 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 # ------------------------------------------------------------------------------------- the sources
 # Each: (split `pretrain`, `train` or `val`, data_path, in_chans, download) -> Images. What one
-# pre-trains on is the training split, but for STL-10, which has more images without labels.
+# pre-trains on is the training split, but for STL-10, which has more images without labels. Shards
+# and lists have a split `any`, too: all that are named, with labels or without.
 
 
 def _digits(split: str, data_path: str, in_chans: int, download: bool) -> Images:
@@ -166,7 +167,8 @@ def load_images(args, split: str, is_normalised: bool = True, min_crop: float = 
     The training split is what --subset_file and --train_fraction leave of it.
 
     Args:
-        split: `pretrain` (training images, with or without labels), `train` or `val`.
+        split: `pretrain` (training images, with or without labels), `train` or `val`; of shards
+            and lists `any`, too.
         is_normalised: --mean and --std are for them.
         min_crop: the smallest area of the random crops that are taken of them, for --cache_images.
 

@@ -33,7 +33,7 @@ def choose_columns(columns: Sequence[Column], given: Columns, split: str, where:
     """The columns of a split's images and labels.
 
     Args:
-        given: by the flags. split: `pretrain` takes images without labels, too.
+        given: by the flags. split: others than `train` and `val` take images without labels, too.
 
     Raises:
         UsageError: none that can be meant, or more than one.
@@ -75,7 +75,7 @@ def _label(columns: Sequence[Column], given: str, split: str, where: str) -> str
     found = _one_of(found, LABEL_NAMES)
     if len(found) == 1:
         return found[0]
-    if split == "pretrain":
+    if split not in ("train", "val"):
         return ""
     if found:
         raise UsageError(
