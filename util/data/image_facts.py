@@ -1,8 +1,9 @@
 """What is known of a set's images once they are read: sizes, pixels, looks, and who is broken."""
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,13 +70,13 @@ def look_at(name: str, images: Images, most: int, facts: Facts, num_workers: int
     part = Subset(images, np.sort(chosen))
     data = TransformedImages(part, facts, 0)
     batches = Batches(data, BATCH, False, num_workers=num_workers, max_bad_images=len(part))
-    logging.getLogger("util.data.loader").setLevel(logging.ERROR)  # the broken are told at the end
     line, done, places, rows = ProgressLine(name, len(part), 1), 0, [], []
-    for ids, raw, _ in batches.each_once():
-        places.append(ids.numpy())
-        rows.append(raw.numpy())
-        done += len(ids)
-        line.update(done)
+    with _silent("util.data.loader"):  # the broken are told at the end
+        for ids, raw, _ in batches.each_once():
+            places.append(ids.numpy())
+            rows.append(raw.numpy())
+            done += len(ids)
+            line.update(done)
     line.close()
     found = np.concatenate(rows) if rows else np.zeros((0, facts.kind.itemsize), np.uint8)
     read = np.concatenate([np.zeros(0, np.int64), *places])
@@ -83,3 +84,15 @@ def look_at(name: str, images: Images, most: int, facts: Facts, num_workers: int
     told = [(part.name(i), data.problem(i).removeprefix(f"{part.name(i)} ")[1:-1]) for i in broken]
     rows_of = np.frombuffer(found.tobytes(), facts.kind)
     return Looked(name, images, part.ids[read], rows_of, told)
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Without the warnings of a logger."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
