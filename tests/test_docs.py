@@ -5,29 +5,15 @@ import re
 import runpy
 import shlex
 from functools import partial
-from pathlib import Path
 
 import pytest
+from documented import COMMANDS, PAGES, ROOT, program
 
 import submitit_launch
 from util.errors import UsageError
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-CHECKED = ("python", "torchrun", "srun")  # other programs' commands are theirs
 DATA_IS_MISSING = ("no such", "not a folder", "is not there", "cannot be read", "no folder",
                    "no checkpoint file", "is no readable text file")  # fmt: skip
-
-
-def commands(page: Path) -> list[str]:
-    """The lines of a page's bash blocks, continued ones whole, without comments."""
-    text = "\n".join(re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.M | re.S))
-    text = re.sub(r"^# MAE\n.*?^# here\n", "", text, flags=re.M | re.S)  # its own commands
-    lines = text.replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-COMMANDS = sorted({(page.name, line) for page in PAGES for line in commands(page)})
 
 
 def anchor(heading: str) -> str:
@@ -54,18 +40,6 @@ def test_every_page_is_reached_from_the_readme():
     others = "".join(page.read_text() for page in PAGES if page.name in linked)
     linked |= set(re.findall(r"\((\w+\.md)[)#]", others))
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= linked
-
-
-def program(words: list[str]) -> tuple[str, list[str]] | None:
-    """A command's module and its flags; None: it is not ours, or has flags left out."""
-    words = [word for word in words if not re.fullmatch(r"[A-Z_]+=.*", word)]
-    if not words or words[0] not in CHECKED:
-        return None
-    names = [i for i, word in enumerate(words) if word.endswith(".py") or word.startswith("tools.")]
-    if not names:
-        return None
-    name = words[names[0]].removesuffix(".py").replace("/", ".")
-    return name, [word for word in words[names[0] + 1 :] if word not in ("…", "...")]
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda value: value[:60])

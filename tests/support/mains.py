@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +28,25 @@ class Outcome:
         return json.loads((self.folder / "results.json").read_text())
 
 
-def run_in_process(name: str, *argv, folder: Path | None = None) -> Outcome:
-    """Run a main on the CPU as its script would, without the seconds that importing torch takes."""
-    main = importlib.import_module(name)
-    words = [str(word) for word in argv] + ["--device", "cpu"]
-    words += ["--output_dir", str(folder)] if folder else []
+def captured(call: Callable[[], None], folder: Path | None = None) -> Outcome:
+    """What a call prints, and the exit status with which it ends."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            run_main(main.main, lambda: main.parse_args(words))
+            call()
         except SystemExit as end:
             status = end.code or 0
     return Outcome(status, out.getvalue(), err.getvalue(), folder)
+
+
+def run_program(name: str, *argv, folder: Path | None = None) -> Outcome:
+    """Run a program in this process, without the seconds that importing torch takes."""
+    program = importlib.import_module(name)
+    words = [str(word) for word in argv]
+    return captured(lambda: run_main(program.main, lambda: program.parse_args(words)), folder)
+
+
+def run_in_process(name: str, *argv, folder: Path | None = None) -> Outcome:
+    """Run a main on the CPU as its script would."""
+    place = ["--output_dir", folder] if folder else []
+    return run_program(name, *argv, "--device", "cpu", *place, folder=folder)
