@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 
 from encoders.file_parts import ANCHORS, find_weights
 from encoders.grids import find_grid, told_sizes
-from encoders.keys import MMPRETRAIN, TORCHVISION, TRANSFORMERS, Rules, Weights, convert
+from encoders.keys import (
+    MMPRETRAIN,
+    TORCHVISION,
+    TRANSFORMERS,
+    TRANSFORMERS_SWIN,
+    Rules,
+    Weights,
+    convert,
+)
 from util.errors import UsageError
 from util.weights.formats import read_weights
 
@@ -69,6 +77,9 @@ LAYOUTS = {
     "MAE's linear probe": Layout(("head.0.running_mean", "head.1.weight", _BLOCK)),
     "MAE, fine-tuned": Layout(("fc_norm.weight", "head.weight", _BLOCK)),
     "timm's ViT": Layout((_BLOCK,), normalization=None),  # DINO's, DeiT, augreg
+    "transformers' Swin": Layout(
+        (_HF, "relative_position_bias_table", "downsample.reduction.weight"), TRANSFORMERS_SWIN
+    ),
     "transformers' BEiT": Layout((_HF, "lambda_1"), TRANSFORMERS, HALF, eps=1e-12),
     "transformers' DINOv2": Layout((_HF, "layer_scale1.lambda1"), TRANSFORMERS),
     "transformers' ViT-MAE": Layout((_HF, "decoder_pred."), TRANSFORMERS, eps=1e-12),
@@ -93,7 +104,8 @@ class Foreign:
 
     normalization: mean and std of its images; None where it cannot be known. left_over: keys that
     are no part of the encoder, and other models of the file. config: the file's, or its folder's.
-    flags: those of the training run that left them in its file.
+    flags: those of the training run that left them in its file. run: its `progress`, `history` and
+    `flag_sources`, of a run of this project.
     """
 
     path: str
@@ -104,6 +116,7 @@ class Foreign:
     normalization: Normalization | None
     left_over: list[str]
     flags: dict = field(default_factory=dict)
+    run: dict = field(default_factory=dict)
 
     def grid(self) -> tuple[int, tuple[int, int]] | None:
         """How many tokens before the patches have a position, and the patches' grid."""
@@ -156,7 +169,10 @@ def open_encoder(path: str) -> Foreign:
     weights, left_over = convert(raw, prefix, LAYOUTS[name].rules)
     flags = _flags(state.get("args"))
     normalization = _normalization(name, config, weights, flags)
-    return Foreign(path, name, weights, raw, config, normalization, left_over + set_aside, flags)
+    told = ("progress", "history", "flag_sources")
+    run = {k: state[k] for k in told if isinstance(state.get(k), dict)}
+    left_over += set_aside
+    return Foreign(path, name, weights, raw, config, normalization, left_over, flags, run)
 
 
 def _flags(args: object) -> dict:
@@ -242,7 +258,9 @@ def _count(weights: Weights, start: str) -> int:
 def _num_heads(foreign: Foreign, width: int) -> int:
     config, layout = foreign.config, LAYOUTS[foreign.layout]
     table = foreign.weights.get("blocks.0.attn.relative_position_bias_table")  # [·, heads]
+    model = config.get("model_args")  # of timm's function that makes it
     said = config.get("num_attention_heads")
+    said = said or (model.get("num_heads") if isinstance(model, dict) else None)
     heads = table.shape[1] if table is not None else said
     heads = heads or layout.heads.get(width) or HEADS.get(width)
     if heads is None and width % 64:
