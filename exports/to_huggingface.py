@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 Described = tuple[dict, dict[str, Tensor]]  # the content of config.json, and the weights
 
-OTHERS = "--to timm, onnx or torch"
+OTHERS = "--to onnx or torch"
 # Which of transformers' models take images that are not square.
 _ANY_SHAPE = ("ViTModel", "ViTForImageClassification")
 
@@ -190,6 +190,15 @@ def _beit_only(model: nn.Module, weights: dict[str, Tensor], on_mean: bool) -> d
 
 def _swin(model: nn.Module, source: Source) -> Described:
     stages = [stage.blocks for stage in model.layers]
+    for blocks in stages:
+        side, window = blocks[0].input_resolution[0], blocks[0].window_size[0]
+        if side % window:
+            cell = model.patch_embed.patch_size[0] * 2 ** (len(stages) - 1)
+            raise UsageError(
+                f"--to huggingface: maps of {side} cells have no whole windows of {window}, and it "
+                "fills them up before it shifts them, timm after: give an --input_size of "
+                f"{window * cell} pixels at most, or {OTHERS}"
+            )
     indices = {
         f"layers.{i}.blocks.{j}.": block.attn.relative_position_index
         for i, blocks in enumerate(stages)
@@ -262,24 +271,22 @@ def _simmim(model: nn.Module, source: Source) -> Described:
 
 
 def describe_segmenter(model: nn.Module, source: Source) -> Described:
-    """UperNet on a Swin of four stages, or on a ViT, which there is a BEiT."""
+    """UperNet on a ViT, which there is a BEiT."""
+    if is_swin(model.encoder):
+        raise UsageError(
+            "--to huggingface: the Swin below its UperNet shifts windows in the last stage, too, "
+            f"where one is the whole map: {OTHERS}"
+        )
     weights = model.state_dict()
     config, encoder = describe(model.encoder, source)
-    num_levels = len(model.ids_blocks)
-    if num_levels != 4:
-        raise UsageError(f"--to huggingface: its UperNet needs four levels: {OTHERS}")
-    if config["model_type"] == "swin":
-        backbone = {"out_features": [f"stage{i + 1}" for i in range(num_levels)]}
-        for i in range(num_levels):
-            norm = model.pyramid.norms[i].state_dict()
-            encoder |= keys.with_prefix(f"hidden_states_norms.stage{i + 1}.", norm)
-    else:
-        stages = [f"stage{i + 1}" for i in model.ids_blocks]
-        backbone = {"out_features": stages, "add_fpn": True, "batch_norm_eps": 1e-5}
-        up, double = model.pyramid.levels[:2]
-        encoder |= keys.with_prefix("fpn1.", up.state_dict())
-        encoder |= keys.with_prefix("fpn2.0.", double.state_dict())
-        encoder = {k: v for k, v in encoder.items() if not k.startswith("pooler.")}
+    backbone = {
+        "out_features": [f"stage{i + 1}" for i in model.ids_blocks], "add_fpn": True,
+        "batch_norm_eps": 1e-5,
+    }  # fmt: skip
+    up, double = model.pyramid.levels[:2]
+    encoder = {k: v for k, v in encoder.items() if not k.startswith("pooler.")}
+    encoder |= keys.with_prefix("fpn1.", up.state_dict())
+    encoder |= keys.with_prefix("fpn2.0.", double.state_dict())
     auxiliary = model.auxiliary.conv
     return {
         "model_type": "upernet", "architectures": ["UperNetForSemanticSegmentation"],

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import exported
@@ -139,18 +140,24 @@ def test_simmim_has_the_loss_under_the_same_mask(path, tmp_path, monkeypatch, na
     import models_simmim
     from encoders.vit import SIZES
 
-    small = dict(models_simmim.MODELS)  # the ViT that this project names is a base one
-    small["simmim_vit_nano_patch2"] = lambda **options: models_simmim.SimMIMViT(
-        **SIZES[NANO], **options | dict(num_masks=1, lambda_max=0.0, lambda_min=0.0, mask_unit=4)
-    )
-    monkeypatch.setattr(models_simmim, "MODELS", small)
-    if "vit" in name:
-        monkeypatch.setitem(models_simmim.SimMIMViT.__init__.__kwdefaults or {}, "mask_unit", 4)
-    checkpoint = exported.pretrained(path, name, 32, 3, mask_ratio=0.5)
+    options = dict(num_masks=1, lambda_max=0.0, lambda_min=0.0)
+    # The ViT that this project has a name for is a base one.
+    small = partial(models_simmim.SimMIMViT, **SIZES[NANO], **options)
+    monkeypatch.setitem(models_simmim.MODELS, "simmim_vit_nano_patch2", small)
+    size = 24 if "swin" in name else 64
+    checkpoint = exported.pretrained(path, name, size, 3, mask_ratio=0.5)
     source = write(checkpoint, tmp_path / "out")
     kind = "Swin" if "swin" in name else "ViT"
-    load(tmp_path / "out", f"{kind}ForMaskedImageModeling")
-    assert source.kind == "SimMIM"
+    model, own = load(tmp_path / "out", f"{kind}ForMaskedImageModeling"), source.masked()
+    images = source.images(3, seed=3)
+    noise = torch.rand(own.masks.noise_shape(3))
+    ids_masked = own.split(own.draw_masks(images, noise))[1][:, 0]  # [B, M]
+    is_masked = torch.zeros(3, own.grid[0] * own.grid[1]).scatter(1, ids_masked, 1.0)
+    is_masked = is_masked.unflatten(1, (1, *own.grid))
+    across = own.patch_size // model.config.patch_size
+    is_masked = F.interpolate(is_masked, scale_factor=across).flatten(1).bool()
+    found = model(images, bool_masked_pos=is_masked)
+    assert abs(found.loss - own(images, noise)["rec"]) <= 1e-5
 
 
 @torch.no_grad()
@@ -168,14 +175,24 @@ def test_swin(path, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name, size, bias, scale", [
-    (NANO, 16, True, 0.1), (NANO, 16, False, 0.0), ("swin_tiny", 64, False, 0.0),
+    (NANO, 16, True, 0.1), (NANO, 16, False, 0.0), (NANO, 24, False, 0.1),
 ])  # fmt: skip
 def test_upernet(path, tmp_path, name, size, bias, scale):
     source = write(exported.segmenter(path, name, size, bias, scale), tmp_path / "out")
     model = load(tmp_path / "out", "UperNetForSemanticSegmentation")
-    images = source.images(2)
+    images = source.images(1)
     expected = F.interpolate(source.segmenter()(images), size, mode="bilinear")
     close(model(images).logits, expected)
+
+
+def test_swins_that_it_computes_otherwise_are_refused_in_a_line(path, tmp_path):
+    cases = {
+        "shifts": exported.segmenter(path, "swin_tiny", 64),
+        "48 pixels": exported.pretrained(tmp_path / "2.pth", "simmim_swin_mini_patch2", 64),
+    }
+    for word, checkpoint in cases.items():
+        outcome = exported.export(checkpoint, tmp_path / "out", "huggingface")
+        assert outcome.status == 2 and word in outcome.err and "--to" in outcome.err
 
 
 def test_registers_and_rectangles_are_refused_in_a_line(path, tmp_path):

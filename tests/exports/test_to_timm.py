@@ -50,7 +50,9 @@ def test_pre_trained_vit_of_any_grid_and_channels(path, tmp_path, name, size, in
 
 
 @pytest.mark.parametrize("pool", [True, False], ids=["mean", "class token"])
-@pytest.mark.parametrize("architecture", [None, REGISTERS, BEIT], ids=["plain", "registers", "beit"])
+@pytest.mark.parametrize(
+    "architecture", [None, REGISTERS, BEIT], ids=["plain", "registers", "beit"]
+)
 def test_fine_tuned(path, tmp_path, pool, architecture):
     name = NANO if architecture is None else f"{architecture['family']}_64_patch2"
     checkpoint = exported.classifier(path, name, 8, 3, pool, architecture)
