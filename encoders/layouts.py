@@ -62,6 +62,9 @@ _HF = "embeddings.patch_embeddings.projection.weight"
 # The first whose marks a file has is its layout.
 LAYOUTS = {
     "this project's": Layout(("config.model=",), normalization=None),
+    "transformers' Swin": Layout(
+        (_HF, "relative_position_bias_table", "downsample.reduction.weight"), TRANSFORMERS_SWIN
+    ),
     "Swin's, SimMIM's": Layout(("layers.0.downsample.reduction.weight", "relative_position_bias")),
     "timm's Swin": Layout(("layers.0.blocks.0.attn.relative_position_bias_table",)),
     "SimMIM's ViT": Layout(("encoder.blocks.0.attn.q_bias",)),
@@ -77,9 +80,6 @@ LAYOUTS = {
     "MAE's linear probe": Layout(("head.0.running_mean", "head.1.weight", _BLOCK)),
     "MAE, fine-tuned": Layout(("fc_norm.weight", "head.weight", _BLOCK)),
     "timm's ViT": Layout((_BLOCK,), normalization=None),  # DINO's, DeiT, augreg
-    "transformers' Swin": Layout(
-        (_HF, "relative_position_bias_table", "downsample.reduction.weight"), TRANSFORMERS_SWIN
-    ),
     "transformers' BEiT": Layout((_HF, "lambda_1"), TRANSFORMERS, HALF, eps=1e-12),
     "transformers' DINOv2": Layout((_HF, "layer_scale1.lambda1"), TRANSFORMERS),
     "transformers' ViT-MAE": Layout((_HF, "decoder_pred."), TRANSFORMERS, eps=1e-12),
@@ -120,7 +120,11 @@ class Foreign:
 
     def grid(self) -> tuple[int, tuple[int, int]] | None:
         """How many tokens before the patches have a position, and the patches' grid."""
-        return find_grid(self.weights, told_sizes(self.config, self.flags))
+        return find_grid(self.weights, self.told_sizes())
+
+    def told_sizes(self) -> list[tuple[int, int]]:
+        """The image sizes (height, width), in pixels, that the file names."""
+        return told_sizes(self.config, self.flags)
 
     def architecture(self, num_heads: int | None = None) -> dict:
         """The model that the weights are of, in plain values: `family`, `eps`, and the arguments of

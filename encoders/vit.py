@@ -145,9 +145,11 @@ class Pretrained:
                 )
             mean, std = self.foreign.normalization or IMAGENET
             config |= {"mean": list(mean), "std": list(std)}
-        found = self.foreign.grid()
+        found, told = self.foreign.grid(), self.foreign.told_sizes()
         if found is not None:
             config["input_size"] = [n * p for n, p in zip(found[1], kernel.shape[2:], strict=True)]
+        elif "pos_embed" not in self.weights and told:
+            config["input_size"] = list(told[0])
         return config
 
     def load_into(self, model: nn.Module) -> None:

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from encoders.grids import told_sizes
 from encoders.load import (
     architecture,
     build_backbone,
@@ -110,11 +109,8 @@ class Source:
         """The (height, width) of the images that the weights are for; None: not told."""
         if self.pretrained.is_ours:
             return list(image_size(self.pretrained.config["input_size"], 1))
-        if "input_size" in self.pretrained.encoder_config():
-            return self.pretrained.encoder_config()["input_size"]
-        said = told_sizes(self.pretrained.config, self.flags)
-        if said:
-            return list(said[0])
+        if "input_size" in self.config:
+            return self.config["input_size"]
         table = next((v for k, v in self.weights.items() if k.endswith(BIAS_TABLE)), None)
         if table is None:
             return None
@@ -123,6 +119,13 @@ class Source:
         side = (round((len(table) - 3 * (not is_swin)) ** 0.5) + 1) // 2
         stages = {k.split(".")[1] for k in self.weights if k.startswith("layers.")}
         return [side * kernel.shape[-1] * 2 ** max(0, len(stages) - 1)] * 2
+
+    def leave_out_decoder(self) -> list[str]:
+        """For what holds an encoder alone: be one, and say so."""
+        if self.kind not in (MAE, SIMMIM_KIND):
+            return []
+        self.kind = ENCODER
+        return ["the decoder is left out"]
 
     @property
     def input_size(self) -> tuple[int, int]:

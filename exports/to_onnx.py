@@ -31,6 +31,7 @@ def write(source: Source, folder: str) -> Written:
         raise UsageError(
             f"--to onnx needs {error.name}: pip install onnx onnxscript onnxruntime"
         ) from None
+    notes = source.leave_out_decoder()
     model, found = program(source)
     num_bytes = sum(w.numel() * w.element_size() for w in model.state_dict().values())
     path = os.path.join(folder, NAME)
@@ -51,7 +52,7 @@ def write(source: Source, folder: str) -> Written:
         "import onnxruntime",
         f"session = onnxruntime.InferenceSession('OUT/{NAME}')",
         f"found = session.run(None, {{'images': images}})  # {', '.join(model.names)}",
-    ])  # fmt: skip
+    ], notes=notes)  # fmt: skip
     run = _runner(path)
     if run is not None:
         written.differences = compare(source, model, run)

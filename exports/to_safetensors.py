@@ -7,8 +7,9 @@ and head come with it; the state of the optimiser does not.
 import os
 
 from exports.folder import write_json, write_tensors
-from exports.result import Written
+from exports.result import Written, check, difference
 from exports.source import Source
+from util.errors import UsageError
 
 # Flags of a pre-training run which its model's loss needs.
 _FLAGS = ("mask_ratio", "norm_pix_loss", "num_masks")
@@ -16,7 +17,7 @@ _FLAGS = ("mask_ratio", "norm_pix_loss", "num_masks")
 
 def write(source: Source, folder: str) -> Written:
     """Write `model.safetensors` and, for `encoders.layouts.open_encoder`, `config.json`."""
-    config = {name: value for name, value in source.config.items() if value is not None}
+    config = dict(source.config)
     if source.pretrained.is_ours:
         weights = source.raw
         config["model"] = source.pretrained.config["model"]
@@ -36,4 +37,13 @@ def write(source: Source, folder: str) -> Written:
         "weights = load_file('OUT/model.safetensors')",
         "# and, in this project: python main_finetune.py --finetune OUT",
     ]
-    return Written("safetensors", lines)
+    again = Source(folder)
+    if (again.whole_kind, again.raw.keys()) != (source.whole_kind, weights.keys()):
+        raise UsageError(
+            f"--to safetensors: this project reads it as {again.whole_kind}, and not as "
+            f"{source.whole_kind}: it is not written"
+        )
+    found = max(difference(again.raw[key], value) for key, value in weights.items())
+    written = Written("safetensors", lines, {"weights": found})
+    check("safetensors", written.differences)
+    return written

@@ -40,6 +40,7 @@ def write(source: Source, folder: str) -> Written:
             f"--to timm: timm has no {source.kind}: give --encoder_only, or --to "
             f"{'onnx' if source.kind == SEGMENTER else 'safetensors'}"
         )
+    notes = source.leave_out_decoder()
     model = source.model()
     family, arguments, weights = describe(model)
     if family == "swin" and len({*arguments["window_size"]}) > 1:
@@ -69,12 +70,13 @@ def write(source: Source, folder: str) -> Written:
         config["label_names"] = source.classes
     write_json(os.path.join(folder, "config.json"), config)
     write_tensors(folder, weights)
-    written = Written("timm", _lines(source))
+    written = Written("timm", _lines(source), notes=notes)
     eps = next(m.eps for m in model.modules() if isinstance(m, nn.LayerNorm))
-    if eps != _EPS[family]:
-        written.notes.append(f"layer norms have eps {_EPS[family]:g} in place of {eps:g}")
+    has_eps = eps == _EPS[family]
+    if not has_eps:
+        notes.append(f"layer norms have eps {_EPS[family]:g} in place of {eps:g}")
     written.differences = _compare(source, model, folder)
-    check("timm", written.differences, 1000.0 if written.notes else 1.0)
+    check("timm", written.differences, 1.0 if has_eps else 1000.0)
     return written
 
 

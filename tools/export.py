@@ -16,6 +16,7 @@ import sys
 from exports import card, folder
 from exports.source import Source
 from util.entry import run_main
+from util.errors import UsageError
 from util.flags.parser import ArgumentParser, number
 from util.logging import setup_logging
 
@@ -53,13 +54,16 @@ def main(args: argparse.Namespace) -> None:
     setup_logging()
     card.check_license(args.license)
     folder.check_free(args.out, args.overwrite)
-    source = Source(
-        args.checkpoint, args.encoder_only, args.input_size, args.mean, args.std, args.num_heads
-    )
-    write = writer(args.to)
-    with folder.written_aside(args.out, args.overwrite) as aside:
-        written = write(source, aside)
-        card.write(source, written, aside, args.license, args.command)
+    try:
+        source = Source(
+            args.checkpoint, args.encoder_only, args.input_size, args.mean, args.std, args.num_heads
+        )
+        write = writer(args.to)
+        with folder.written_aside(args.out, args.overwrite) as aside:
+            written = write(source, aside)
+            card.write(source, written, aside, args.license, args.command)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--finetune ", "CHECKPOINT ")) from None
     told = [f"{name} within {value:.1e}" for name, value in written.differences.items()]
     for note in written.notes:
         log.warning("%s", note)

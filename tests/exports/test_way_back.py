@@ -1,0 +1,163 @@
+"""Files of others go through the export, and what timm and transformers save is read here again."""
+
+import json
+
+import exported
+import pytest
+import timm
+import torch
+import transformers
+
+from encoders.layouts import open_encoder
+from exports.source import Source
+
+NANO, MINI = "vit_nano_patch2", "swin_mini_patch2"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "checkpoint.pth"
+
+
+def train_a_step(model, images, **options) -> None:
+    """A fine-tune by somebody else: all weights move."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    output = model.train()(images, **options)
+    getattr(output, "logits", output).square().sum().backward()
+    optimizer.step()
+    model.eval()
+
+
+@torch.no_grad()
+def reads(folder, model, images, pool=None) -> Source:
+    """This project computes what the model of the folder does."""
+    source = Source(str(folder))
+    output = model(images)
+    assert source.kind == "classifier"
+    own = source.classifier()(images)
+    assert torch.allclose(own, getattr(output, "logits", output), rtol=0, atol=1e-5)
+    return source
+
+
+@pytest.mark.parametrize("name, pool", [(NANO, True), (NANO, False), (MINI, True)])
+def test_a_fine_tune_in_timm(path, tmp_path, name, pool):
+    size = 16
+    pre_training = "simmim_" if name == MINI else "mimae_"
+    checkpoint = exported.pretrained(path, pre_training + name, size)
+    assert exported.export(checkpoint, tmp_path / "out", "timm").status == 0
+    options = dict(global_pool="avg" if pool else "token") if name == NANO else {}
+    model = timm.create_model(
+        f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=4, **options
+    ) if name == MINI or not pool else timm.create_model(
+        f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=4
+    )  # fmt: skip
+    train_a_step(model, torch.randn(2, 3, size, size))
+    timm.models.save_for_hf(model, tmp_path / "theirs", safe_serialization=True)
+    source = reads(tmp_path / "theirs", model, torch.randn(3, 3, size, size))
+    assert source.config["input_size"] == [size, size]
+    assert source.config["mean"] == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("name, pool", [(NANO, True), (NANO, False), (MINI, True)])
+def test_a_fine_tune_in_transformers(path, tmp_path, name, pool):
+    checkpoint = exported.classifier(path, name, 16, 3, pool)
+    assert exported.export(checkpoint, tmp_path / "out", "huggingface").status == 0
+    model = transformers.AutoModelForImageClassification.from_pretrained(
+        tmp_path / "out", num_labels=4, ignore_mismatched_sizes=True
+    )
+    train_a_step(model, torch.randn(2, 3, 16, 16))
+    model.save_pretrained(tmp_path / "theirs")
+    transformers.AutoImageProcessor.from_pretrained(tmp_path / "out").save_pretrained(
+        tmp_path / "theirs"
+    )
+    source = reads(tmp_path / "theirs", model, torch.randn(3, 3, 16, 16))
+    assert source.config["input_size"] == [16, 16]
+    assert source.config["mean"] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_the_mains_go_on_with_both(path, tmp_path, run_main_here):
+    checkpoint = exported.classifier(path, NANO, 8, 1, False)
+    for to in ("timm", "huggingface"):
+        assert exported.export(checkpoint, tmp_path / to, to).status == 0
+    timm.models.save_for_hf(
+        timm.create_model(f"local-dir:{tmp_path}/timm", pretrained=True), tmp_path / "1"
+    )
+    found = transformers.ViTForImageClassification.from_pretrained(tmp_path / "huggingface")
+    found.save_pretrained(tmp_path / "2")
+    for folder in ("1", "2"):
+        outcome = run_main_here("main_linprobe", "--finetune", tmp_path / folder, "--epochs", 1,
+                                "--warmup_epochs", 0, "--dataset", "digits",
+                                "--train_fraction", 0.1)  # fmt: skip
+        assert outcome.status == 0, outcome.err
+        assert "vit_nano_patch2" in json.dumps(outcome.results()["flags"])
+    outcome = run_main_here("main_finetune", "--finetune", tmp_path / "2", "--max_steps", 1,
+                            "--dataset", "digits", "--train_fraction", 0.1)  # fmt: skip
+    assert outcome.status == 0, outcome.err
+
+
+# ------------------------------------------------------------------------------------- converter
+
+
+@torch.no_grad()
+def test_transformers_mae_keeps_its_decoder_through_this_project(path, tmp_path):
+    checkpoint = exported.pretrained(path, "mae_vit_nano_patch2", 8, mask_ratio=0.5)
+    for to, source in (("huggingface", checkpoint), ("safetensors", tmp_path / "huggingface"),
+                       ("huggingface", tmp_path / "safetensors")):  # fmt: skip
+        out = tmp_path / (to if source == checkpoint or to != "huggingface" else "again")
+        outcome = exported.export(source, out, to, "--num_heads", 2)
+        assert outcome.status == 0, outcome.err
+    first, last = (transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / name).eval()
+                   for name in ("huggingface", "again"))  # fmt: skip
+    images, noise = torch.randn(2, 3, 8, 8), torch.rand(2, 16)
+    assert first.config.mask_ratio == last.config.mask_ratio == 0.5
+    assert torch.equal(first(images, noise=noise).logits, last(images, noise=noise).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["ViT", "Beit", "Swin"])
+@pytest.mark.parametrize("to", ["timm", "huggingface", "safetensors"])
+def test_transformers_models_are_converted(tmp_path, kind, to):
+    torch.manual_seed(0)
+    small = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
+                 image_size=16, patch_size=4, num_labels=4)  # fmt: skip
+    if kind == "Swin":
+        small = dict(image_size=16, patch_size=2, embed_dim=32, depths=[2, 2], num_heads=[2, 4],
+                     window_size=4, num_labels=4, encoder_stride=4)  # fmt: skip
+    if kind == "Beit":
+        small |= dict(use_relative_position_bias=True, use_absolute_position_embeddings=True)
+    config = getattr(transformers, f"{kind}Config")(**small)
+    model = getattr(transformers, f"{kind}ForImageClassification")(config)
+    exported.randomize(model).save_pretrained(tmp_path / "theirs")
+    outcome = exported.export(tmp_path / "theirs", tmp_path / "out", to)
+    assert outcome.status == 0, outcome.err
+    images = torch.randn(2, 3, 16, 16)
+    if to == "timm":
+        found = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()(images)
+    elif to == "huggingface":
+        again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+        found = again.eval()(images).logits
+    else:
+        found = Source(str(tmp_path / "out")).classifier()(images)
+    # timm's layer norms have another eps than transformers' ViT and BEiT.
+    bound = 1e-3 if to == "timm" and kind != "Swin" else 1e-5
+    assert (found - model.eval()(images).logits).abs().max() <= bound
+    if to == "timm" and kind != "Swin":
+        assert "eps" in (tmp_path / "out/README.md").read_text()
+
+
+def test_safetensors_of_each_kind_is_the_checkpoint(tmp_path):
+    cases = [
+        exported.pretrained(tmp_path / "1", "mimae_vit_nano_patch2", (8, 12), 5),
+        exported.classifier(tmp_path / "2", NANO, 8),
+        exported.probe(tmp_path / "3", NANO, 8),
+        exported.segmenter(tmp_path / "4", NANO, 16, True, 0.1),
+        exported.pretrained(tmp_path / "5", "misimmim_swin_mini_patch2", 32),
+    ]
+    for number, checkpoint in enumerate(cases):
+        out = tmp_path / f"out{number}"
+        outcome = exported.export(checkpoint, out, "safetensors")
+        assert outcome.status == 0, outcome.err
+        before, after = open_encoder(checkpoint), open_encoder(str(out))
+        assert before.layout == after.layout and before.raw.keys() == after.raw.keys()
+        assert all(torch.equal(value, after.raw[key]) for key, value in before.raw.items())
+        assert all(after.config[key] == value for key, value in before.config.items())
