@@ -31,10 +31,17 @@ _PROTOCOLS = {
     DETECTOR: "main_detection.py; COCO's average precision in percent, on the validation images of "
     "the data above",
 }
+# What the lines of Python call `images`.
+_TENSORS = "float tensors [batch, channels, height, width]"
+_INPUTS = {
+    "transformers": "pictures, of which the processor makes tensors [batch, channels, height, "
+    "width]",
+    "onnx": "float32 arrays [batch, channels, height, width]",
+}
 _PRETRAINED = (
     "losses and monitors of pre-training by main_pretrain.py, on the images that it was trained on"
 )
-_NOT_RESULTS = ("epoch", "steps", "train_lr", "seconds", "command", "commit", "commits",
+_NOT_RESULTS = ("epoch", "steps", "train_grad_norm", "seconds", "command", "commit", "commits",
                 "versions", "device", "processes", "flags", "flag_sources")  # fmt: skip
 
 
@@ -50,7 +57,7 @@ def write(source: Source, written: Written, folder: str, license_name: str, comm
         _head(source, written, license_name),
         f"# {name} ({source.kind}), for {written.library}",
         "```python\n" + "\n".join(written.load) + "\n```",
-        "`images` are floats [batch, channels, height, width], made as the table says.",
+        f"`images` are {_INPUTS.get(written.library, _TENSORS)}, made as the table says.",
         _table(_images(source)),
         "## Where it comes from",
         _table(_training(source)),
@@ -108,7 +115,8 @@ def _training(source: Source) -> dict[str, object]:
         "commit of the code": ", then ".join(commits) or UNKNOWN,
     }
     if progress:
-        rows["trained for"] = f"{progress.get('epoch')} epochs, {progress.get('total_steps')} steps"
+        done = f"{progress.get('epoch')} epoch(s), {progress.get('total_steps')} step(s)"
+        rows["trained for"] = done
     sources = run.get("flag_sources", {})
     given = [
         f"--{name} {shown(flags[name])}"
@@ -146,9 +154,7 @@ def _results(source: Source) -> str:
     }
     if not numbers:
         return f"Results are {UNKNOWN}."
-    of = f" {_PRETRAINED}" if source.whole_kind not in _PROTOCOLS else ""
-    of = of or f" {_PROTOCOLS[source.whole_kind]}"
-    return f"Protocol:{of}.\n\n{_table(numbers)}"
+    return f"Protocol: {_PROTOCOLS.get(source.whole_kind, _PRETRAINED)}.\n\n{_table(numbers)}"
 
 
 def _export(source: Source, command: str) -> dict[str, object]:

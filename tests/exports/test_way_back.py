@@ -42,20 +42,30 @@ def reads(folder, model, images, pool=None) -> Source:
 @pytest.mark.parametrize("name, pool", [(NANO, True), (NANO, False), (MINI, True)])
 def test_a_fine_tune_in_timm(path, tmp_path, name, pool):
     size = 16
-    pre_training = "simmim_" if name == MINI else "mimae_"
-    checkpoint = exported.pretrained(path, pre_training + name, size)
+    if name == NANO:
+        checkpoint = exported.classifier(path, name, size, 3, pool)
+    else:
+        checkpoint = exported.pretrained(path, f"simmim_{name}", size)
     assert exported.export(checkpoint, tmp_path / "out", "timm").status == 0
-    options = dict(global_pool="avg" if pool else "token") if name == NANO else {}
-    model = timm.create_model(
-        f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=4, **options
-    ) if name == MINI or not pool else timm.create_model(
-        f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=4
-    )  # fmt: skip
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=4)
     train_a_step(model, torch.randn(2, 3, size, size))
     timm.models.save_for_hf(model, tmp_path / "theirs", safe_serialization=True)
     source = reads(tmp_path / "theirs", model, torch.randn(3, 3, size, size))
     assert source.config["input_size"] == [size, size]
     assert source.config["mean"] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_mean_of_normed_tokens_is_no_class_token(path, tmp_path):
+    """What `reset_classifier` makes of a model that was pre-trained with a class token."""
+    checkpoint = exported.pretrained(path, "mae_vit_nano_patch2")
+    assert exported.export(checkpoint, tmp_path / "out", "timm").status == 0
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    model.reset_classifier(4, "avg")
+    timm.models.save_for_hf(model, tmp_path / "theirs", safe_serialization=True)
+    outcome = exported.export(tmp_path / "theirs", tmp_path / "again", "timm")
+    assert outcome.status == 2 and "normed" in outcome.err
+    outcome = exported.export(tmp_path / "theirs", tmp_path / "again", "timm", "--encoder_only")
+    assert outcome.status == 0, outcome.err
 
 
 @pytest.mark.parametrize("name, pool", [(NANO, True), (NANO, False), (MINI, True)])
