@@ -41,7 +41,14 @@ MAINS = {
         main_robustness, main_segmentation,
     )
 }  # fmt: skip
-ROOMS = ("encoders", "heads", "util", "tools", "recipes")  # what a job needs, beside the root
+ROOMS = (
+    "encoders",
+    "exports",
+    "heads",
+    "util",
+    "tools",
+    "recipes",
+)  # what a job needs, beside the root
 CODE_SUFFIXES = (".py", ".args", ".txt", ".json")
 
 

@@ -18,10 +18,11 @@ MANIFEST = "export.json"  # what an export has written, by which `--overwrite` k
 
 
 @contextlib.contextmanager
-def written_aside(out: str, overwrite: bool) -> Iterator[str]:
-    """A folder beside `out`, which takes its name, or its files' places, at the end.
+def written_aside(out: str, overwrite: bool) -> Iterator[tuple[str, dict]]:
+    """A folder beside `out`, which takes its name, or its files' places, at the end; and a dict,
+    whose content is written into it beside the names and checksums of its files.
 
-    Nothing is left of it where the block raises.
+    Nothing is left of the folder where the block raises.
 
     Raises:
         UsageError: a folder that exists, or holds what is no export's; a disk that is full or
@@ -37,8 +38,9 @@ def written_aside(out: str, overwrite: bool) -> Iterator[str]:
             f"OUT {out} cannot be written ({error.strerror}): name another folder"
         ) from None
     try:
-        yield aside
-        _seal(aside)
+        about: dict = {}
+        yield aside, about
+        _seal(aside, about)
         check_free(out, overwrite)
         _put_in_place(aside, out)
     except OSError as error:
@@ -82,15 +84,14 @@ def _manifest(out: str) -> dict[str, str] | None:
 
 
 def _digest(path: str) -> str:
+    found = hashlib.sha256()
     with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else hashlib.sha256(file.read()).hexdigest()
-        )
+        while block := file.read(1 << 24):
+            found.update(block)
+    return found.hexdigest()
 
 
-def _seal(aside: str) -> None:
+def _seal(aside: str, about: Mapping) -> None:
     """Flush the files to the disk, and write down which they are."""
     files = {}
     for name in sorted(os.listdir(aside)):
@@ -98,7 +99,7 @@ def _seal(aside: str) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         files[name] = _digest(path)
-    write_json(os.path.join(aside, MANIFEST), {"files": files})
+    write_json(os.path.join(aside, MANIFEST), {**about, "files": files})
     os.chmod(aside, 0o777 & ~_umask())  # mkdtemp's folders are their owner's alone
 
 
@@ -114,6 +115,11 @@ def _put_in_place(aside: str, out: str) -> None:
         os.replace(aside, out)  # over an empty folder, too
     else:  # what else lies in it stays
         new = os.listdir(aside)
+        for name in ({*new} - {*old, MANIFEST}) & {*os.listdir(out)}:
+            raise UsageError(
+                f"--overwrite: {os.path.join(out, name)} is of no export: move it away, or name "
+                "another folder"
+            )
         for name in sorted(new, key=lambda name: name == MANIFEST):
             os.replace(os.path.join(aside, name), os.path.join(out, name))
         for name in set(old) - set(new):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def write(source: Source, folder: str) -> Written:
     num_bytes = sum(w.numel() * w.element_size() for w in model.state_dict().values())
     path = os.path.join(folder, NAME)
     try:
-        with contextlib.redirect_stdout(None):  # it tells its steps
+        with _silence():
             torch.onnx.export(
                 found, (source.images(2),), path, dynamo=True, input_names=["images"],
                 output_names=model.names, external_data=num_bytes > MAX_BYTES,
@@ -58,6 +59,17 @@ def write(source: Source, folder: str) -> Written:
         written.differences = compare(source, model, run)
         check("onnx", written.differences)
     return written
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without what the exporter prints and logs of its passes."""
+    logging.disable(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _runner(path: str):

@@ -3,6 +3,7 @@
 B images of C channels and H x W pixels, L patches, D the encoder's width, K classes.
 """
 
+import io
 import os
 
 import torch
@@ -75,7 +76,10 @@ def write(source: Source, folder: str) -> Written:
     notes = source.leave_out_decoder()
     model, found = program(source)
     path = os.path.join(folder, NAME)
-    torch.export.save(found, path)
+    content = io.BytesIO()  # torch's own writing to a full disk ends the process
+    torch.export.save(found, content)
+    with open(path, "wb") as file:
+        file.write(content.getbuffer())
     loaded = torch.export.load(path).module()
     written = Written("pytorch", [
         "import torch",

@@ -59,9 +59,10 @@ def main(args: argparse.Namespace) -> None:
             args.checkpoint, args.encoder_only, args.input_size, args.mean, args.std, args.num_heads
         )
         write = writer(args.to)
-        with folder.written_aside(args.out, args.overwrite) as aside:
+        with folder.written_aside(args.out, args.overwrite) as (aside, about):
             written = write(source, aside)
             card.write(source, written, aside, args.license, args.command)
+            about |= {"to": args.to, "differences": written.differences}
     except UsageError as error:
         raise UsageError(str(error).replace("--finetune ", "CHECKPOINT ")) from None
     told = [f"{name} within {value:.1e}" for name, value in written.differences.items()]

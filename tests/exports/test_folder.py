@@ -46,6 +46,12 @@ def test_what_is_changed_or_foreign_is_not_replaced(checkpoint, tmp_path):
     (out / "README.md").write_text("my own words")
     refused(exported.export(checkpoint, out, "timm", "--overwrite"), "README.md", "changed")
     assert (out / "README.md").read_text() == "my own words"
+    again = tmp_path / "again"
+    assert exported.export(checkpoint, again, "timm").status == 0
+    (again / "preprocessor_config.json").write_text("mine")  # which another target would write
+    before = {path.name: path.read_bytes() for path in again.iterdir()}
+    refused(exported.export(checkpoint, again, "huggingface", "--overwrite"), "preprocessor")
+    assert before == {path.name: path.read_bytes() for path in again.iterdir()}
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("years")

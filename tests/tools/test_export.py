@@ -100,7 +100,8 @@ def test_the_card_says_what_the_run_left(tmp_path, run_main_here, monkeypatch):
     state = torch.load(run.folder / "checkpoint-last.pth", weights_only=True)
     count = state["config"]["num_images"]
     said = ["license: cc-by-4.0", "library_name: timm", results["command"], "abc1234",
-            f"digits, {count} images", "1 epoch(s)", f"{results['train_loss']:.4g}", "0.305", "0.376",
+            f"digits, {count} images", "1 epoch(s)",
+            f"{results['train_loss']:.4g}", "0.305", "0.376",
             "8 x 8 pixels, 1 channel(s)", "num_masks 4", util.provenance.versions()["timm"],
             "create_model"]  # fmt: skip
     assert not [word for word in said if word not in card]
