@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.load import (
+    SIZES,
     architecture,
     build_backbone,
     build_encoder,
@@ -20,7 +21,7 @@ from encoders.load import (
     model_name,
 )
 from encoders.swin import SIZES as SWINS
-from encoders.vit import Pretrained
+from encoders.vit import Pretrained, encoder_name
 from util.checks import image_size
 from util.data.datasets import DATASETS
 from util.errors import UsageError
@@ -56,6 +57,7 @@ class Source:
     ):  # fmt: skip
         self.path = path
         self.pretrained = Pretrained(path, num_heads)
+        self._check_config()
         self.layout = self.pretrained.foreign.layout
         self.run = self.pretrained.foreign.run
         self.flags = {**self.pretrained.foreign.flags}
@@ -90,6 +92,18 @@ class Source:
             **{name: self.config[name] for name in ("model", "input_size", "in_chans")},
             drop_path=0.0, grad_checkpointing=False, num_heads=num_heads,
         )  # fmt: skip
+
+    def _check_config(self) -> None:
+        """Refuse what says that it is this project's, and is not."""
+        config = self.pretrained.config
+        if not self.pretrained.is_ours:
+            return
+        name = encoder_name(str(config["model"]))
+        is_known = name in SIZES or isinstance(config.get("architecture"), dict)
+        absent = [key for key in ("input_size", "in_chans") if not config.get(key)]
+        if not is_known or absent:
+            what = f"names no {absent[0]}" if absent else f"is of a model {name}"
+            raise UsageError(f"{self.path} {what}: it is no checkpoint of this project")
 
     def _kind(self) -> str:
         config = self.pretrained.config

@@ -36,10 +36,8 @@ def write(source: Source, folder: str) -> Written:
         UsageError: what timm has no model for; the line says what to do.
     """
     if source.kind in (SEGMENTER, DETECTOR):
-        raise UsageError(
-            f"--to timm: timm has no {source.kind}: give --encoder_only, or --to "
-            f"{'onnx' if source.kind == SEGMENTER else 'safetensors'}"
-        )
+        other = "--encoder_only, or --to onnx" if source.kind == SEGMENTER else "--to safetensors"
+        raise UsageError(f"--to timm: timm has no {source.kind}: give {other}")
     notes = source.leave_out_decoder()
     model = source.model()
     family, arguments, weights = describe(model)

@@ -76,3 +76,13 @@ def test_every_other_kind(tmp_path, to):
         agrees(checkpoint, tmp_path / f"out{number}", to, expected, *flags, size=size)
         text = (tmp_path / f"out{number}/README.md").read_text()
         assert ("the decoder is left out" in text) == (expected is tokens)
+
+
+@pytest.mark.slow
+def test_weights_of_a_large_model_stand_beside_the_file(tmp_path, monkeypatch):
+    from exports import to_onnx
+
+    monkeypatch.setattr(to_onnx, "MAX_BYTES", 0)
+    checkpoint = exported.classifier(tmp_path / "1.pth", NAME, 8, 2, True, SMALL)
+    agrees(checkpoint, tmp_path / "out", "onnx", logits)
+    assert len(list((tmp_path / "out").glob("model.onnx*"))) == 2

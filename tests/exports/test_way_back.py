@@ -158,6 +158,7 @@ def test_safetensors_of_each_kind_is_the_checkpoint(tmp_path):
         exported.probe(tmp_path / "3", NANO, 8),
         exported.segmenter(tmp_path / "4", NANO, 16, True, 0.1),
         exported.pretrained(tmp_path / "5", "misimmim_swin_mini_patch2", 32),
+        exported.detector(tmp_path / "6", NANO, 32),
     ]
     for number, checkpoint in enumerate(cases):
         out = tmp_path / f"out{number}"

@@ -87,6 +87,19 @@ def segmenter(path: Path, name: str, size, rel_pos_bias=False, layer_scale=0.0) 
     return save(path, model, config_of(name, size, **more))
 
 
+def detector(path: Path, name: str, size) -> str:
+    from heads.maskrcnn import build_detector
+
+    torch.manual_seed(0)
+    encoder = build_encoder(name, 0, size, 3, False)
+    encoder.norm = nn.Identity()
+    model = randomize(build_detector(encoder, len(CLASSES), [0.5] * 3, [0.5] * 3, 2))
+    more = dict(window=2, classes=CLASSES, category_ids=[1, 2, 3], dataset="coco")
+    return save(
+        path, model, config_of(name, size, grid=list(encoder.patch_embed.grid_size), **more)
+    )
+
+
 @cache
 def _command():
     from tools import export

@@ -38,6 +38,10 @@ def test_files_that_are_no_checkpoints(checkpoint, tmp_path):
     refused(outcome, "resnet.pth", "layout")
     assert "--finetune" not in outcome.err  # which this command has not
     refused(exported.export(tmp_path / "nothing", tmp_path / "out", "timm"), "nothing")
+    state = torch.load(checkpoint, weights_only=True)
+    for changes in ({"model": "resnet50"}, {"in_chans": None}, {"input_size": None}):
+        torch.save(state | {"config": state["config"] | changes}, tmp_path / "odd.pth")
+        refused(exported.export(tmp_path / "odd.pth", tmp_path / "out", "timm"), "odd.pth")
     refused(exported.export(tmp_path, tmp_path / "out", "timm"), "folder without weights")
 
 
