@@ -144,7 +144,7 @@ def write_tensors(folder: str, tensors: Mapping[str, Tensor]) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
-        raise UsageError("--to needs safetensors: pip install safetensors") from None
+        raise UsageError("an export needs safetensors: pip install safetensors") from None
     own = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     try:
         save_file(own, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})

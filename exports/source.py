@@ -153,11 +153,18 @@ class Source:
 
     @property
     def crop_share(self) -> float:
-        """The share of a resized image that evaluation's centre crop keeps."""
+        """The share of a resized image that evaluation's centre crop keeps: what a folder of timm's
+        or transformers' says, else the data set's."""
+        config = self.pretrained.config
         known = DATASETS.get(self.config.get("dataset"), DATASETS["image_folder"])
-        timm = self.pretrained.config.get("pretrained_cfg")
-        said = timm.get("crop_pct") if isinstance(timm, dict) else None
-        return float(said or known.crop_share)
+        timm, size, crop = (config.get(n) for n in ("pretrained_cfg", "size", "crop_size"))
+        if isinstance(timm, dict) and timm.get("crop_pct"):
+            return float(timm["crop_pct"])
+        if isinstance(size, dict) and "height" in size:
+            return 1.0
+        if isinstance(size, dict) and isinstance(crop, dict) and size.get("shortest_edge"):
+            return min(1.0, crop.get("height", 0) / size["shortest_edge"]) or known.crop_share
+        return known.crop_share
 
     def pretraining(self, name: str, default: object) -> object:
         """What the file says of its pre-training: a flag's value, or its configuration's."""

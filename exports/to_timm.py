@@ -12,7 +12,7 @@ from encoders.swin import is_swin
 from exports.folder import write_json, write_tensors
 from exports.result import Written, check, difference
 from exports.source import CLASSIFIER, DETECTOR, PROBE, SEGMENTER, Source
-from util.errors import UsageError
+from util.errors import UsageError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ def describe(model: nn.Module) -> tuple[str, dict, dict[str, Tensor]]:
     )  # fmt: skip
     if is_swin(model):
         blocks = [stage.blocks for stage in model.layers]
+        if not model.num_classes:
+            weights = {_as_published(key): value for key, value in weights.items()}
         window = blocks[-1][0].attn.window_size
         return "swin", common | dict(
             embed_dim=model.embed_dim, depths=[len(stage) for stage in blocks],
@@ -128,6 +130,13 @@ def _without_norm(vit: nn.Module) -> dict:
     """What says that a ViT has no last norm, as a segmenter's encoder."""
     is_bare = isinstance(vit.norm, nn.Identity) and isinstance(vit.fc_norm, nn.Identity)
     return {"final_norm": False} if is_bare else {}
+
+
+def _as_published(key: str) -> str:
+    """A Swin's name with a stage's downsampling at the end of the one before: older releases of
+    timm take it that a Swin without a head has such names, and newer ones read both."""
+    stage = re.fullmatch(r"layers\.(\d+)\.(downsample\..*)", key)
+    return f"layers.{int(stage[1]) - 1}.{stage[2]}" if stage else key
 
 
 def _transformer(model: nn.Module) -> dict:
@@ -183,9 +192,13 @@ def _compare(source: Source, model: nn.Module, folder: str) -> dict[str, float]:
 
     try:
         found = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except AssertionError:
+        raise UsageError(
+            f"--to timm: timm {timm.__version__} reads no folders: pip install 'timm>=1.0.16'"
+        ) from None
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(
-            f"--to timm: this timm cannot load it ({str(error).splitlines()[0]}): --to onnx"
+            f"--to timm: timm {timm.__version__} cannot load it ({first_line(error)}): --to onnx"
         ) from None
     images = source.images(2)
     expected, tokens = model.forward_features(images), found.forward_features(images)

@@ -79,7 +79,7 @@ def test_a_fine_tune_in_transformers(path, tmp_path, name, pool):
         tmp_path / "theirs"
     )
     source = reads(tmp_path / "theirs", model, torch.randn(3, 3, 16, 16))
-    assert source.config["input_size"] == [16, 16]
+    assert source.config["input_size"] == [16, 16] and source.crop_share == pytest.approx(16 / 18)
     assert source.config["mean"] == pytest.approx([0.1, 0.2, 0.3])
 
 
