@@ -234,7 +234,8 @@ def test_a_pixel_beside_where_the_crop_is_rounded_otherwise(path, tmp_path):
 
 
 def test_grey_pictures_and_arrays_of_five_channels(path, tmp_path):
-    for in_chans in (1, 5):
+    # Before 5.0 its processors make pictures of arrays, which have no five channels.
+    for in_chans in (1, 5) if int(transformers.__version__.split(".")[0]) >= 5 else (1,):
         out = tmp_path / f"out{in_chans}"
         source = write(exported.pretrained(path, "mae_vit_nano_patch2", 8, in_chans), out)
         processor = transformers.AutoImageProcessor.from_pretrained(out)
