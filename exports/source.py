@@ -243,9 +243,8 @@ class Source:
         from models_mae import SIZES, MAEViT
 
         vit, weights = self.encoder(), self.weights
-        heads = self.pretrained.config.get("decoder_num_attention_heads", 16)
-        if self.pretrained.is_ours:
-            heads = SIZES.get(self.args.model, {}).get("decoder_num_heads", heads)
+        heads = SIZES.get(self.args.model, {}).get("decoder_num_heads", 16)  # 16: MAE's
+        heads = self.pretrained.config.get("decoder_num_attention_heads", heads)
         depth = len({k.split(".")[1] for k in weights if k.startswith("decoder_blocks.")})
         return MAEViT(
             self.input_size, vit.patch_embed.patch_size[0], self.args.in_chans, vit.embed_dim,

@@ -47,7 +47,7 @@ def write(source: Source, folder: str) -> Written:
         config, weights = describe(model, source)
     name = config["architectures"][0]
     if len(set(source.input_size)) > 1 and name not in _ANY_SHAPE:
-        is_vit = name == "ViTMAEForPreTraining"
+        is_vit = name in ("ViTMAEForPreTraining", "ViTForMaskedImageModeling")
         raise UsageError(
             f"--to huggingface: {name} takes square images only: "
             + ("give --encoder_only" if is_vit else "give a square --input_size")

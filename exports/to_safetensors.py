@@ -11,8 +11,8 @@ from exports.result import Written, check, difference
 from exports.source import Source
 from util.errors import UsageError
 
-# Flags of a pre-training run which its model's loss needs.
-_FLAGS = ("mask_ratio", "norm_pix_loss", "num_masks")
+# What a pre-trained model's loss needs, of its run's flags or its configuration.
+_FLAGS = ("mask_ratio", "norm_pix_loss", "num_masks", "decoder_num_attention_heads")
 
 
 def write(source: Source, folder: str) -> Written:

@@ -1,5 +1,7 @@
 """Files of others go through the export, and what timm and transformers save is read here again."""
 
+from argparse import Namespace
+
 import exported
 import pytest
 import timm
@@ -117,6 +119,36 @@ def test_transformers_mae_keeps_its_decoder_through_this_project(path, tmp_path)
     images, noise = torch.randn(2, 3, 8, 8), torch.rand(2, 16)
     assert first.config.mask_ratio == last.config.mask_ratio == 0.5
     assert torch.equal(first(images, noise=noise).logits, last(images, noise=noise).logits)
+
+
+@torch.no_grad()
+def test_an_official_mae_file_and_heads_that_only_a_configuration_tells(tmp_path):
+    """MAE's file has its flags as a namespace, and a decoder of 16 heads."""
+    from models_mae import MAEViT
+
+    torch.manual_seed(0)
+    own = exported.randomize(MAEViT(32, 8, 3, 128, 2, 4, decoder_embed_dim=32, decoder_depth=1))
+    args = Namespace(model="mae_vit_small", input_size=32, mask_ratio=0.5, norm_pix_loss=True)
+    torch.save({"model": own.state_dict(), "args": args, "epoch": 1}, tmp_path / "mae.pth")
+    assert exported.export(tmp_path / "mae.pth", tmp_path / "1", "huggingface").status == 0
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    model = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "1").eval()
+    half = MAEViT(32, 8, 3, 128, 2, 4, 32, 1, mask_ratio=0.5, norm_pix_loss=True)
+    half.load_state_dict(own.state_dict())
+    expected = half(images, noise)["loss"]
+    assert abs(model(images, noise=noise).loss - expected) <= 1e-5
+
+    small = dict(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96,
+                 image_size=16, patch_size=4, decoder_hidden_size=24, decoder_num_hidden_layers=1,
+                 decoder_num_attention_heads=3, decoder_intermediate_size=48)  # fmt: skip
+    theirs = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**small))
+    exported.randomize(theirs).save_pretrained(tmp_path / "theirs")
+    for to, source in (("safetensors", "theirs"), ("huggingface", "safetensors")):
+        assert exported.export(tmp_path / source, tmp_path / to, to).status == 0
+    again = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "huggingface").eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.allclose(again(images, noise=noise).logits, theirs(images, noise=noise).logits,
+                          rtol=0, atol=1e-5)  # fmt: skip
 
 
 @torch.no_grad()
