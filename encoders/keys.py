@@ -49,7 +49,9 @@ TRANSFORMERS: Rules = (
     (".layernorm_before.", ".norm1."), (".layernorm_after.", ".norm2."),
     (".layer_scale1.lambda1", ".ls1.gamma"), (".layer_scale2.lambda1", ".ls2.gamma"),
     (".lambda_1", ".gamma_1"), (".lambda_2", ".gamma_2"),
-    ("^decoder.decoder_layers.", "decoder_blocks."), ("^decoder.decoder_", "decoder_"),
+    # transformers 5.24 saves a ViT-MAE that it has not loaded under the second name.
+    ("^decoder.decoder_layers.", "decoder_blocks."),
+    ("^decoder.decoder_encoder.layer.", "decoder_blocks."), ("^decoder.decoder_", "decoder_"),
     ("^decoder.mask_token", "mask_token"), ("^embeddings.mask_token", "mask_token"),
 )  # fmt: skip
 # Its Swin's become SimMIM's names, which `convert_simmim` makes this project's.
