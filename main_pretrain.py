@@ -44,6 +44,7 @@ MODELS = models_mimae.MODELS | models_mae.MODELS | models_simmim.MODELS
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
+    arguments.add_cache_flags(parser)
     arguments.add_optimisation_flags(parser, "images_per_step * num_masks", least_epochs=0)
     arguments.add_run_flags(parser, "output_dir/pretrain")
     arguments.add_checkpoint_flags(parser)
@@ -140,45 +141,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments.parse_args(get_args_parser(), "pretrain", argv)
 
 
+MI_FLAGS = (
+    "num_masks", "mask_type", "lambda_rec", "lambda_max", "lambda_min", "temperature",
+    "latent_pool", "mi_head", "club_level", "club_negatives", "club_floor", "lambda_uniformity",
+    "train_approximation", "mi_start_loss",
+)  # fmt: skip
+
+
+def model_options(args: argparse.Namespace) -> dict[str, object]:
+    """The arguments of the model in MODELS that the flags describe."""
+    names = ("in_chans", "mask_ratio", "norm_pix_loss", "grad_checkpointing")
+    if args.model not in models_simmim.MODELS:
+        names += ("pred_ratio",)
+    if args.model not in models_mae.MODELS:
+        names += MI_FLAGS
+    return {"img_size": args.input_size} | {name: getattr(args, name) for name in names}
+
+
 def build_model(args: argparse.Namespace) -> nn.Module:
     """The model that the flags describe, on the CPU."""
     if args.lambda_rec == 0 and args.mi_start_loss != math.inf:
         raise UsageError("--lambda_rec 0 never reaches --mi_start_loss: use --mi_start_loss inf")
-    options = dict(
-        img_size=args.input_size,
-        in_chans=args.in_chans,
-        mask_ratio=args.mask_ratio,
-        norm_pix_loss=args.norm_pix_loss,
-        grad_checkpointing=args.grad_checkpointing,
-    )
-    if args.model not in models_simmim.MODELS:
-        options["pred_ratio"] = args.pred_ratio
-    elif args.pred_ratio != 1:
+    if args.model in models_simmim.MODELS and args.pred_ratio != 1:
         raise UsageError("--pred_ratio saves nothing on SimMIM, which has no decoder: leave it")
-    if args.model in models_mae.MODELS:
-        if args.num_masks != 1 or args.lambda_max or args.lambda_min or args.lambda_rec != 1:
-            raise UsageError(
-                f"--model {args.model} has one mask and no other loss: leave --num_masks and "
-                f"--lambda_* away, or take --model mi{args.model}"
-            )
-        return MODELS[args.model](**options)
-    names = (
-        "num_masks",
-        "mask_type",
-        "lambda_rec",
-        "lambda_max",
-        "lambda_min",
-        "temperature",
-        "latent_pool",
-        "mi_head",
-        "club_level",
-        "club_negatives",
-        "club_floor",
-        "lambda_uniformity",
-        "train_approximation",
-        "mi_start_loss",
-    )
-    return MODELS[args.model](**options, **{name: getattr(args, name) for name in names})
+    others = args.num_masks != 1 or args.lambda_max or args.lambda_min or args.lambda_rec != 1
+    if args.model in models_mae.MODELS and others:
+        raise UsageError(
+            f"--model {args.model} has one mask and no other loss: leave --num_masks and "
+            f"--lambda_* away, or take --model mi{args.model}"
+        )
+    return MODELS[args.model](**model_options(args))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -189,7 +181,8 @@ def main(args: argparse.Namespace) -> None:
         crop = CropAndFlip(
             args.input_size, args.min_crop, args.flip, interpolation=args.interpolation
         )
-        data = TransformedImages(load_images(args, "pretrain"), crop, args.seed)
+        images = load_images(args, "pretrain", min_crop=args.min_crop)
+        data = TransformedImages(images, crop, args.seed)
         batches = open_batches(args, data, True, run.device)
         normalize = Normalize(args.mean, args.std).to(run.device)
         num_masks = model.masks.num_masks
@@ -225,8 +218,8 @@ def main(args: argparse.Namespace) -> None:
                 means = train_one_epoch(wrapped, normalize, optimizer, precision, run)
                 extra = {"explained": explained(means)}
                 extra |= {"mi_losses": int(uses_mi and mi.gate.is_open)}
-                if monitor and (run.is_finished() or run.progress.epoch % args.knn_every == 0):
-                    extra |= monitor(model)
+                if monitor and run.is_due(args.knn_every):
+                    extra |= neighbours(run, monitor, model)
                 run.log_epoch(means, extra)
                 run.save_epoch()
             except NonFiniteLoss as error:
@@ -256,17 +249,25 @@ def warn_of_little_learnt(found: dict[str, float], args: argparse.Namespace, use
         )
 
 
+def neighbours(run: Run, monitor: KNNMonitor, model: nn.Module) -> dict[str, float]:
+    """What a monitor finds, if no signal comes meanwhile."""
+    with run.testing(*monitor.loaders):
+        return monitor(model)
+
+
 def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KNNMonitor:
     """A monitor of the test split's k-NN accuracy; between its runs no loader processes wait."""
     train, val = (
         open_batches(
             args,
-            TransformedImages(load_images(args, split), evaluation_view(args), args.seed),
+            TransformedImages(
+                load_images(args, split, min_crop=min_crop), evaluation_view(args), args.seed
+            ),
             False,
             precision.device,
             keep_workers=False,
         )
-        for split in ("train", "val")
+        for split, min_crop in (("train", args.min_crop), ("val", 1.0))  # the cache of training
     )
     return KNNMonitor(train, val, normalize, precision)
 

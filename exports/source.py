@@ -56,7 +56,7 @@ class Source:
         num_heads: int | None = None,
     ):  # fmt: skip
         self.path = path
-        self.pretrained = Pretrained(path, num_heads)
+        self.pretrained = Pretrained(path, num_heads, "CHECKPOINT")
         self._check_config()
         self.layout = self.pretrained.foreign.layout
         self.run = self.pretrained.foreign.run

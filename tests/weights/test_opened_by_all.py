@@ -13,6 +13,7 @@ import main_finetune
 import main_linprobe
 import main_robustness
 import main_segmentation
+from encoders.frozen import open_frozen
 from encoders.load import open_dense
 
 
@@ -27,7 +28,7 @@ def opens(rank: int, main: str, folders: list[str]) -> str:
         main_linprobe.build_frozen(main_linprobe.parse_args(["--finetune", path]))
     elif main == "main_evaluate":
         args = main_evaluate.parse_args([path])
-        main_evaluate.open_encoder(args, path, None)
+        open_frozen(args, path)
     elif main == "main_robustness":
         args = main_robustness.parse_args([path, "--dataset", "digits"])
         main_robustness.open_classifier(args, "one", path)
@@ -72,8 +73,9 @@ def nodes(tmp_path, pretrained, finetuned):
 @pytest.mark.parametrize("main", MAINS)
 @pytest.mark.parametrize(
     ("kind", "says"),
-    [("whole", ""), ("absent", "rank 1: weights.pth is no checkpoint file"),
-     ("damaged", "rank 1: weights.pth is"), ("other", "weights.pth is not the same on all ranks")],
+    [("whole", ""), ("absent", "rank 1: CHECKPOINT weights.pth is no checkpoint file"),
+     ("damaged", "rank 1: CHECKPOINT weights.pth is"),
+     ("other", "weights.pth is not the same on all ranks")],
 )  # fmt: skip
 def test_all_ranks_have_opened_the_same_weights_or_none(nodes, tmp_path, main, kind, says):
     if kind in ("absent", "damaged") and main not in MAINS[:2]:
