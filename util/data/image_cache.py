@@ -33,7 +33,7 @@ from util.data.image_sets import Images
 from util.data.kept_index import kept_in, stamp
 from util.data.transforms import ELONGATED, covering, resize
 from util.errors import UsageError
-from util.logging import ProgressLine
+from util.progress import ProgressLine
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def _make(images: Images, path: str, box: Box, num_threads: int) -> None:
 
 def _write(file, images: Images, box: Box, num_threads: int) -> None:
     places, place = np.zeros((len(images), 5), np.int64), 0
-    line = ProgressLine("caching images", len(images), 1)
+    line = ProgressLine("caching images", len(images))
     with ThreadPoolExecutor(num_threads) as threads:
         step = CHUNK * num_threads
         for start in range(0, len(images), step):

@@ -15,7 +15,7 @@ from util.data.image_sets import Images, Subset
 from util.data.images import to_float
 from util.data.loader import Batches
 from util.data.transformed import TransformedImages
-from util.logging import ProgressLine
+from util.progress import ProgressLine
 
 BATCH = 32
 
@@ -70,7 +70,7 @@ def look_at(name: str, images: Images, most: int, facts: Facts, num_workers: int
     part = Subset(images, np.sort(chosen))
     data = TransformedImages(part, facts, 0)
     batches = Batches(data, BATCH, False, num_workers=num_workers, max_bad_images=len(part))
-    line, done, places, rows = ProgressLine(name, len(part), 1), 0, [], []
+    line, done, places, rows = ProgressLine(name, len(part)), 0, [], []
     with _silent("util.data.loader"):  # the broken are told at the end
         for ids, raw, _ in batches.each_once():
             places.append(ids.numpy())
