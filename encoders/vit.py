@@ -136,16 +136,17 @@ class Pretrained:
             return dict(self.config)
         kernel = self.weights["patch_embed.proj.weight"]
         config: dict[str, object] = {"in_chans": kernel.shape[1]}
-        if kernel.shape[1] == 3:
-            if self.foreign.normalization is None:
-                log.warning(
-                    "%s does not tell its images' mean and std: ImageNet's are used; for timm's "
-                    "augreg models and mmpretrain's fine-tuned BEiT (not v2), give --mean 0.5 "
-                    "--std 0.5",
-                    self.path,
-                )
-            mean, std = self.foreign.normalization or IMAGENET
-            config |= {"mean": list(mean), "std": list(std)}
+        said = self.foreign.normalization
+        if said is None and kernel.shape[1] == 3:
+            log.warning(
+                "%s does not tell its images' mean and std: ImageNet's are used; for timm's "
+                "augreg models and mmpretrain's fine-tuned BEiT (not v2), give --mean 0.5 "
+                "--std 0.5",
+                self.path,
+            )
+            said = IMAGENET
+        if said is not None and len(said[0]) == kernel.shape[1]:  # a layout's are of three
+            config |= {"mean": list(said[0]), "std": list(said[1])}
         found, told = self.foreign.grid(), self.foreign.told_sizes()
         if found is not None:
             config["input_size"] = [n * p for n, p in zip(found[1], kernel.shape[2:], strict=True)]

@@ -129,6 +129,7 @@ def _put_in_place(aside: str, out: str) -> None:
 
 
 def write_json(path: str, content: Mapping) -> None:
+    """Write plain values as JSON; raises OSError."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
         file.write("\n")

@@ -147,6 +147,7 @@ def _renamed(key: str, rules: Iterable[tuple[str, str]]) -> str | None:
 
 
 def with_prefix(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
+    """The same tensors, each name with `prefix` before it."""
     return {prefix + key: value for key, value in weights.items()}
 
 

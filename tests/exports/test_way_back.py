@@ -98,7 +98,8 @@ def test_the_mains_go_on_with_both(path, tmp_path, run_main_here):
     outcome = run_main_here("main_linprobe", "--finetune", tmp_path / "1", "--epochs", 1,
                             "--warmup_epochs", 0, *flags)  # fmt: skip
     assert outcome.status == 0, outcome.err
-    assert outcome.results()["flags"]["model"] == NANO
+    flags_taken = outcome.results()["flags"]
+    assert flags_taken["model"] == NANO and flags_taken["mean"] == pytest.approx([0.1])
     outcome = run_main_here("main_finetune", "--finetune", tmp_path / "2", "--max_steps", 1, *flags)
     assert outcome.status == 0, outcome.err
 
