@@ -1,4 +1,4 @@
-"""Fine-tune a pre-trained encoder end to end, or evaluate a fine-tuned one (--eval).
+r"""Fine-tune a pre-trained encoder end to end, or evaluate a fine-tuned one (--eval).
 
 python main_finetune.py --finetune output_dir/pretrain/checkpoint-last.pth
 

@@ -1,4 +1,4 @@
-"""Submit any main as a SLURM job that comes back after a preemption, a time-out or a dead node.
+r"""Submit any main as a SLURM job that comes back after a preemption, a time-out or a dead node.
 
 python submitit_launch.py main_finetune --nodes 1 --ngpus 8 --job_dir /shared/runs/%j \
     @recipes/vit_base_finetune.args --finetune ... --data_path ...

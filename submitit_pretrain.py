@@ -1,4 +1,4 @@
-"""Pre-train on a SLURM cluster: the launcher's flags (--help lists them) and main_pretrain's.
+r"""Pre-train on a SLURM cluster: the launcher's flags (--help lists them) and main_pretrain's.
 
 python submitit_pretrain.py --nodes 4 --ngpus 8 --partition gpu --timeout 1440 \
     --job_dir /shared/runs/%j @recipes/mimae_vit_base_200ep.args --data_path /shared/imagenet

@@ -19,14 +19,12 @@ NOT_RUN = {  # how a command begins: why it is not run
     "make ": "makes an environment, or is the tests themselves",
     "python -m venv": "makes an environment",
     "uv ": "makes an environment",
-    "pip ": "installs packages",
     "apptainer ": "needs a container's runtime, and the network",
     "sbatch ": "needs a cluster; tests/cluster/test_slurm.py has one",
     "status=$?": "part of that job's script",
     "[ $status": "part of that job's script",
     "exit ": "part of that job's script",
     "python benchmarks/": "tests/test_benchmarks.py and tests/benchmarks/ run them at tiny size",
-    "PYTHONPATH=packages python benchmarks/": "as above",
     "python main_robustness.py runs/ft-mae": "needs ImageNet's thousand classes; "
     "test_the_published_sets in tests/test_main_robustness.py has its layouts",
 }
@@ -39,6 +37,7 @@ SHORT = {  # program: what is appended to its flags, before those of a model
     "main_robustness": "--max_images 8 --corruptions fog --severities 1",
     "reproduce": "--dry_run --out tables",
 }  # fmt: skip
+DIGITS = ["--train_fraction", "0.02"]
 DENSE = ("main_segmentation", "main_detection")
 
 
@@ -65,7 +64,7 @@ def tiny(name: str, words: list[str]) -> list[str]:
     words += SHORT.get(name, "").split()
     if name.startswith("main_"):
         words += ["--device", "cpu", "--num_workers", "0"]
-        words += [] if is_digits(words) else model_flags(name, words)
+        words += DIGITS if is_digits(words) else model_flags(name, words)
     elif name == "tools.features":
         words += ["--device", "cpu", "--num_workers", "0"]
     return words
@@ -99,6 +98,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def run(name: str, words: list[str]) -> Outcome:
+    """The working folder holds links; what a command writes is its own."""
     if name.startswith("submitit"):
         main = "main_pretrain" if name == "submitit_pretrain" else words.pop(0)
         module = importlib.import_module(main.removesuffix(".py"))
@@ -116,6 +116,8 @@ def test_it_runs(page, line, world, tmp_path):
     assert found, f"{page} has a command of no known program: {line}"
     for path in world.iterdir():
         (tmp_path / path.name).symlink_to(path)
+        if path.name in found[1][-1] and found[0] == "tools.shards":
+            (tmp_path / path.name).unlink()  # where it writes to
     with inside(tmp_path):
         done = run(*found)
     assert done.status == 0, f"{page}: {line}\n{done.err}"

@@ -96,6 +96,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=number(int, 4), default=128, help="images per process")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto", help="mixed precision")
+    add("--log_seconds", type=number(float, 0), default=60.0,
+        help="where there is no terminal, seconds between lines that tell how far it is")
     add("--dist_timeout", type=number(float, 0.01), default=10.0,
         help="minutes to wait for the other processes")
     add("--seed", type=number(int, 0), default=0, help="of untrained weights and of draws")

@@ -21,7 +21,7 @@ LINKS = {  # other names of what is there
     "data/coco/annotations/instances_train2017.json": "scenes/instances_training.json",
     "data/coco/annotations/instances_val2017.json": "scenes/instances_validation.json",
     "a.json": "scene-shards/instances_train.json", "b.json": "scene-shards/instances_val.json",
-    "a-0.tar": "scene-shards/train-000000.tar", "b-0.tar": "scene-shards/val-000000.tar",
+    "a-0.tar": "scene-shards/train-0000.tar", "b-0.tar": "scene-shards/val-0000.tar",
 }  # fmt: skip
 CHECKPOINTS = {  # folder: the command that makes it, in this order
     "output_dir/pretrain": "main_pretrain",

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from util.errors import EXIT_USAGE
@@ -115,12 +116,22 @@ def expand_home(word: str) -> str:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one."""
+    """Shows a default where there is one, and commands as they stand."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, "", argparse.SUPPRESS) or action.const is not None:
+        is_told = action.const is not None or "(default:" in (action.help or "")
+        if is_told or action.default in (None, "", [], argparse.SUPPRESS):
             return action.help
         return super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = textwrap.dedent(text).split("\n\n")
+        return "\n\n".join(
+            textwrap.indent(textwrap.dedent(part), "    ")
+            if part.startswith((" ", "python ", "torchrun "))
+            else super(_HelpFormatter, self)._fill_text(part, width, indent)
+            for part in parts
+        )
 
 
 def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
