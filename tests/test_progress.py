@@ -43,6 +43,9 @@ def test_the_bar_stays_on_one_line_of_the_terminal(terminal, monkeypatch, column
     line.update(10, "  ".join(f"term_{i} {i / 7:.4g}" for i in range(20)))
     assert terminal().startswith("epoch 3 ") and len(terminal()) < columns
     assert ("term_19" in terminal()) == (columns == 400)
+    assert all(
+        part.startswith(("epoch", "term")) and part[-1].isdigit() for part in terminal().split("  ")
+    )
 
 
 def test_the_bar_tells_the_time_left_of_its_part_and_of_the_whole(terminal, clock):
@@ -51,7 +54,7 @@ def test_the_bar_tells_the_time_left_of_its_part_and_of_the_whole(terminal, cloc
     for step in range(1, 51):
         clock.now += 2
         line.update(step)
-    told = "epoch 1 ██████······ 50/100  1:40 left, 28:20 of the whole"  # 50 and 850 times 2 s
+    told = "epoch 1 ████···· 50/100  1:40 left, 28:20 in all"  # 50 and 850 times 2 s
     assert terminal().startswith(told)
 
 
@@ -103,7 +106,7 @@ def test_the_pace_leaves_out_the_start_and_what_cost_nothing(clock):
 
 def test_items_are_given_on_and_counted(terminal):
     assert list(shown("abc", "letters", 3)) == ["a", "b", "c"]
-    assert "letters ████████████ 3/3" in terminal()
+    assert "letters ████████ 3/3" in terminal()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-CELLS = 12  # of a bar
+CELLS = 8  # of a bar: 80 columns hold a loss, too
 FIRST_PAUSE = 5.0  # seconds between the first two lines; each pause is twice the one before
 
 
@@ -108,13 +108,15 @@ class ProgressLine:
     def _left(self) -> str:
         own, whole = self.own.left(), self.whole.left() if self.whole else None
         shown = [] if own is None else [f"{duration(own)} left"]
-        return ", ".join(shown + ([] if whole is None else [f"{duration(whole)} of the whole"]))
+        return ", ".join(shown + ([] if whole is None else [f"{duration(whole)} in all"]))
 
     def _draw(self) -> None:
         filled = CELLS * self.own.done // max(self.own.total, 1)
         line = self._line("█" * filled + "·" * (CELLS - filled) + " ")
-        # A line that the terminal wraps could not be drawn over.
-        line = line[: shutil.get_terminal_size().columns - 1]
+        # A line that the terminal wraps could not be drawn over; half a number tells nothing.
+        width = shutil.get_terminal_size().columns - 1
+        if len(line) > width:
+            line = line[:width].rpartition("  ")[0] or line[:width]
         sys.stdout.write(f"\r{line}\033[K")
         sys.stdout.flush()
 

@@ -77,7 +77,7 @@ def as_words(name, value):
 
 def test_what_a_run_writes_says_where_its_values_are_from(pretrained):
     """The log, results.json, TensorBoard and the checkpoint."""
-    assert "flags, and where those come from" in pretrained.out
+    assert "flags (in brackets: where" in pretrained.out
     shown = " ".join(pretrained.out.split())
     assert "min_crop 0.8 [data set]" in shown and "temperature 0.07," in shown
     assert "batch_size 128 [command line]" in shown

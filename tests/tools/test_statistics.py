@@ -93,4 +93,4 @@ def test_a_report_that_cannot_be_written_is_told_first(folder, capsys):
 
 def test_a_bar_where_a_person_waits(folder, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert "train ████████████ 16/16" in told(capsys, folder)
+    assert "train ████████ 16/16" in told(capsys, folder)

@@ -129,9 +129,9 @@ def test_the_log_tells_throughput_losses_and_the_time_left_of_the_run(tmp_path):
         "main_pretrain", *flags, "--log_every", 2, "--log_seconds", 0, folder=tmp_path
     )
     assert told.status == 0, told.err
-    lines = [line for line in told.out.splitlines() if "of the whole" in line]
+    lines = [line for line in told.out.splitlines() if "in all" in line]
     assert len(lines) == 3 * 4 - 1 and "epoch 2 " in lines[-1]  # but the first
     assert "images/s  loss " in lines[-1] and "  rec " in lines[-1]
     quiet = run_in_process("main_pretrain", *flags, folder=tmp_path / "quiet")
     assert len([line for line in quiet.out.splitlines() if "epoch 0 1/" in line]) == 1
-    assert len([line for line in quiet.out.splitlines() if "of the whole" in line]) < 5
+    assert len([line for line in quiet.out.splitlines() if "in all" in line]) < 5

@@ -61,7 +61,7 @@ def log_plan(
     }
     log.info("\n".join(_wrapped(name, text) for name, text in lines.items() if text))
     flags = args.settings.table(args)
-    log.info("flags, and where those come from that have not the parser's default:")
+    log.info("flags (in brackets: where a value is from, if it is no default):")
     log.info("\n".join(_wrapped(f"  {title}", text) for title, text in flags.items()))
 
 
@@ -95,7 +95,7 @@ def _warmup(args: argparse.Namespace) -> str:
 def _wrapped(name: str, text: str, width: int = 100, indent: int = 18) -> str:
     """A line, or several where it is longer than the width, the rest below the text."""
     return textwrap.fill(
-        text, width, initial_indent=f"{name + ':':{indent}s}", subsequent_indent=" " * indent,
+        text, width, initial_indent=f"{name + ': ':{indent}s}", subsequent_indent=" " * indent,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 
