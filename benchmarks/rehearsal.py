@@ -24,7 +24,7 @@ NOT_REHEARSED = {
     "backward passes": "autograd wants a real device; every parameter gets a gradient of zero",
     "torch.compile and CUDA graphs": "they make kernels for a real device",
     "NCCL and DistributedDataParallel": "they need a real device; one process is rehearsed",
-    "torchvision's NMS": "how many boxes it keeps depends on values: half of them are kept",
+    "torchvision's NMS": "how many boxes it keeps depends on values: 40 are kept",
     "RoI align's kernel, fused attention's kernels": "only the shapes of what they give are known",
     "memory": "a shape takes none: `gpu_hour.py check` measures it",
     "values": "NaN, overflow in fp16 and accuracy are what `gpu_hour.py check` compares",
@@ -32,22 +32,22 @@ NOT_REHEARSED = {
 
 
 def rehearse(case: Case, amps: tuple[str, ...] = AMPS) -> list[Wait]:
-    """Run a case in each precision; what it waits for, in the order of the first time.
+    """Run a case in each precision that matters; what it waits for, by the first time.
 
     Raises:
         Exception: whatever the case raises, which a GPU would raise, too.
     """
     modules, run = case.built()
-    with FakeGPU() as gpu:
+    with FakeGPU(**case.answers) as gpu:
         for module in modules:
             gpu.take(module)
-        for amp in amps:
+        for amp in amps if case.has_amps else ("none",):
             run(amp)
     return gpu.waits
 
 
 def report(found: dict[str, list[Wait]]) -> str:
-    """Markdown: what waits, with the cases in which it does."""
+    """Markdown: what waits, and in which cases."""
     cases: dict[Wait, list[str]] = {}
     for name, waits in found.items():
         for wait in waits:

@@ -7,7 +7,7 @@ only width and depth are small.
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from benchmarks.gpu.fake_gpu import DEVICE, given_gradients
 from util.training import optim
 from util.training.precision import Precision
 
-IMAGES, CLASSES = 2, 10
+IMAGES, CLASSES = 2, 8
 Run = Callable[[str], None]  # of a precision
 Built = tuple[list[nn.Module], Run]
 
@@ -25,7 +25,8 @@ Built = tuple[list[nn.Module], Run]
 class Case:
     """A kind of forward pass, in a training step or elsewhere.
 
-    architecture: of an encoder that has no name.
+    architecture: of an encoder that has no name. answers: what `FakeGPU` makes up. has_amps: it
+    depends on the precision.
     """
 
     name: str
@@ -33,6 +34,8 @@ class Case:
     flags: tuple[str, ...] = ()
     architecture: dict | None = None
     is_step: bool = True
+    answers: dict = field(default_factory=dict)
+    has_amps: bool = True
 
     def built(self) -> Built:
         """What goes to the device, and what runs there."""
@@ -80,6 +83,14 @@ class GivenBatches:
         return []
 
 
+def shallow(model: nn.Module) -> nn.Module:
+    """A ViT with its first block alone: the others are the same again."""
+    for name in ("blocks", "decoder_blocks"):
+        if hasattr(model, name):
+            setattr(model, name, getattr(model, name)[:1])
+    return model
+
+
 # ------------------------------------------------------------------------------------ pre-training
 
 
@@ -91,7 +102,7 @@ def pretraining(*flags: str) -> Built:
     from util.training.metrics import Meters
 
     args = main_pretrain.parse_args(list(flags))
-    model = main_pretrain.build_model(args).train()
+    model = shallow(main_pretrain.build_model(args)).train()
     normalize = Normalize(args.mean, args.std)
 
     def run(amp: str) -> None:
@@ -118,7 +129,7 @@ def monitors(*flags: str) -> Built:
     from util.training.effective_rank import effective_rank, image_share
 
     args = main_pretrain.parse_args(list(flags))
-    model = main_pretrain.build_model(args)
+    model = shallow(main_pretrain.build_model(args))
 
     def run(amp: str) -> None:
         imgs = images(8, 1).float()
@@ -142,7 +153,7 @@ def monitors(*flags: str) -> Built:
 def finetuning(*flags: str, architecture: dict | None = None) -> Built:
     import main_finetune
     from encoders.load import build_encoder
-    from engine_finetune import evaluate, train_step
+    from engine_finetune import train_step
     from util.data.transforms import Normalize
     from util.training.drop_path import DropPaths
 
@@ -151,7 +162,7 @@ def finetuning(*flags: str, architecture: dict | None = None) -> Built:
         options = dict(drop_path=args.drop_path, architecture=architecture)
         model = build_encoder("beit", CLASSES, 32, 3, **options)
     else:
-        model = main_finetune.build_model(args, None, CLASSES)
+        model = shallow(main_finetune.build_model(args, None, CLASSES))
     normalize, drops = Normalize([0.5] * 3, [0.5] * 3), DropPaths(model, 0)
     augmentation = main_finetune.build_augmentation(args, normalize, CLASSES)
 
@@ -162,7 +173,22 @@ def finetuning(*flags: str, architecture: dict | None = None) -> Built:
         targets = labels.pin_memory().to(DEVICE, non_blocking=True)
         batch = augmentation(images(32), targets, 0, 0)
         check(train_step(model.train(), [batch], 1, optimizer, precision, args.clip_grad))
-        evaluate(model, GivenBatches(torch.zeros(IMAGES, 3, 32, 32), labels), normalize, precision)
+
+    return [model, normalize], run
+
+
+def classifying(name: str) -> Built:
+    """The evaluation of a classifier, to the numbers that it tells."""
+    from encoders.load import build_encoder
+    from engine_finetune import evaluate
+    from util.data.transforms import Normalize
+
+    model = shallow(build_encoder(name, CLASSES, 32, 3))
+    normalize = Normalize([0.5] * 3, [0.5] * 3)
+
+    def run(amp: str) -> None:
+        given = GivenBatches(torch.zeros(IMAGES, 3, 32, 32), torch.zeros(IMAGES).long())
+        evaluate(model, given, normalize, Rehearsed(amp, model))
 
     return [model, normalize], run
 
@@ -174,6 +200,7 @@ def probing(*flags: str) -> Built:
 
     args = main_linprobe.parse_args(["--input_size", "32", "--in_chans", "3", *flags])
     encoder, dim = main_linprobe.build_frozen(args)
+    shallow(encoder.vit)
     probe = LinearProbe(encoder, dim, CLASSES).train()
     kind = optim.LARS if args.optimizer == "lars" else torch.optim.SGD
 
@@ -187,33 +214,37 @@ def probing(*flags: str) -> Built:
 
 
 def frozen(name: str) -> Built:
-    """Features of an encoder, the evaluations that run on the device, and an attentive probe."""
-    from encoders.frozen import CLASS_TOKEN, PATCH_MEAN, PIXELS, FrozenEncoder
+    """Features of an encoder, of its blocks and of masked images, and an attentive probe."""
+    from encoders.frozen import FrozenEncoder
     from encoders.load import build_encoder
     from util.data.transforms import Normalize
-    from util.evaluation.frozen import logistic
     from util.evaluation.frozen.attentive import EfficientProbe
 
-    encoder = None if name == "pixels" else build_encoder(name, 0, 32, 3)
+    encoder = shallow(build_encoder(name, 0, 32, 3))
     model = FrozenEncoder(encoder, Normalize([0.5] * 3, [0.5] * 3))
-    probe = EfficientProbe(encoder.num_features if encoder else 4, CLASSES, 4)
+    probe = EfficientProbe(encoder.num_features, CLASSES, 4)
 
     def run(amp: str) -> None:
-        precision = Rehearsed(amp, model)
-        with precision.autocast():
-            found = model(images(32))
-            assert found.keys() >= {CLASS_TOKEN} or found.keys() >= {PATCH_MEAN} or PIXELS in found
-            if encoder is not None:
-                tokens = model.patch_tokens(images(32)).float()
-                ids = torch.zeros(IMAGES, 4, 3, dtype=torch.long, device=DEVICE)
-                model.masked_views(images(32), ids)
-        if encoder is not None:
-            check({"loss": probe(tokens).mean()})
-        targets = torch.zeros(6, dtype=torch.long, device=DEVICE)
-        features = torch.zeros(6, 8, device=DEVICE)
-        logistic.fit(features, targets, CLASSES, [0.1, 1.0], max_iter=2).predict(features)
+        with Rehearsed(amp, model).autocast():
+            model(images(32))
+            tokens = model.patch_tokens(images(32)).float()
+            ids = torch.zeros(IMAGES, 4, 3, dtype=torch.long, device=DEVICE)
+            model.masked_views(images(32), ids)
+        check({"loss": probe(tokens).mean()})
 
     return [model, probe], run
+
+
+def regression() -> Built:
+    """Logistic regressions on kept features, until their optimum is found."""
+    from util.evaluation.frozen import logistic
+
+    def run(amp: str) -> None:
+        targets = torch.zeros(6, dtype=torch.long, device=DEVICE)
+        features = torch.zeros(6, 8, device=DEVICE)
+        logistic.fit(features, targets, CLASSES, [0.1, 1.0], max_iter=1).predict(features)
+
+    return [], run
 
 
 # ------------------------------------------------------------------------------------------- dense
@@ -301,12 +332,12 @@ def _detector(*flags: str) -> tuple[argparse.Namespace, nn.Module]:
 
 
 def _objects() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images with three objects each, on the device."""
+    """Images with objects, on the device: with 40 boxes that are found as many as maps divide."""
     import main_detection
 
     def target() -> dict[str, Tensor]:
-        labels, masks = torch.ones(3).long(), torch.zeros(3, 64, 64, dtype=torch.uint8)
-        found = dict(boxes=torch.zeros(3, 4), labels=labels, masks=masks)
+        labels, masks = torch.ones(24).long(), torch.zeros(24, 64, 64, dtype=torch.uint8)
+        found = dict(boxes=torch.zeros(24, 4), labels=labels, masks=masks)
         return {name: value.pin_memory() for name, value in found.items()}
 
     pinned = [torch.zeros(3, 64, 64, dtype=torch.uint8).pin_memory() for _ in range(IMAGES)]
@@ -322,6 +353,8 @@ _BEIT = dict(
 )  # fmt: skip
 _TINY, _SWIN = ("--model", "mimae_vit_tiny_patch2"), ("--input_size", "16", "--model")
 _MINI, _VIT = ("--model", "swin_mini_patch2"), ("--model", "vit_tiny_patch4")
+# No box is empty, and each of the maps has as many of the regions.
+_FOUR_MAPS, _TWO_MAPS = dict(truth=False, one_in=4), dict(truth=False, one_in=2)
 _VARIANTS = {
     "MI-MAE": (),
     "MI-MAE, gate by L_rec": ("--mi_start_loss", "auto", "--clip_grad", "1"),
@@ -355,16 +388,18 @@ CASES = [
     Case("linear probe, Swin, SGD", probing, (*_MINI, "--optimizer", "sgd")),
     Case("segmentation, ViT", segmentation, _VIT),
     Case("segmentation, Swin", segmentation, _MINI),
-    Case("detection, ViT", detection, _VIT),
-    Case("detection, Swin", detection, _MINI),
+    Case("detection, ViT", detection, _VIT, answers=_FOUR_MAPS),
+    Case("detection, Swin", detection, _MINI, answers=_TWO_MAPS),
     Case("log step", monitors, _TINY, is_step=False),
-    Case("frozen ViT", frozen, ("vit_tiny_patch4",), is_step=False),
-    Case("frozen Swin", frozen, ("swin_mini_patch2",), is_step=False),
-    Case("pixels", frozen, ("pixels",), is_step=False),
+    Case("classifying, ViT", classifying, _VIT[1:], is_step=False),
+    Case("classifying, Swin", classifying, _MINI[1:], is_step=False),
+    Case("frozen ViT", frozen, _VIT[1:], is_step=False),
+    Case("frozen Swin", frozen, _MINI[1:], is_step=False),
+    Case("logistic regression", regression, is_step=False, has_amps=False),
     Case("segmenting, windows, scales", segmenting,
          (*_VIT, "--test_scales", "0.5", "1", "--test_flip"), is_step=False),
     Case("segmenting, whole images", segmenting,
          (*_VIT, "--no-rel_pos_bias", "--test_mode", "whole"), is_step=False),
-    Case("detecting, ViT", detecting, _VIT, is_step=False),
-    Case("detecting, Swin", detecting, _MINI, is_step=False),
+    Case("detecting, ViT", detecting, _VIT, is_step=False, answers=_FOUR_MAPS),
+    Case("detecting, Swin", detecting, _MINI, is_step=False, answers=_TWO_MAPS),
 ]  # fmt: skip

@@ -22,7 +22,6 @@ DEVICE = torch.device("cuda", 0)
 SIZED_BY_VALUES = {
     "nonzero": "looks for what is true", "masked_select": "picks by a mask",
     "bincount": "counts values", "repeat_interleave": "repeats by values",
-    "_unique2": "looks for distinct values", "unique_dim": "looks for distinct values",
     "nms": "suppresses boxes",
 }  # fmt: skip
 OTHERS_THAT_WAIT = {"_linalg_check_errors": "checks a decomposition", "equal": "compares"}
@@ -40,11 +39,15 @@ class FakeGPU(TorchDispatchMode):
 
     Models are built before, as they are, and brought here by `take`. `waits` lists what would wait
     for the device, each kind and place once, in the order of their first time.
+
+    Args:
+        truth: what a condition that is read turns out to be.
+        one_in: a mask is true in one of so many places. boxes: kept of those that overlap.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, truth: bool = True, one_in: int = 2, boxes: int = 40) -> None:
         super().__init__()
-        self.fake = FakeTensorMode()
+        self.fake, self.truth, self.one_in, self.boxes = FakeTensorMode(), truth, one_in, boxes
         self.waits: list[Wait] = []
         self.outside = contextlib.ExitStack()
 
@@ -54,7 +57,7 @@ class FakeGPU(TorchDispatchMode):
         here(mock.patch(unavailable, lambda: False))
         here(mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True))
         here(mock.patch("torch.cuda.default_generators", (torch.Generator(),)))
-        here(mock.patch.object(Tensor, "pin_memory", self._pin))
+        here(mock.patch.object(Tensor, "pin_memory", _pin))
         here(self.fake)
         return super().__enter__()
 
@@ -70,20 +73,11 @@ class FakeGPU(TorchDispatchMode):
         for part in module.modules():
             for name, parameter in part._parameters.items():
                 if parameter is not None:
-                    fake = nn.Parameter(self._fake(parameter.data), parameter.requires_grad)
-                    part._parameters[name] = fake
+                    part._parameters[name] = nn.Parameter(_fake(parameter), parameter.requires_grad)
             for name, buffer in part._buffers.items():
                 if buffer is not None:
-                    part._buffers[name] = self._fake(buffer)
+                    part._buffers[name] = _fake(buffer)
         return module
-
-    def _fake(self, tensor: Tensor) -> Tensor:
-        return torch.empty_like(self.fake.from_tensor(tensor), device=DEVICE)
-
-    def _pin(self, tensor: Tensor, *_) -> Tensor:
-        pinned = tensor.clone()
-        pinned.is_pinned_here = True
-        return pinned
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name.split("::")[1]
@@ -103,17 +97,20 @@ class FakeGPU(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _number(self, tensor: Tensor) -> float | int | bool:
-        """What is read of a tensor: something that is true, finite and in range nearly anywhere."""
+        """What is read of a tensor: a condition's truth, else 1, which is in range anywhere."""
         if tensor.is_cuda:
             self._note("reads a number")
-        kind = float if tensor.is_floating_point() else bool if tensor.dtype == torch.bool else int
-        return kind(1)
+        if tensor.dtype == torch.bool:
+            return self.truth
+        return 1.0 if tensor.is_floating_point() else 1
 
     def _note_copy(self, name: str, args: tuple, kwargs: dict) -> None:
         source = args[1] if name == "copy_" else args[0]
         target = args[0].device if name == "copy_" else kwargs.get("device") or source.device
         target, is_async = torch.device(target), kwargs.get("non_blocking", False)
         is_async = is_async or (name == "copy_" and len(args) > 2 and args[2])
+        if not source.numel():
+            return
         if source.is_cuda and target.type == "cpu":
             self._note("copies to the CPU")
         is_pinned = is_async and getattr(source, "is_pinned_here", False)
@@ -138,7 +135,7 @@ class FakeGPU(TorchDispatchMode):
         return (x, known, *rest)
 
     def _ids(self, mask: Tensor) -> Tensor:
-        return mask.new_zeros(max(1, mask.numel() // 2), dtype=torch.long)
+        return mask.new_zeros(max(1, mask.numel() // self.one_in), dtype=torch.long)
 
     def _of_some_size(self, name: str, args: tuple, kwargs: dict) -> Tensor | None:
         """A result of a size that could be; None: there is nothing to make up."""
@@ -147,13 +144,13 @@ class FakeGPU(TorchDispatchMode):
             return None
         if x.is_cuda:
             self._note(SIZED_BY_VALUES[name])
-        some = max(1, x.numel() // 2)
+        some = max(1, x.numel() // self.one_in)
         if name == "nonzero":
             return x.new_empty((some, x.ndim), dtype=torch.long)
         if name == "bincount":
             return x.new_empty(args[2] if len(args) > 2 else kwargs.get("minlength") or some)
         if name == "nms":
-            return x.new_empty(max(1, len(x) // 2), dtype=torch.long)
+            return x.new_empty(min(len(x), self.boxes), dtype=torch.long)
         if name == "masked_select":
             return x.new_empty(some)
         return None
@@ -164,6 +161,16 @@ class FakeGPU(TorchDispatchMode):
             self.waits.append(wait)
 
 
+def _fake(like: Tensor) -> Tensor:
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=DEVICE)
+
+
+def _pin(tensor: Tensor, *_) -> Tensor:
+    pinned = tensor.clone()
+    pinned.is_pinned_here = True
+    return pinned
+
+
 def _caller() -> str:
     """The innermost function outside torch and this file, as `heads/rois.py forward`."""
     frame = sys._getframe(2)
@@ -171,7 +178,8 @@ def _caller() -> str:
         path = frame.f_code.co_filename.replace("\\", "/")
         library = path.partition("/site-packages/")[2]
         is_own = path == __file__.replace("\\", "/") or frame.f_code.co_name.startswith("<")
-        if not is_own and not library.startswith("torch/") and "/unittest/" not in path:
+        is_inner = library.startswith(("torch/", "torchvision/_")) or "/unittest/" in path
+        if not is_own and not is_inner:
             return f"{library or _in_project(path)} {frame.f_code.co_name}"
         frame = frame.f_back
     return "?"
