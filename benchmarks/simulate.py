@@ -44,7 +44,7 @@ class Machine:
 
 # teraflops: a V100's 13.1 is what MAE's 42 hours on 64 amount to (recipes/README.md), of a peak of
 # 125; for the others 30 % of the peak of 312 and 989, which nobody has measured with this code.
-# fp32: 70 % of 15.7, 19.5 and 67. nvlink: eight A100 and H100 as guides to nccl-tests have them, 230
+# fp32: 70 % of 15.7, 19.5 and 67. nvlink: of eight A100 and H100 by guides to nccl-tests, 230
 # to 250 and 460 to 480; a V100's is assumed. network: 80 % of 4 x 100, 8 x 200, 8 x 400 Gb/s.
 MACHINES = {
     "V100": Machine(13.1, 11.0, 130, 40),

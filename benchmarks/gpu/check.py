@@ -14,13 +14,13 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.gpu.record import Record, Rows
-from benchmarks.gpu.sizes import GIB, device, peak_gib, start_peak, step_flags
+from benchmarks.gpu.sizes import GIB, compiler, device, peak_gib, start_peak, step_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "test_gpu.py"
 MODELS = {  # a model's flags in a trial, and the real ones
-    "MI-MAE": ("mimae_vit_tiny_patch4", "mimae_vit_base_patch16"),
-    "MAE": ("mae_vit_tiny_patch4", "mae_vit_base_patch16"),
+    "MI-MAE": ("mimae_vit_nano_patch7", "mimae_vit_base_patch16"),
+    "MAE": ("mae_vit_nano_patch7", "mae_vit_base_patch16"),
     "SimMIM": ("misimmim_swin_mini_patch2", "misimmim_swin_tiny"),
 }
 
@@ -70,7 +70,7 @@ class Training:
 
 def model_flags(name: str, is_tiny: bool) -> list[str]:
     model = MODELS[name][not is_tiny]
-    pixels = (16 if is_tiny else 192) if "swin" in model else (32 if is_tiny else 224)
+    pixels = (16 if is_tiny else 192) if "swin" in model else (28 if is_tiny else 224)
     return ["--model", model, "--input_size", str(pixels), "--in_chans", "3"]
 
 
@@ -118,7 +118,7 @@ def memory(is_tiny: bool) -> Rows:
     from benchmarks.pretrain_step import build_ours
 
     rows: Rows = []
-    plans = [("small", 1)] if is_tiny else [("base", 16), ("base", 64), ("large", 32)]
+    plans = [("nano", 1)] if is_tiny else [("base", 16), ("base", 64), ("large", 32)]
     for model, images in plans:
         for amp in ("none",) if is_tiny else ("bf16", "none"):
             for checkpointed in (False, True):
@@ -176,14 +176,17 @@ def own_tests(seconds: float) -> Rows:
 
 
 def compiled(is_tiny: bool) -> Rows:
-    """Losses of compiled steps against plain ones; in a trial only the graph is made."""
+    """Losses of compiled steps against plain ones."""
+    from util.cluster import distributed
+
     rows: Rows = []
     for name in ("MI-MAE",) if is_tiny else ("MI-MAE", "SimMIM"):
         plain = list(Training(model_flags(name, is_tiny), 2, "none", device()).steps(2))
         made = Training(model_flags(name, is_tiny), 2, "none", device())
-        made.model.compile(**({"backend": "eager"} if is_tiny else {}))
+        distributed.compile_in_place(made.model, False)
         started = time.perf_counter()
-        found = list(made.steps(2))
+        with compiler(is_tiny):
+            found = list(made.steps(2))
         seconds = time.perf_counter() - started
         difference = max(
             abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(plain, found, strict=True)

@@ -5,9 +5,8 @@ import argparse
 import torch
 
 from benchmarks import detection_step, segmentation_step
-from benchmarks.contest import matmul_peak
 from benchmarks.gpu.record import Record, Rows
-from benchmarks.gpu.sizes import GIB, device, peak_gib, seconds_per_step, start_peak
+from benchmarks.gpu.sizes import GIB, peak_gib, peak_of_products, seconds_per_step, start_peak
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}
 TINY = ["--model", "vit_tiny_patch4", "--input_size", "32", "--classes", "3"]
@@ -30,8 +29,8 @@ def step(module, amp: str, images: int, is_tiny: bool) -> Rows:
     start_peak()
     train, facts = module.build(args, amp)
     start_peak()
-    seconds = seconds_per_step(train, 1 if is_tiny else 5)
-    peak = matmul_peak(device(), DTYPES[amp])
+    seconds = seconds_per_step(train, is_tiny)
+    peak = peak_of_products(DTYPES[amp], is_tiny)
     return [
         {"model": args.model, "pixels": args.input_size, "images": images, "ms": 1000 * seconds,
          "ms per image": 1000 * seconds / images, "TFLOP": facts["flops"] / 1e12,

@@ -1,6 +1,7 @@
 """What the stages share: the sizes of a real run and of a trial, the machine, and a clock."""
 
 import argparse
+import contextlib
 import gc
 import os
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.contest import matmul_peak
 from util.data.loader import num_cores
 
 GIB = 2**30
@@ -27,14 +29,15 @@ def device() -> torch.device:
 def step_flags(is_tiny: bool, **changes: object) -> argparse.Namespace:
     """The flags that `pretrain_step.build_ours` asks for."""
     flags = dict(
-        threads=torch.get_num_threads(), input_size=32 if is_tiny else 224, num_masks=4,
+        threads=torch.get_num_threads(), input_size=28 if is_tiny else 224, num_masks=4,
         compile=False, grad_checkpointing=False, against="",
     )  # fmt: skip
     return argparse.Namespace(**flags | changes)
 
 
-def seconds_per_step(train: Callable[[int], None], steps: int, turns: int = 3) -> float:
-    """The fastest of some turns, after a step that does not count: seconds of a step."""
+def seconds_per_step(train: Callable[[int], None], is_tiny: bool) -> float:
+    """Seconds of a step: the fastest of three turns of five, after a step that does not count."""
+    turns, steps = (1, 1) if is_tiny else (3, 5)
     train(1)
     best = float("inf")
     for _ in range(turns):
@@ -44,6 +47,16 @@ def seconds_per_step(train: Callable[[int], None], steps: int, turns: int = 3) -
         synchronize()
         best = min(best, (time.perf_counter() - started) / steps)
     return best
+
+
+def peak_of_products(dtype: torch.dtype, is_tiny: bool) -> float:
+    """FLOPs per second that matrix products reach here."""
+    return matmul_peak(device(), dtype, (256,) if is_tiny else ())
+
+
+def compiler(is_tiny: bool) -> contextlib.AbstractContextManager:
+    """Where torch.compile compiles; in a trial what is to be compiled runs as it is."""
+    return torch.compiler.set_stance("force_eager") if is_tiny else contextlib.nullcontext()
 
 
 def synchronize() -> None:

@@ -5,17 +5,24 @@ counted is a forward and a backward pass.
 """
 
 import argparse
+import time
 from collections.abc import Callable
 
 import torch
 
 from benchmarks import pretrain_step
-from benchmarks.contest import matmul_peak
-from benchmarks.gpu.profile import where_time_goes
+from benchmarks.gpu.kernels import where_time_goes
 from benchmarks.gpu.record import Record, Rows
-from benchmarks.gpu.sizes import device, peak_gib, seconds_per_step, start_peak, step_flags
+from benchmarks.gpu.sizes import (
+    GIB,
+    compiler,
+    peak_gib,
+    peak_of_products,
+    seconds_per_step,
+    start_peak,
+    step_flags,
+)
 
-GIB = 2**30
 WITHOUT_MI = ("--lambda_max", "0", "--lambda_min", "0")
 FLAT = 1.02  # a batch of twice the size that is no faster than this is the last one
 
@@ -34,11 +41,11 @@ class Speed:
 
     def run(self) -> None:
         part, tiny = self.record.part, self.is_tiny
-        models = ("small",) if tiny else ("base", "small", "large")
+        models = ("nano",) if tiny else ("base", "small", "large")
         part("peak of matrix products", 10, self._peaks)
         for model in models:
             part(f"{model}, batches", 30, lambda m=model: self._batches(m))
-        part("profile", 20, lambda: where_time_goes(*self._step(models[0])[:2]))
+        part("profile", 20, lambda: where_time_goes(self._step(models[0])[0], tiny))
         for model in models:
             part(f"{model}, variants", 25, lambda m=model: self._variants(m))
         if self.args.official:
@@ -49,7 +56,7 @@ class Speed:
     def _peaks(self) -> Rows:
         dtypes = [torch.float32] if self.is_tiny else [torch.bfloat16, torch.float16, torch.float32]
         return [
-            {"dtype": str(dtype), "TFLOP/s": matmul_peak(device(), dtype) / 1e12}
+            {"dtype": str(dtype), "TFLOP/s": peak_of_products(dtype, self.is_tiny) / 1e12}
             for dtype in dtypes
         ]
 
@@ -70,7 +77,7 @@ class Speed:
 
     def _timed(self, train: Callable, facts: dict, images: int) -> dict[str, object]:
         start_peak()
-        seconds = seconds_per_step(train, 1 if self.is_tiny else 5)
+        seconds = seconds_per_step(train, self.is_tiny)
         row = {"images": images, "masked/s": 4 * images / seconds, "ms": 1000 * seconds}
         peaks = self.record.rows("peak of matrix products")
         known = {peak["dtype"]: 1e12 * peak["TFLOP/s"] for peak in peaks}
@@ -119,13 +126,12 @@ class Speed:
             return {"images": images, "note": str(error).splitlines()[0][:200]}
 
     def _compiled(self, model: str) -> Rows:
-        import time
-
-        started = time.perf_counter()
-        train, facts, images = self._step(model, compile=True)
-        train(1)
-        took = time.perf_counter() - started
-        return [{"seconds to compile": took} | self._timed(train, facts, images)]
+        with compiler(self.is_tiny):
+            train, facts, images = self._step(model, compile=True)
+            started = time.perf_counter()
+            train(1)
+            took = time.perf_counter() - started
+            return [{"seconds to compile": took} | self._timed(train, facts, images)]
 
     def _official(self) -> Rows:
         """In processes of their own, in turns, on the same work."""

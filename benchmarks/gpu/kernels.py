@@ -32,10 +32,10 @@ def kind(name: str) -> str:
     return "elementwise and others"
 
 
-def where_time_goes(train: Callable[[int], None], facts: dict) -> Rows:
+def where_time_goes(train: Callable[[int], None], is_tiny: bool) -> Rows:
     """Milliseconds of a step by kind of kernel, what the device idles, and the dearest kernels."""
     use_cuda = torch.cuda.is_available()
-    seconds = seconds_per_step(train, STEPS, turns=1)
+    seconds = seconds_per_step(train, is_tiny)
     activities = [ProfilerActivity.CUDA] if use_cuda else [ProfilerActivity.CPU]
     with profile(activities=activities) as found:
         train(STEPS)
