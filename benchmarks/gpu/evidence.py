@@ -32,8 +32,8 @@ SETTINGS = {  # as the studies have them; more steps than a CPU has time for
     ),
 }  # fmt: skip
 TINY = (
-    "--common", "--mi_start_loss inf", "--train_fraction", "0.2", "--batch_size", "64", "--steps",
-    "4", "--probe_images", "200", "--few", "4", "--draws", "2",
+    "--common", "--mi_start_loss inf", "--batch_size", "64", "--steps", "2", "--probe_images",
+    "100", "--few", "2", "--draws", "2",
 )  # fmt: skip
 
 
