@@ -2,11 +2,12 @@
 
 python benchmarks/simulate.py --model base --gpus V100 H100
 
-Counted: the FLOPs of a step and the bytes of its gradients. Assumed, and flags: what a GPU reaches,
-its network, its cores. Gradients are summed in buckets while the backward pass goes on, by a ring
-or, where that has fewer steps, a tree; latents are gathered and their gradients summed while the
-step waits; images are loaded beside the step. Nodes that are slower than others, file systems and
-NCCL's choice of algorithms are not modelled. --check sets it beside published hours.
+Counted: the FLOPs and kernels of a step and the bytes of its gradients. Assumed, and flags: what a
+GPU reaches, how fast kernels are launched, its network, its cores. Gradients are summed in buckets
+while the backward pass goes on, by a ring or, where that is faster, a tree; latents are gathered
+and their gradients summed while the step waits; images are loaded beside the step. Not modelled:
+autocast's casts, nodes that are slower than others, file systems, NCCL's choice of algorithms.
+--check sets it beside published hours.
 """
 
 import argparse
@@ -19,6 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from util.flags.parser import number
 
+ASSUMED = ("teraflops", "nvlink", "network", "hop_in", "hop_out", "launch")  # flags
 IMAGENET = 1_281_167  # training images
 BUCKET = 25 * 2**20  # bytes, DistributedDataParallel's
 BACKWARD = 2 / 3  # of the compute; gradients come evenly over it
@@ -30,7 +32,8 @@ class Machine:
     """A GPU, its node of eight, and the network between nodes.
 
     teraflops: reached in a step, TFLOP/s. fp32: reached by fp32 products. nvlink, network: GB/s of
-    a large sum inside a node, and of all of a node's adapters. hop_in, hop_out: microseconds.
+    a large sum inside a node, and of all of a node's adapters. hop_in, hop_out, launch: of a
+    message and of a kernel's launch, microseconds.
     """
 
     teraflops: float
@@ -39,6 +42,7 @@ class Machine:
     network: float
     hop_in: float = 3.0
     hop_out: float = 8.0
+    launch: float = 6.0
     node: int = 8
 
 
@@ -66,29 +70,42 @@ TABLE1 = {  # pre-trainings: epochs, masks per image
 
 @dataclass(frozen=True)
 class Work:
-    """A step's: FLOPs of a masked sample, parameters with gradients, width D of the latents."""
+    """A step's: FLOPs of a masked sample, parameters with gradients, width D of the latents, and
+    kernels, however many samples there are."""
 
     flops: float
     parameters: int
     width: int
+    kernels: int
 
 
 def count(model: str) -> Work:
     """Count a forward and a backward pass of MI-MAE at 224 pixels, on tensors without values."""
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
     import models_mimae
+    from benchmarks.step_facts import ATTENTION_ON_CPU
 
-    with torch.device("meta"):
+    class Kernels(TorchDispatchMode):
+        """How many operations were more than another view of a tensor."""
+
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func.namespace == "aten" and not func.is_view
+            return func(*args, **kwargs or {})
+
+    with FakeTensorMode():
         net = models_mimae.MODELS[f"mimae_{MODELS[model]}"]()
-        imgs = torch.empty(1, 3, 224, 224)
-        noise = torch.empty(net.masks.noise_shape(1))
-    counter = FlopCounterMode(display=False)
-    with counter:
-        net(imgs, noise)["loss"].backward()
+        counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
+        with counter, Kernels() as kernels:
+            net(torch.empty(1, 3, 224, 224))["loss"].backward()
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    return Work(counter.get_total_flops() / net.masks.num_masks, trained, net.pos_embed.shape[2])
+    flops = counter.get_total_flops() / net.masks.num_masks
+    return Work(flops, trained, net.pos_embed.shape[2], kernels.count)
 
 
 # ----------------------------------------------------------------------------------------- seconds
@@ -125,7 +142,7 @@ def not_hidden(size: float, backward: float, gpus: int, on: Machine) -> float:
 
 
 def step(
-    work: Work, on: Machine, gpus: int, images: float, masks: int, loaded: float
+    work: Work, on: Machine, gpus: int, images: float, masks: int, loaded: float = math.inf
 ) -> dict[str, float]:
     """Seconds of a step's parts.
 
@@ -135,6 +152,7 @@ def step(
     """
     own = images / gpus
     compute = work.flops * own * masks / (1e12 * on.teraflops)
+    compute = max(compute, 1e-6 * on.launch * work.kernels)
     exposed = not_hidden(4.0 * work.parameters, BACKWARD * compute, gpus, on)
     mi = 0.0
     if masks > 1:
@@ -164,7 +182,7 @@ def curve(work: Work, name: str, args: argparse.Namespace) -> str:
         "efficiency | hours |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    one = step(work, on, 1, args.images, args.num_masks, math.inf)["step"]
+    one = step(work, on, 1, args.images, args.num_masks)["step"]
     for gpus in (2**k for k in range(10)):
         found = step(work, on, gpus, args.images, args.num_masks, args.loaded)
         total = found["step"]
@@ -197,14 +215,14 @@ def check(works: dict[str, Work]) -> str:
     """Markdown of published hours beside what is calculated, loading left out."""
     lines = ["| published | hours | calculated |", "|---|---|---|"]
     for what, (model, epochs, masks, name, gpus, published) in PUBLISHED.items():
-        found = step(works[model], MACHINES[name], gpus, 4096 / masks, masks, math.inf)
+        found = step(works[model], MACHINES[name], gpus, 4096 / masks, masks)
         took = hours(found["step"], 4096 / masks, epochs)
         lines.append(f"| {what} | {published:g} | {took:.3g} |")
     return "\n".join(lines)
 
 
 def machine(name: str, args: argparse.Namespace) -> Machine:
-    changes = {k: getattr(args, k) for k in ("teraflops", "nvlink", "network", "hop_in", "hop_out")}
+    changes = {k: getattr(args, k) for k in ASSUMED}
     return replace(MACHINES[name], **{k: v for k, v in changes.items() if v is not None})
 
 
@@ -226,6 +244,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--network", type=positive, help="GB/s of all adapters of a node (40, 160, 320)")
     add("--hop_in", type=positive, help="microseconds of a message inside a node (3)")
     add("--hop_out", type=positive, help="microseconds of a message between nodes (8)")
+    add("--launch", type=positive, help="microseconds of a kernel's launch (6)")
     add("--check", action="store_true", help="published hours beside those calculated")
     # fmt: on
     return parser
@@ -237,7 +256,8 @@ def main(argv: list[str] | None = None) -> None:
     work = works[args.model]
     print(
         f"ViT-{args.model}: {work.flops / 1e9:.1f} GFLOP a masked sample, "
-        f"{work.parameters / 1e6:.1f} M parameters; {args.images} images x {args.num_masks} masks "
+        f"{work.parameters / 1e6:.1f} M parameters, {work.kernels} kernels; "
+        f"{args.images} images x {args.num_masks} masks "
         f"a step, {args.epochs} epochs\n"
     )
     for name in args.gpus:
