@@ -120,10 +120,14 @@ class FakeGPU(TorchDispatchMode):
     def _with_known_indices(self, name: str, args: tuple) -> tuple:
         """The arguments of an operation by indices, with numbers in place of a mask."""
         x, indices, *rest = args
-        masks = [i for i in indices if i is not None and i.dtype in (torch.bool, torch.uint8)]
+        given = [i for i in indices if i is not None]
+        masks = [i for i in given if i.dtype in (torch.bool, torch.uint8)]
+        is_fill = masks and name != "index" and rest[0].numel() == 1 and not rest[0].is_cuda
+        put = [] if name == "index" or is_fill else rest[:1]  # a number is a tensor of the CPU here
+        if x.is_cuda and not all(tensor.is_cuda for tensor in given + put):
+            self._note("copies from memory that is not pinned")
         if not masks:
             return args
-        is_fill = name != "index" and rest[0].numel() == 1 and not rest[0].is_cuda
         if x.is_cuda and not is_fill:
             self._note("picks by a mask")
         known: list[Tensor | None] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import rehearsal
 from benchmarks.gpu.cases import CASES, Case, Rehearsed, check, images, shallow
 from benchmarks.gpu.fake_gpu import DEVICE, FakeGPU, Wait
 from benchmarks.rehearsal import rehearse
@@ -84,19 +85,23 @@ def test_autocast_computes_as_on_a_gpu(gpu):
             assert linear(torch.zeros(2, 4, device=DEVICE)).dtype == dtype
 
 
-WAITING = {
-    "reads a number": lambda x: float(x.sum()),
-    "looks for what is true": lambda x: torch.where(x > 0),
-    "picks by a mask": lambda x: x[x > 0],
-    "copies to the CPU": lambda x: x.cpu(),
-    "copies from memory that is not pinned": lambda x: torch.tensor([1.0], device=x.device),
-    "counts values": lambda x: x.long().bincount(minlength=3),
-}
+UNPINNED = "copies from memory that is not pinned"
+WAITING = [
+    ("reads a number", lambda x: float(x.sum())),
+    ("looks for what is true", lambda x: torch.where(x > 0)),
+    ("picks by a mask", lambda x: x[x > 0]),
+    ("copies to the CPU", lambda x: x.cpu()),
+    (UNPINNED, lambda x: torch.tensor([1.0], device=x.device)),
+    (UNPINNED, lambda x: torch.ones(8).to(x.device, non_blocking=True)),
+    (UNPINNED, lambda x: x.__setitem__(torch.arange(3, device=x.device), 1.0)),
+    (UNPINNED, lambda x: x[torch.arange(3)]),
+    ("counts values", lambda x: x.long().bincount(minlength=3)),
+]
 
 
-@pytest.mark.parametrize("what", WAITING)
-def test_what_waits_is_written_down(gpu, what):
-    WAITING[what](torch.zeros(8, device=DEVICE))
+@pytest.mark.parametrize(("what", "call"), WAITING)
+def test_what_waits_is_written_down(gpu, what, call):
+    call(torch.zeros(8, device=DEVICE))
     assert [wait.what for wait in gpu.waits] == [what]
     assert gpu.waits[0].where.startswith("tests/benchmarks/test_rehearsal.py")
 
@@ -107,6 +112,24 @@ def test_what_does_not_wait_is_not(gpu):
     x.copy_(torch.zeros(8).pin_memory(), non_blocking=True)
     torch.where(x > 0, x, -x).cumsum(0).sort()
     assert float(torch.zeros(())) == 1.0 and not gpu.waits
+
+
+def test_the_command_tells_what_runs_what_waits_and_what_fails(capsys, monkeypatch):
+    rehearsal.main(["--only", "logistic"])
+    told = capsys.readouterr().out
+    assert re.search(r"logistic regression +[\d.]+ s\n", told)
+    assert "util/evaluation/frozen/logistic.py minimise" in told and "backward passes" in told
+
+    def broken():
+        def run(amp):
+            raise RuntimeError("no such kernel")
+
+        return [], run
+
+    monkeypatch.setattr(rehearsal, "CASES", [Case("broken", broken)])
+    with pytest.raises(SystemExit):
+        rehearsal.main([])
+    assert "FAILS: RuntimeError: no such kernel" in capsys.readouterr().out
 
 
 def test_a_shallow_model_keeps_its_first_block():
