@@ -95,7 +95,9 @@ def count(model: str) -> Work:
         count = 0
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.count += func.namespace == "aten" and not func.is_view
+            returned = [found.alias_info for found in func._schema.returns]
+            is_view = any(alias and not alias.is_write for alias in returned)
+            self.count += func.namespace == "aten" and not is_view
             return func(*args, **kwargs or {})
 
     with FakeTensorMode():

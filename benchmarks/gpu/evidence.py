@@ -53,6 +53,7 @@ def runs(record: Record, args: argparse.Namespace) -> Rows:
     command += ["--dataset", args.dataset, "--seeds", *map(str, args.seeds)]
     command += ["--data_path", os.path.abspath(args.data_path)] if args.data_path else []
     command += TINY if args.tiny else SETTINGS.get(args.dataset, ())
+    command += ["--steps", str(args.steps)] if args.steps else []
     environment = os.environ | {"OMP_NUM_THREADS": str(threads_for(args.jobs))}
     process = subprocess.Popen(
         [*command, "--variants", *VARIANTS], cwd=ROOT, env=environment, start_new_session=True

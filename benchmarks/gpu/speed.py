@@ -5,6 +5,7 @@ counted is a forward and a backward pass.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 
@@ -22,12 +23,15 @@ from benchmarks.gpu.sizes import (
     start_peak,
     step_flags,
 )
+from util.errors import UsageError
 
 WITHOUT_MI = ("--lambda_max", "0", "--lambda_min", "0")
 FLAT = 1.02  # a batch of twice the size that is no faster than this is the last one
 
 
 def run(record: Record, args: argparse.Namespace) -> None:
+    if args.official and not os.path.isfile(os.path.join(args.official, "models_mae.py")):
+        raise UsageError(f"--official {args.official} has no models_mae.py: name a clone of MAE's")
     Speed(record, args).run()
 
 
@@ -141,6 +145,7 @@ class Speed:
             steps=1 if self.is_tiny else 5,
         )  # fmt: skip
         model = "small" if self.is_tiny else "base"
+        start_peak()
         found = pretrain_step.contest(options, model, 1 if self.is_tiny else 64)
         return [
             {
