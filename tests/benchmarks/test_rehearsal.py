@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks import rehearsal
-from benchmarks.gpu.cases import CASES, Case, Rehearsed, check, images, shallow
+from benchmarks.gpu.cases import CASES, Case
 from benchmarks.gpu.fake_gpu import DEVICE, FakeGPU, Wait
+from benchmarks.gpu.forwards import Rehearsed, check, images, shallow
 from benchmarks.rehearsal import rehearse
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
@@ -40,7 +41,7 @@ def test_it_would_run_in_the_other_precisions(case):
 
 
 def documented(heading: str) -> set[Wait]:
-    part = DOCS.read_text().split(f"{heading}**")[1].split("\n**")[0].split("\n## ")[0]
+    part = DOCS.read_text().split(f"{heading}**")[1].split("\nIn ")[0].split("\n## ")[0]
     rows = re.findall(r"^\| ([a-z ]+) \| `([^`]+)` \|", part, re.MULTILINE)
     return {Wait(*row) for row in rows}
 
