@@ -63,17 +63,17 @@ class Record:
         try:
             with open(path) as file:
                 kept = json.load(file)
-            about, parts = kept["about"], kept["parts"]
+            about, parts = dict(kept["about"]), dict(kept["parts"])
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(
                 f"--out: {path} is no record of a stage: name another folder"
             ) from None
-        if about != self.about:
-            differing = [k for k in self.about if about.get(k) != self.about[k]]
-            raise UsageError(
-                f"--out: {path} is of another {', '.join(differing) or 'kind'} "
-                f"({about.get(differing[0]) if differing else about}): name another folder"
-            )
+        for name, value in self.about.items():
+            if about.get(name) != value:
+                raise UsageError(
+                    f"--out: {path} is of {name} {about.get(name)}, this is {value}: name another "
+                    "folder"
+                )
         return parts
 
     def left(self) -> float:
