@@ -52,6 +52,7 @@ MODELS = (*SIZES, "pixels")
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
+    arguments.add_cache_flags(parser)
     arguments.add_optimisation_flags(parser, "images_per_step")
     arguments.add_run_flags(parser, "output_dir/linprobe")
     arguments.add_checkpoint_flags(parser)
@@ -93,11 +94,12 @@ def build_frozen(args: argparse.Namespace) -> tuple[nn.Module, int]:
     """The frozen encoder that the flags describe, and the width of its features."""
     pretrained = described = open_checkpoint(args.finetune, args)
     if args.eval:
-        config = opened_by_all(args.resume, lambda: read_checkpoint(args.resume)).get("config")
+        probe = opened_by_all(args.resume, lambda: read_checkpoint(args.resume, "--resume"))
+        config = probe.get("config")
         if isinstance(config, dict) and config.get("model") == "pixels":
             take_from_checkpoint(args, config)
         else:
-            described = open_checkpoint(args.resume, args)
+            described = open_checkpoint(args.resume, args, flag="--resume")
     if args.model == "pixels":
         size = image_size(args.input_size, 1)
         return Pixels(), args.in_chans * size[0] * size[1]
@@ -143,7 +145,8 @@ def main(args: argparse.Namespace) -> None:
         normalize = Normalize(args.mean, args.std).to(run.device)
         train_transform = CropAndFlip(args.input_size, args.min_crop, args.flip, tf_style=True)
         view = evaluation_view(args)
-        train_images, val_images = (load_images(args, split) for split in ("train", "val"))
+        train_images = load_images(args, "train", min_crop=1.0 if args.knn else args.min_crop)
+        val_images = load_images(args, "val")
         train_view = view if args.knn else train_transform
         train = TransformedImages(train_images, train_view, args.seed)
         val = TransformedImages(val_images, view, args.seed)
@@ -179,7 +182,8 @@ def main(args: argparse.Namespace) -> None:
             return normalize(inputs), targets
 
         def test() -> dict[str, float]:
-            found = evaluate(trained, val_batches, normalize, precision, args.output_dir)
+            with run.testing(val_batches):
+                found = evaluate(trained, val_batches, normalize, precision, args.output_dir)
             return run.keep_best(found)
 
         while not run.is_finished():

@@ -13,7 +13,7 @@ _ENCODERS = {
     "digits": "vit_tiny_patch2", "fashion_mnist": "vit_tiny_patch4", "cifar10": "vit_tiny_patch4",
     "cifar100": "vit_tiny_patch4", "openclipart": "vit_tiny_patch4", "stl10": "vit_small_patch16",
     "scenes": "vit_small_patch16", "image_folder": "vit_base_patch16", "flat": "vit_base_patch16",
-    "shards": "vit_base_patch16", "csv": "vit_base_patch16",
+    "shards": "vit_base_patch16", "csv": "vit_base_patch16", "hugging_face": "vit_base_patch16",
 }  # fmt: skip
 _FLIPPED = {"digits": False, "fashion_mnist": True, "cifar10": True, "cifar100": True,
             "openclipart": True}  # fmt: skip
@@ -29,7 +29,14 @@ _SMALL = {
 }  # fmt: skip
 # Drawings survive a hard crop.
 _OWN = {"pretrain": {"openclipart": dict(min_crop=0.3)}}
-_DIGITS = {"pretrain": dict(epochs=60, warmup_epochs=5, batch_size=32, blr=2e-3)}
+# 1415 images of 64 pixels: what ends well within a minute of two cores. Augmentation needs longer.
+_DIGITS = {
+    "pretrain": dict(epochs=24, warmup_epochs=2, batch_size=32, blr=2e-3),
+    "finetune": dict(
+        epochs=8, warmup_epochs=1, batch_size=32, blr=8e-3, layer_decay=1.0, drop_path=0.0,
+        min_crop=1.0, aa="none", reprob=0.0, mixup=0.0, cutmix=0.0,
+    ),
+}  # fmt: skip
 
 # SimMIM's constructors have these values, too.
 SIMMIM = dict(
