@@ -60,7 +60,7 @@ def runs(record: Record, args: argparse.Namespace) -> Rows:
     )
     status: int | str = "the time is up"
     try:
-        status = f"status {process.wait(max(record.left() - 2 * GRACE, 1))}"
+        status = f"status {process.wait(max(record.left() - GRACE, 1))}"
     except subprocess.TimeoutExpired:
         pass
     finally:

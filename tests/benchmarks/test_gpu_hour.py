@@ -175,7 +175,9 @@ def test_what_is_interrupted_counts_as_not_begun_and_what_dies_as_failed(tmp_pat
     assert seen[0]["one"] == {"failed": record.BEGAN}  # as it stands if the process ends now
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"about": {}}', '{"about": 1, "parts": {}}', "no JSON"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"about": {}}', '{"about": 1, "parts": {}}', "no JSON"]
+)
 def test_a_file_that_is_no_record_is_left_alone(tmp_path, text):
     (tmp_path / "check.json").write_text(text)
     with pytest.raises(UsageError, match="no record"):
