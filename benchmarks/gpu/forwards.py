@@ -53,6 +53,9 @@ class GivenBatches:
     def __init__(self, imgs: Tensor, targets: Tensor):
         self.dataset, self.batch = range(len(imgs)), (torch.arange(len(imgs)), imgs, targets)
 
+    def __len__(self) -> int:
+        return 1
+
     def each_once(self) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(part.pin_memory() for part in self.batch)
 
