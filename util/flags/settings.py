@@ -48,6 +48,13 @@ class Settings:
         names = [name for group in self.groups.values() for name in group]
         return {n: getattr(args, n) for n in names if n not in _WITHOUT_EFFECT}
 
+    def every(self, args: argparse.Namespace) -> dict[str, object]:
+        """The values of all flags, by name, as JSON can have them."""
+        names = [name for group in self.groups.values() for name in group if name != "help"]
+        plain = (bool, int, float, str, list, tuple, type(None))
+        values = {name: getattr(args, name) for name in names if hasattr(args, name)}
+        return {n: v if isinstance(v, plain) else str(v) for n, v in values.items()}
+
     def table(self, args: argparse.Namespace) -> dict[str, str]:
         """Those values by group, each with its source where it is not the parser's default."""
         values, lines = self.values(args), {}

@@ -29,6 +29,7 @@ from util.training.nonfinite import NonFiniteLoss, record_nonfinite_step
 from util.training.optim import scheduled_lr, steps_per_epoch
 from util.training.output import RESULTS, OutputFolder
 from util.training.precision import Precision
+from util.training.record import Record
 from util.training.signals import StopSignal
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,13 @@ class Run:
         self.is_guest = distributed.is_distributed()  # of a group that outlives the run
         self.device = distributed.init_process_group(args.device, args.dist_timeout)
         setup_logging()
+        self.record = Record(args, self.device)
         self.signals = StopSignal()
         try:
             self.folder = agreement.all_or_none(lambda: OutputFolder(args.output_dir))
         except BaseException:
             self.signals.restore()
+            self.record.close()
             raise
         self.progress = Progress()
         # Asked now: the code that runs is that of the start, whatever is edited meanwhile.
@@ -62,7 +65,8 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
+        self.record.end(self.progress.total_steps, error)
         try:
             if self.checkpointer is not None:  # only a second Ctrl-C does not wait for a save
                 self.checkpointer.close(give_up=kind is KeyboardInterrupt)
@@ -72,6 +76,7 @@ class Run:
                 self.journal.close()
             if not self.is_guest:
                 distributed.shutdown()
+            self.record.close()
 
     def precision(self, width: int) -> Precision:
         """Mixed precision by --amp, which from then on says what `auto` took."""
@@ -108,6 +113,9 @@ class Run:
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
         self.was_finished = self.is_finished()  # before this run began
+        weights = sum(p.numel() for p in self._model().parameters())
+        where = self.history.commits[-1], self.progress.total_steps
+        self.record.begin(*where, len(batches.dataset), per_step, weights)
         self.journal = Journal(args.output_dir, self.progress, self.was_finished)
         self.journal.text("flags", args.settings.table(args))
         self.meters = Meters(self.progress, self.device)
@@ -142,6 +150,7 @@ class Run:
             args.log_every,
         )
         self.history.go()
+        self.record.go(progress.total_steps)
         steps = range(progress.total_steps, self.end_step)
         return [step for step in steps if step not in progress.skipped]
 
@@ -187,6 +196,7 @@ class Run:
         numbers = self.meters.check()
         numbers |= more(numbers) | {"lr": self.lr}
         self.journal.scalars({f"train/{name}": n for name, n in numbers.items()}, step + 1)
+        self.record.numbers(step + 1, numbers)
         shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
         self.line.update(self.progress.step, "  ".join(shown))
 
@@ -285,6 +295,7 @@ class Run:
             return
         if self.journal is None:  # an evaluation, perhaps in the folder of what it evaluates
             self.folder.set_aside([RESULTS])
+            self.record.begin(self.history.commits[-1])
         numbers = (self.journal.last_line() if self.journal else {}) | numbers
         log.info("\n".join(f"{name}: {value}" for name, value in numbers.items()))
         settings = self.args.settings
@@ -315,6 +326,7 @@ class Run:
             ) from None
         log.error("%s: back to the last checkpoint, and past that batch", error)
         self._go_back(error)
+        self.record.event("rollback", step=step, to=self.progress.total_steps, reason=str(error))
         self.progress.skipped = skipped
         self.journal.forget_after(self.progress.epoch)
         self.meters = Meters(self.progress, self.device)
