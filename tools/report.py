@@ -58,9 +58,14 @@ def check(folder: str) -> None:
         return
     if not os.path.isdir(folder):
         raise UsageError(f"{folder} is no folder: check the path")
-    below = [f for f in sorted(glob.glob(f"{glob.escape(folder)}/*/")) if is_run(f)]
+    below = [f for p in ("*/", "*/*/") for f in _runs_in(folder, p)]
     fix = f"name those below it, as {' '.join(below[:3])}" if below else "name an --output_dir"
     raise UsageError(f"{folder} has no log.txt, run.jsonl or results.json: {fix}")
+
+
+def _runs_in(folder: str, pattern: str) -> list[str]:
+    found = sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
+    return [path for path in found if is_run(path)]
 
 
 if __name__ == "__main__":

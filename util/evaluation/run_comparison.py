@@ -13,7 +13,7 @@ from util.reporting.curves import charts
 from util.reporting.page import Page, paragraph, table
 from util.reporting.quantities import quantity
 from util.reporting.run_folder import RunFolder, read_json
-from util.reporting.single import duration, flags_of, written_flag
+from util.reporting.single import command, duration, flags_of, written_flag
 
 Runs = Mapping[str, RunFolder]
 WITHOUT_EFFECT = ("output_dir", "resume", "job_dir")  # of course they differ
@@ -56,7 +56,7 @@ def differing_arguments(runs: Runs) -> str:
     for flag in order:
         values = [written_flag(f[flag]) if flag in f else "no such flag" for f in known.values()]
         if len(set(values)) > 1 and flag not in WITHOUT_EFFECT:
-            rows.append([f"--{flag}", *values])
+            rows.append([flag, *values])
     said = paragraph(f"Arguments are not known of: {', '.join(unknown)}." if unknown else "")
     if known and not rows:
         said += paragraph("None but output folders.")
@@ -131,6 +131,6 @@ def _about(runs: Runs) -> str:
     for name, run in runs.items():
         seconds, about = run.results.get("seconds"), run.about
         known = isinstance(seconds, int | float)
-        rows.append([name, run.state, duration(seconds) if known else "", about.get("commit", ""),
-                     about.get("command", "")])  # fmt: skip
-    return table(["", "state", "training time", "commit", "command"], rows)
+        cells = [name, run.state, duration(seconds) if known else "", str(about.get("commit", ""))]
+        rows.append([*map(escape, cells), command(str(about.get("command", "")))])
+    return table(["", "state", "training time", "commit", "command"], rows, is_html=True)

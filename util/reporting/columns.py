@@ -3,8 +3,10 @@
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 POINTS = 240  # of a curve: more cannot be told apart in a chart
 
@@ -31,9 +33,11 @@ class Columns:
         for name, value in numbers.items():
             if value is None:
                 value = math.nan
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            elif type(value) not in (int, float):
                 continue
-            xs, ys = self.by_name.setdefault(name, (array("d"), array("d")))
+            if name not in self.by_name:
+                self.by_name[name] = array("d"), array("d")
+            xs, ys = self.by_name[name]
             xs.append(x)
             ys.append(value)
 
@@ -54,16 +58,19 @@ class Columns:
     def curve(self, name: str, points: int = POINTS) -> list[Point]:
         """A curve of at most so many points, each of as many neighbouring values."""
         xs, ys = self.by_name.get(name, ((), ()))
-        width = -(-len(xs) // points) or 1
+        if not len(ys):
+            return []
+        values = np.frombuffer(ys)
+        width = -(-len(values) // points)
+        starts = np.arange(0, len(values), width)
+        is_finite = np.isfinite(values)
+        counts = np.add.reduceat(is_finite.astype(int), starts)
+        sums = np.add.reduceat(np.where(is_finite, values, 0.0), starts)
+        lows = np.minimum.reduceat(np.where(is_finite, values, np.inf), starts)
+        highs = np.maximum.reduceat(np.where(is_finite, values, -np.inf), starts)
+        ends = np.minimum(starts + width, len(values)) - 1
+        found = zip(ends.tolist(), *(a.tolist() for a in (counts, sums, lows, highs)), strict=True)
         return [
-            _point(xs[start : start + width], ys[start : start + width])
-            for start in range(0, len(xs), width)
+            Point(xs[end], total / count, low, high) if count else Point(xs[end], None)
+            for end, count, total, low, high in found
         ]
-
-
-def _point(xs: Sequence[float], ys: Sequence[float]) -> Point:
-    finite = [y for y in ys if math.isfinite(y)]
-    x = xs[-1]
-    if not finite:
-        return Point(x, None)
-    return Point(x, math.fsum(finite) / len(finite), min(finite), max(finite))

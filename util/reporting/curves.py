@@ -66,8 +66,9 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
 
 def unmoved(run: RunFolder) -> list[str]:
     """Titles of the numbers that are 0 throughout, of which no curve is drawn."""
-    names = [n for n in _names([run]) if curve(run, n) and not _says_anything(curve(run, n))]
-    return [quantity(name).title for name in names]
+    found = {name: curve(run, name) for name in _names([run])}
+    return [quantity(name).title for name, points in found.items()
+            if points and not _says_anything(points)]  # fmt: skip
 
 
 def _says_anything(points: Sequence[Point]) -> bool:

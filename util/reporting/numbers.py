@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from html import escape
 
+from util.reporting.page import table
 from util.reporting.quantities import quantity
 from util.reporting.run_folder import RunFolder
 
@@ -10,6 +12,7 @@ ABOUT_THE_RUN = {
     "seconds", "command", "commit", "commits", "versions", "device", "processes", "flags",
     "flag_sources",
 }  # fmt: skip
+UNITS = ("%", "nats", "GiB", "s", "images/s", "images")  # that stand behind a number
 PREDICTIONS = "test_predictions.npy"
 Z = 1.959964  # standard errors on either side of a 95 % interval
 
@@ -21,15 +24,20 @@ def final_numbers(run: RunFolder) -> dict[str, object]:
     return {name: ys[-1] for name, (_, ys) in run.epochs.by_name.items()}
 
 
-def rows(run: RunFolder) -> list[list[str]]:
-    """Name, value, 95 % interval and meaning of each final number."""
-    found, numbers = [], final_numbers(run)
-    for name, value in numbers.items():
+def table_of(run: RunFolder) -> str:
+    """Each final number with its 95 % interval, where that is known, and what it is."""
+    found = []
+    for name, value in final_numbers(run).items():
         about = quantity(name)
-        title = about.title if about.title != name else name
-        unit = f" {about.unit}" if about.unit and about.unit != "share" else ""
-        found.append([title, written(value) + unit, interval_of(run, name, value), about.meaning])
-    return found
+        unit = f" {about.unit}" if about.unit in UNITS else ""
+        meaning = f"<small>{escape(about.meaning)}</small>" if about.meaning else ""
+        interval = interval_of(run, name, value)
+        found.append(
+            [escape(about.title) + meaning, escape(written(value) + unit), escape(interval)]
+        )
+    if not any(row[2] for row in found):
+        return table(["", ""], [row[:2] for row in found], is_html=True)
+    return table(["", "", "95 % interval"], found, is_html=True)
 
 
 def written(value: object) -> str:
@@ -37,6 +45,8 @@ def written(value: object) -> str:
     if value is None:
         return "not finite"
     if isinstance(value, float):
+        if value.is_integer() and abs(value) < 1e15:
+            return str(int(value))
         return "not finite" if not math.isfinite(value) else f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(map(written, value))

@@ -35,10 +35,13 @@ def figure(path: str, caption: str) -> str:
         kind, data, width, height = _data(path)
     except Exception as error:  # a damaged picture can raise anything
         return f"<figure><figcaption>{name}: {escape(str(error))}</figcaption></figure>"
+    # On a phone a sheet of many columns scrolls, a chart shrinks.
+    wide = ' style="min-width:36rem"' if width > 900 else ""
     text = base64.b64encode(data).decode()
     return (
-        f'<figure><figcaption>{name}</figcaption><img src="data:image/{kind};base64,{text}" '
-        f'alt="{name}" width="{width}" height="{height}"></figure>'
+        f'<figure><figcaption>{name}</figcaption><div class="wide"><img '
+        f'src="data:image/{kind};base64,{text}" alt="{name}" width="{width}" height="{height}"'
+        f"{wide}></div></figure>"
     )
 
 

@@ -11,6 +11,7 @@ from util.reporting.chart import interval_rows
 from util.reporting.curves import charts, unmoved
 from util.reporting.markdown import to_html
 from util.reporting.page import Page, bullets, paragraph, table, write_page
+from util.reporting.protocols import protocol_of
 from util.reporting.run_folder import (
     FINISHED,
     INPUTS,
@@ -82,10 +83,11 @@ def _main_of(run: RunFolder) -> str:
 
 def results(run: RunFolder) -> str:
     """The final numbers, or the last ones of a run that goes on or was ended."""
-    found = table(["", "value", "95 % interval", "what it is"], numbers.rows(run))
+    found = numbers.table_of(run)
     if found and not run.results:
         found = paragraph("Not finished: the last line of log.txt.", "bad") + found
-    return found
+    flags = {name: written_flag(value) for name, value in flags_of(run)[0].items()}
+    return found + paragraph(protocol_of(run, flags) if found else "", "soft")
 
 
 def about_table(run: RunFolder) -> str:
@@ -97,7 +99,7 @@ def about_table(run: RunFolder) -> str:
         "results of": result.get("command")
         if result.get("command") not in (None, about.get("command")) else None,
         "commit": ", then ".join(result.get("commits") or [str(about.get("commit", ""))]),
-        "started": when(about.get("t")),
+        "started": when(_first(run).get("t")),
         "training time": duration(trained) if isinstance(trained, int | float) else None,
         "machine": _machine(about),
         "versions": ", ".join(f"{k} {v}" for k, v in (about.get("versions") or {}).items()),
@@ -105,9 +107,20 @@ def about_table(run: RunFolder) -> str:
         "model": about.get("model_size"),
         "batch": about.get("batch"),
     }  # fmt: skip
-    rows = [[k, f"<code>{escape(str(v))}</code>" if k == "command" else escape(str(v))]
-            for k, v in known.items() if v]  # fmt: skip
+    write = {"command": command, "results of": command}
+    rows = [[key, write.get(key, escape)(str(value))] for key, value in known.items() if value]
     return table(["", ""], rows, is_html=True)
+
+
+def command(text: str) -> str:
+    """A command line that is broken between its words; only long ones are broken inside."""
+    words = (f"<span>{escape(w)}</span>" if len(w) < 32 else escape(w) for w in text.split(" "))
+    return f"<code>{' '.join(words)}</code>"
+
+
+def _first(run: RunFolder) -> Mapping:
+    """What the first start said of itself."""
+    return run.starts[0].about if run.starts else run.about
 
 
 def _machine(about: Mapping) -> str:
@@ -161,7 +174,7 @@ def _inputs(run: RunFolder) -> str:
     if not os.path.exists(run.file(INPUTS)):
         return ""
     text = run.about.get("inputs") or "the first images of the run's first step"
-    return pictures.figure(run.file(INPUTS), str(text))
+    return pictures.gallery([run.file(INPUTS)], [str(text)])
 
 
 def _tables(run: RunFolder) -> list[str]:
@@ -210,6 +223,10 @@ def written_flag(value: object) -> str:
     """A flag's value as one would give it."""
     if isinstance(value, list):
         return " ".join(map(written_flag, value)) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
     return "–" if value in (None, "") else str(value)
 
 

@@ -32,8 +32,11 @@ table { border-collapse: collapse; font-size: .93em; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0;
   border-bottom: 1px solid var(--grid); }
 thead th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-tbody th { font-weight: 500; } td.number { white-space: nowrap; }
-td, th, .number { font-variant-numeric: tabular-nums; } td.value { overflow-wrap: anywhere; }
+tbody th { font-weight: 500; min-width: 8.5rem; } td.number { white-space: nowrap; }
+td, th, .number { font-variant-numeric: tabular-nums; } td.value { overflow-wrap: break-word; }
+td small { display: block; color: var(--soft); font-size: .88em; max-width: 34rem; }
+th small { display: block; color: var(--soft); font-weight: 400; max-width: 34rem; }
+code span { white-space: nowrap; }
 .differs { color: var(--warn); }
 .charts { display: grid; gap: 1rem; grid-template-columns:
   repeat(auto-fill, minmax(min(100%, 350px), 1fr)); }
@@ -57,7 +60,12 @@ COLOURS
   padding: 0; font-size: .86em; }
 .legend li { display: flex; align-items: center; gap: .4rem; overflow-wrap: anywhere; }
 svg.sample { width: 26px; height: 8px; flex: none; } svg.bar { width: 300px; }
+.chart th, figure th { min-width: 0; }
 .intervals tr.scale td { border: 0; color: var(--soft); }
+@media (max-width: 700px) {
+  .intervals, .intervals tbody, .intervals tr, .intervals th, .intervals td { display: block; }
+  .intervals tr { padding: .5rem 0; border-bottom: 1px solid var(--grid); }
+  .intervals th, .intervals td { border: 0; padding: 0; } svg.bar { width: 100%; } }
 .tip { position: absolute; z-index: 1; pointer-events: none; padding: .3rem .5rem; font-size: .82em;
   background: var(--ground); border: 1px solid var(--line); border-radius: 6px; max-width: 95%;
   font-variant-numeric: tabular-nums; display: none; box-shadow: 0 2px 8px #0003; }

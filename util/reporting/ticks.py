@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 DECADES = 1.0  # over which positive values are shown on a log scale
+LEAST = 1e-3  # that is written without a power of ten
 MINUS, MULTIPLES = "−", (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -31,7 +32,10 @@ class Axis:
         gap = self.ticks[1] - self.ticks[0]
         largest = max(abs(tick) for tick in self.ticks)
         digits = max(1, 2 + math.floor(math.log10(largest)) - math.floor(math.log10(gap)))
-        return [shown(0.0 if abs(t) < gap / 1e6 else t, digits) for t in self.ticks]
+        ticks = [0.0 if abs(tick) < gap / 1e6 else tick for tick in self.ticks]
+        if any(0 < abs(tick) < LEAST for tick in ticks):  # all of them in the same way
+            return [_scientific(tick, digits) if tick else "0" for tick in ticks]
+        return [shown(tick, digits) for tick in ticks]
 
 
 def axis(values: Sequence[float], most: int = 6, is_whole: bool = False) -> Axis:
@@ -104,8 +108,14 @@ def shown(value: float, digits: int = 4) -> str:
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= unit * (10 if name == "k" else 1):
             return f"{sign}{size / unit:.{digits}g}{name}"
-    if 0 < size < 1e-3:
-        mantissa, _, power = f"{size:.{max(0, digits - 1)}e}".partition("e")
-        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-        return f"{sign}{mantissa}e{MINUS if power[0] == '-' else ''}{int(power[1:])}"
+    if 0 < size < LEAST:
+        return _scientific(value, digits)
     return sign + (f"{size:.0f}" if size >= 10**digits else f"{size:.{digits}g}")
+
+
+def _scientific(value: float, digits: int) -> str:
+    """A number as 1.5e−4."""
+    mantissa, _, power = f"{abs(value):.{max(0, digits - 1)}e}".partition("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    sign = MINUS if value < 0 else ""
+    return f"{sign}{mantissa}e{MINUS if power[0] == '-' else ''}{int(power[1:])}"

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import resource
+import shlex
 import socket
 import sys
 import time
@@ -64,14 +65,15 @@ class Record(logging.Handler):
         args, settings = self.args, self.args.settings
         self.has_begun, self.has_inputs = True, step > 0
         self.images_per_step = images_per_step
+        follows = {"lr": "--blr"} if getattr(args, "blr", None) is not None else {}
         about = _machine(self.device) | {
             "step": step, "commit": commit, "flags": settings.every(args),
-            "flag_sources": settings.sources, "groups": dict(settings.groups),
+            "flag_sources": settings.sources | follows, "groups": dict(settings.groups),
             "is_evaluation": not images,
         }  # fmt: skip
         if images:
             about |= {
-                "data": f"{args.dataset} {args.data_path}, {images} images to train on",
+                "data": f"{args.dataset} {args.data_path}".rstrip() + f", {images} training images",
                 "model_size": f"{args.model}, {weights / 1e6:.2f} M parameters",
                 "batch": f"{images_per_step} images a step", "inputs": inputs.ABOUT,
             }  # fmt: skip
@@ -161,10 +163,10 @@ def _machine(device: torch.device) -> dict[str, object]:
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name(device) if is_gpu else "CPU",
-        "machine": f"{cores} cores, {torch.get_num_threads()} threads a process",
+        "machine": f"{cores} cores, {torch.get_num_threads()} thread(s) a process",
         "processes": distributed.world_size(),
         "versions": {"python": sys.version.split()[0]} | versions(),
     }
