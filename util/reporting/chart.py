@@ -11,8 +11,8 @@ from html import escape
 from util.reporting.columns import Point
 from util.reporting.ticks import Axis, shown, time_axis, value_axis
 
-WIDTH, HEIGHT = 420, 236
-TOP, RIGHT, BOTTOM = 12, 22, 38  # margins; the left one fits the ticks
+WIDTH, HEIGHT = 420, 242
+TOP, RIGHT, BOTTOM = 12, 22, 43  # margins; the left one fits the ticks
 LETTER = 6.7  # pixels of a digit at most, in the ticks' size
 NUM_COLOURS, DASHES = 8, ("", "7 3", "2 3", "9 3 2 3")
 
@@ -80,9 +80,9 @@ class _Box:
         for tick, label in zip(self.x_axis.ticks, self.x_axis.labels(), strict=True):
             x = self.x(tick)
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{floor}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{floor + 15}" class="mid">{label}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{floor + 20}" class="mid">{label}</text>')
         middle = (self.left + end) / 2
-        label = f'<text x="{middle:.0f}" y="{HEIGHT - 6}" class="mid soft">{escape(x_label)}</text>'
+        label = f'<text x="{middle:.0f}" y="{HEIGHT - 7}" class="mid soft">{escape(x_label)}</text>'
         return "".join([*parts, label])
 
     def curve(self, points: Sequence[Point], number: int) -> str:
