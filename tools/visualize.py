@@ -14,7 +14,6 @@ small ones are shown enlarged, pixel by pixel.
 import argparse
 import copy
 import logging
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,19 +27,19 @@ import models_mae
 from encoders.attention import class_token_attention, patch_map
 from encoders.frozen import FrozenEncoder
 from encoders.load import SIZES, build_for, open_checkpoint
-from models_masked import RandomMasks
+from models_masked import DrawnMask
 from models_mimae import OrthogonalMasks
 from util.checks import image_size
 from util.cluster import distributed
 from util.data.datasets import load_images
+from util.data.drawn_mask import read_mask
 from util.data.file_index import find_images
-from util.data.images import open_picture, read_image, to_float
+from util.data.images import read_image, to_float
 from util.data.transforms import Normalize, ResizeCenterCrop
 from util.entry import run_main
 from util.errors import UsageError, first_line
 from util.evaluation.pictures import (
     heat_map,
-    laid_over,
     picture_sheet,
     principal_colours,
     reconstruction_columns,
@@ -229,59 +228,31 @@ def open_pretrained(path: str, flags: argparse.Namespace) -> nn.Module | None:
     return model
 
 
-class DrawnMask(RandomMasks):
-    """One mask, the same for all images; is_masked [L] says which patches it hides."""
-
-    def __init__(self, is_masked: Tensor):
-        self.num_patches, self.num_visible = len(is_masked), int((~is_masked).sum())
-        self.is_masked = is_masked
-
-    def order(self, noise: Tensor) -> Tensor:
-        hidden_last = self.is_masked.float().expand_as(noise).to(noise.device)
-        return hidden_last.argsort(dim=1, stable=True).unsqueeze(1)
-
-
-def read_mask(path: str, grid: Sequence[int], units: int) -> Tensor:
-    """Which patches (mask units) a picture's dark parts hide, [L].
-
-    Raises:
-        UsageError: no picture, or one that hides all of them or none.
-    """
-    across = math.isqrt(grid[0] * grid[1] // units)  # patches that a unit is wide
-    try:
-        picture = open_picture(path).convert("L")
-    except Exception as error:  # whatever a decoder makes of a damaged file
-        raise UsageError(f"--mask {path} cannot be read: {first_line(error)}") from None
-    size = (grid[1] // across, grid[0] // across)
-    pixels = torch.tensor(list(picture.resize(size, Image.Resampling.BOX).tobytes()))
-    is_masked = pixels < 128
-    if is_masked.all() or not is_masked.any():
-        what = "every patch" if is_masked.all() else "no patch"
-        raise UsageError(f"--mask {path} hides {what}: draw what is hidden dark, the rest light")
-    return is_masked
-
-
 def reconstructions(subjects: Sequence[Subject], args: argparse.Namespace) -> Image.Image | None:
     """Originals, and for each mask what is seen of them and what each checkpoint predicts."""
-    shown, columns, hidden = [s for s in subjects if s.pretrained is not None], {}, None
+    shown, columns = [s for s in subjects if s.pretrained is not None], {}
     for subject in subjects:
         if subject.pretrained is None:
             log.warning("%s has nothing that predicts pixels: no reconstructions", subject.name)
-    for subject in shown:
-        found = _predicted(subject, args)
-        is_same = hidden is not None and torch.equal(hidden, found[1])
-        hidden, prefix = found[1], f"{subject.name}, " * (len(shown) > 1)
-        for name, pictures in reconstruction_columns(*found).items():
-            if not (is_same and name.startswith("mask")):
-                columns[f"{prefix}{name}"] = pictures
     if not shown:
         return None
+    found = [_predicted(subject, args) for subject in shown]
+    share_masks = all(torch.equal(found[0][1], one[1]) for one in found)
+    for subject, one in zip(shown, found, strict=True):
+        for name, pictures in reconstruction_columns(*one).items():
+            is_shared = share_masks and name.startswith("mask")
+            columns[name if is_shared else _named(subject, name, shown)] = pictures
     masks = shown[0].pretrained.masks
     share = 1 - masks.num_visible / masks.num_patches
     what = f"with {args.stats} patch statistics" * shown[0].pretrained.norm_pix_loss
     caption = f"{100 * share:.0f} % of the patches masked, shown {what or 'as predicted'}"
     ordered = {"original": shown[0].shown()} | _by_mask(columns)
     return picture_sheet(ordered, caption=caption, max_cell=LARGEST)
+
+
+def _named(subject: Subject, name: str, among: Sequence[Subject]) -> str:
+    """A column's name, with whose it is where there are several."""
+    return f"{subject.name}, {name}" if len(among) > 1 else name
 
 
 def _by_mask(columns: dict[str, list[Image.Image]]) -> dict[str, list[Image.Image]]:
@@ -307,7 +278,7 @@ def _predicted(subject: Subject, args: argparse.Namespace) -> tuple[Tensor, Tens
 
 
 def attention(subjects: Sequence[Subject], args: argparse.Namespace) -> Image.Image | None:
-    """Originals under the class token's attention: the mean over heads; of one checkpoint each
+    """Originals beside the class token's attention: the mean over heads; of one checkpoint each
     head, too."""
     columns = {}
     for subject in subjects:
@@ -315,10 +286,10 @@ def attention(subjects: Sequence[Subject], args: argparse.Namespace) -> Image.Im
         if maps is None:
             log.warning("%s has no class token: no attention", subject.name)
             continue
-        prefix = f"{subject.name}, " * (len(subjects) > 1)
-        columns[f"{prefix}mean of {maps.shape[1]} heads"] = _overlays(subject, maps.mean(1))
+        name = _named(subject, f"mean of {maps.shape[1]} heads", subjects)
+        columns[name] = _heat_maps(subject, maps.mean(1))
         for head in range(maps.shape[1]) if len(subjects) == 1 else ():
-            columns[f"head {head + 1}"] = _overlays(subject, maps[:, head])
+            columns[f"head {head + 1}"] = _heat_maps(subject, maps[:, head])
     if not columns:
         return None
     caption = "the class token's attention to patches, last block; each map from its least to most"
@@ -326,9 +297,9 @@ def attention(subjects: Sequence[Subject], args: argparse.Namespace) -> Image.Im
     return picture_sheet(columns, caption=caption, max_cell=LARGEST)
 
 
-def _overlays(subject: Subject, maps: Tensor) -> list[Image.Image]:
+def _heat_maps(subject: Subject, maps: Tensor) -> list[Image.Image]:
     pairs = zip(subject.shown(), maps, strict=True)
-    return [laid_over(picture, heat_map(values, picture.size)) for picture, values in pairs]
+    return [heat_map(values, picture.size) for picture, values in pairs]
 
 
 def features(subjects: Sequence[Subject], args: argparse.Namespace) -> Image.Image:

@@ -64,7 +64,7 @@ def picture_sheet(
     cell_w, cell_h = (max(1, round(side * scale)) for side in sides)
     font = ImageFont.load_default(size=max(12, min(cell_w, cell_h) // 18))
     header = HEADER + font.size - 12
-    widths = [max(cell_w, int(font.getlength(name)) + 1) + MARGIN for name in columns]
+    widths = [max(cell_w, int(font.getlength(name)) + MARGIN) + MARGIN for name in columns]
     top = header * (1 + bool(caption))
     size = (max(sum(widths), int(font.getlength(caption)) + MARGIN) + MARGIN,
             top + rows * (cell_h + MARGIN) + MARGIN)  # fmt: skip
@@ -108,11 +108,6 @@ def heat_map(values: Tensor, size: tuple[int, int]) -> Image.Image:
     channels = [np.interp(places, steps, [colour[c] for colour in HEAT]) for c in range(3)]
     picture = Image.fromarray(np.stack(channels, -1).round().astype("uint8"))
     return picture.resize(size, Image.Resampling.NEAREST)
-
-
-def laid_over(picture: Image.Image, colours: Image.Image, share: float = 0.6) -> Image.Image:
-    """A picture in grey under colours of the same size, which have this share."""
-    return Image.blend(picture.convert("L").convert("RGB"), colours, share)
 
 
 def principal_colours(features: Tensor) -> Tensor:
