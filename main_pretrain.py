@@ -16,6 +16,7 @@ import models_mae
 import models_mimae
 import models_simmim
 from encoders.load import describe
+from engine_monitor import Monitor, reconstructions
 from engine_pretrain import explained, train_one_epoch
 from util.cluster import distributed
 from util.data.datasets import load_images
@@ -26,7 +27,6 @@ from util.data.transforms import CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.frozen.knn import KNNMonitor
-from util.evaluation.pictures import reconstruction_sheet
 from util.flags import args as arguments
 from util.flags.defaults import shown
 from util.flags.parser import ArgumentParser, loss_or_share, number
@@ -128,6 +128,12 @@ def _add_monitoring_flags(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add("--knn_every", type=number(int, 0), default=0,
         help="epochs between k-NN evaluations of the class token; 0: none")
+    add("--monitor_every", type=number(int, 0), default=0, metavar="EPOCHS",
+        help="epochs between looks at the same 512 images: effective rank, image share, alignment "
+        "and uniformity; reconstructions, attention, patch features, neighbours and the latents "
+        "in the plane; to TensorBoard, report.html and pictures/. 0: none")
+    add("--monitor_share", type=number(float, 0), default=0.05, metavar="SHARE",
+        help="of the training time that these may take: they are left out while it is more")
     add("--visualize", type=number(int, 0), nargs="?", const=4, default=0, metavar="IMAGES",
         help="at the end, write reconstructions of so many images (4) to reconstructions.png")
     add("--visualize_stats", choices=("true", "visible"), default="true",
@@ -216,6 +222,7 @@ def main(args: argparse.Namespace) -> None:
         run.start(
             objects, describe(args, patch_size=model.patch_size, grid=list(model.grid)), batches
         )
+        look = Monitor(args, batches.dataset.images, normalize) if args.monitor_every else None
         if args.compile:
             distributed.compile_in_place(model, args.grad_checkpointing)
         wrapped = distributed.wrap(model, run.device, args.grad_compression, sync_buffers=False)
@@ -228,6 +235,8 @@ def main(args: argparse.Namespace) -> None:
                 if monitor and (run.is_finished() or run.progress.epoch % args.knn_every == 0):
                     extra |= monitor(model)
                 run.log_epoch(means, extra)
+                if look and distributed.is_main():
+                    look(model, run)
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
@@ -280,15 +289,13 @@ def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) ->
     imgs = normalize(imgs.to(run.device))
     generator = torch.Generator().manual_seed(args.seed)
     noise = torch.rand(model.masks.noise_shape(count), generator=generator)
-    is_masked, predicted = model.reconstruct(imgs, noise.to(run.device), args.visualize_stats)
-    is_masked = is_masked.view(count, -1, *model.grid)
-    is_masked = is_masked.repeat_interleave(model.patch_size, 2)
-    is_masked = is_masked.repeat_interleave(model.patch_size, 3)  # [B, N, H, W]
     what = f"{args.visualize_stats} patch statistics" if args.norm_pix_loss else "predicted pixels"
-    sheet = reconstruction_sheet(
-        normalize.inverse(imgs),
-        is_masked,
-        normalize.inverse(predicted).unflatten(0, (count, -1)),
+    sheet = reconstructions(
+        model,
+        imgs,
+        noise.to(run.device),
+        normalize,
+        args.visualize_stats,
         f"{args.model}, epoch {run.progress.epoch}, mask ratio {args.mask_ratio:g}: masked patches "
         f"shown with {what}, visible ones as they are",
     )

@@ -34,7 +34,7 @@ def test_a_run_leaves_its_log_its_results_and_its_checkpoints(pretrained):
     assert state["epoch"] == 2 and state["config"]["grid"] == [4, 4]
     assert pretrained.err == ""
     report = check_page(pretrained.folder / "report.html")
-    for word in ("finished", "Reconstruction L_rec", "Throughput", "k-NN accuracy", "inputs"):
+    for word in ("finished", "Reconstruction L_rec", "Throughput", "k-NN accuracy", "Inputs"):
         assert word in report.text
     assert (pretrained.folder / "inputs.png").exists()
 

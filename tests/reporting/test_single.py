@@ -116,3 +116,8 @@ def test_large_pictures_become_small_and_more_than_a_page_holds_are_named(tmp_pa
     html = pictures.gallery(pictures.find(str(tmp_path)))
     assert 'width="1800" height="270"' in html and "data:image/jpeg" in html
     assert len(html) < 700_000 and "1 more: b15.png" in html
+    (tmp_path / "pictures").mkdir()
+    for name in ("x-00001", "x-00010", "y-00002"):
+        Image.new("L", (4, 4)).save(tmp_path / "pictures" / f"{name}.png")
+    newest = [os.path.basename(path) for path in pictures.find(str(tmp_path))[-2:]]
+    assert newest == ["x-00010.png", "y-00002.png"]

@@ -19,14 +19,15 @@ def test_claims_come_first_with_their_intervals(tmp_path):
     ]  # fmt: skip
     texts = {
         "Claims": "## The paper's claims\n\n| claim |\n|---|\n| x |",
-        "Table 1": "## Table 1\n",
+        "Table 1": "## Table 1\n\nrows",
     }
     (path,) = page.write(str(tmp_path), "All tables", verdicts, texts, [], [])
     read = check_page(tmp_path / "report.html")
     assert path == str(tmp_path / "report.html")
-    order = [read.text.index(word) for word in ("three seeds <b>", "claim", "Table 1")]
-    assert order == sorted(order) and "holds" in read.text and "over test images alone" in read.text
     html = (tmp_path / "report.html").read_text()
+    order = [html.index(f">{title}</h2>") for title in ("Claims at a glance", "Claims", "Table 1")]
+    assert order == sorted(order) and "three seeds <b>" in read.text
+    assert "holds" in read.text and "over test images alone" in read.text
     places = [float(v) for v in re.findall(r'<line class="c0" x1="([-\d.]+)"', html)]
     assert len(places) == 9 and all(0 <= place <= 300 for place in places)
     assert f"{1.5 - 1.96 * 0.4:+.2f}" in html  # of one seed, by the test images

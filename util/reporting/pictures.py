@@ -10,13 +10,15 @@ from html import escape
 AS_IT_IS = 150_000  # bytes of a file that goes into the page unchanged
 WIDEST, QUALITY = 1800, 82  # of those that are made anew: pixels, of JPEG
 MOST = 16  # pictures in a page; further ones are named
-PATTERNS = ("*.png", "*.jpg", "pictures/*.png")
+PATTERNS, BY_EPOCH = ("*.png", "*.jpg"), "pictures/*-*.png"  # the latter are KIND-EPOCH.png
 
 
 def find(folder: str) -> list[str]:
-    """The pictures of a run's folder."""
+    """The pictures of a run's folder; of those that were drawn again and again the newest."""
     root = glob.escape(folder)
-    return [path for p in PATTERNS for path in sorted(glob.glob(os.path.join(root, p)))]
+    found = [path for p in PATTERNS for path in sorted(glob.glob(os.path.join(root, p)))]
+    every = sorted(glob.glob(os.path.join(root, BY_EPOCH)))
+    return found + list({path.rpartition("-")[0]: path for path in every}.values())
 
 
 def gallery(paths: Sequence[str], captions: Sequence[str] = ()) -> str:

@@ -18,7 +18,7 @@ PREDICTIONS = "test_predictions.npy"  # int32 [images, 2]: the predicted class a
 PREDICTED_OF = "test_predictions.json"  # what those were made of
 WRITTEN = (
     "checkpoint-*.pth", "log.txt", RESULTS, "nonfinite.json", "events.*", "reconstructions.png",
-    "predictions.json", PREDICTIONS, PREDICTED_OF, RECORD, REPORT, INPUTS,
+    "predictions.json", PREDICTIONS, PREDICTED_OF, RECORD, REPORT, INPUTS, "pictures",
 )  # fmt: skip
 
 

@@ -114,6 +114,10 @@ class Record(logging.Handler):
         self.timed = step, now
         rate = (step - before) * self.images_per_step / max(now - since, 1e-9)
         numbers = {"images_per_second": rate, "memory_gib": _memory_gib(self.device)} | numbers
+        self.monitors(step, numbers)
+
+    def monitors(self, step: int, numbers: Mapping[str, float]) -> None:
+        """What was found between steps, of a model as it is."""
         rounded = {name: _rounded(value) for name, value in numbers.items()}
         self._write({"t": round(time.time(), 3), "step": step} | rounded)
 
