@@ -13,6 +13,7 @@ from torch import Tensor
 from util.cluster import distributed
 from util.provenance import commit, versions
 from util.training.checkpoint import Progress
+from util.training.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Journal:
         self.output_dir = output_dir
         self.path = os.path.join(output_dir, "log.txt")
         self.tensorboard = None
+        self.tracker: Tracker | None = None  # --log_to
         if not distributed.is_main():
             return
         # A finished run's last epoch may have been cut short, and then does not count as one.
@@ -83,7 +85,9 @@ class Journal:
             return {}
 
     def scalars(self, numbers: Mapping[str, float], step: int) -> None:
-        """Write numbers to TensorBoard, by their names."""
+        """Write numbers to TensorBoard, and where --log_to says, by their names."""
+        if self.tracker is not None:
+            self.tracker.log(numbers, step)
         if self.tensorboard is None:
             return
         try:
@@ -108,6 +112,8 @@ class Journal:
     def close(self) -> None:
         if self.tensorboard is not None:
             self.tensorboard.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def write_results(

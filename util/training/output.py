@@ -19,6 +19,7 @@ PREDICTED_OF = "test_predictions.json"  # what those were made of
 WRITTEN = (
     "checkpoint-*.pth", "log.txt", RESULTS, "nonfinite.json", "events.*", "reconstructions.png",
     "predictions.json", PREDICTIONS, PREDICTED_OF, RECORD, REPORT, INPUTS, "pictures",
+    "tracker.json",
 )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from util.training.output import RESULTS, OutputFolder
 from util.training.precision import Precision
 from util.training.record import Record
 from util.training.signals import StopSignal
+from util.training.tracker import open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class Run:
         where = self.history.commits[-1], self.progress.total_steps
         self.record.begin(*where, len(batches.dataset), per_step, weights)
         self.journal = Journal(args.output_dir, self.progress, self.was_finished)
+        self.journal.tracker = agreement.all_or_none(lambda: open_tracker(args))
         self.journal.text("flags", args.settings.table(args))
         self.meters = Meters(self.progress, self.device)
         self.signals.is_training = True
