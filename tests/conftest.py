@@ -1,7 +1,9 @@
 """Shared fixtures: small models, mains that run inside the test process, one run for all to use."""
 
 import contextlib
+import fcntl
 import io
+import json
 import logging
 import os
 import subprocess
@@ -18,6 +20,19 @@ ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID")
 
 torch.set_num_threads(1)  # the models here are too small to share
+
+# Files that take longest begin first: whatever comes last runs alone. Half of their time they
+# wait for processes, so there are more of them at once than cores.
+LONGEST = (
+    "test_slurm", "test_kill_and_resume", "test_distributed", "test_reproduce",
+    "test_main_pretrain", "test_main_evaluate", "test_leaving", "test_main_finetune",
+    "test_main_detection", "test_opened_by_all", "test_agreement",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,13 +105,26 @@ def run_main_script():
     return run_script
 
 
+def run_once(factory: pytest.TempPathFactory, folder: str, name: str, *argv) -> Outcome:
+    """`run_script` by the first of the processes among which pytest-xdist divides the tests."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    kept = root / f"{folder}.json"
+    with open(root / f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            done = run_script(name, *argv, folder=root / folder)
+            kept.write_text(json.dumps([done.status, done.out, done.err]))
+    return Outcome(*json.loads(kept.read_text()), root / folder)
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Outcome:
     """A pre-training run on digits, as a script: two epochs with k-NN and pictures."""
-    return run_script(
+    return run_once(
+        tmp_path_factory, "pretrained",
         "main_pretrain", "--epochs", 2, "--warmup_epochs", 1, "--batch_size", 128, "--keep_epochs",
         1, "--knn_every", 1, "--visualize", 3, "--log_every", 5,
-        folder=tmp_path_factory.mktemp("pretrain"),
     )  # fmt: skip
 
 
@@ -109,11 +137,11 @@ def checkpoint(pretrained) -> Path:
 def finetuned(tmp_path_factory, checkpoint) -> Outcome:
     """A classifier of digits that has learnt a little."""
     # A few steps of pre-training leave a large mean in the tokens: all layers have to learn.
-    return run_script(
+    return run_once(
+        tmp_path_factory, "finetuned",
         "main_finetune", "--finetune", checkpoint, "--epochs", 3, "--batch_size", 32, "--lr",
         3e-3, "--warmup_epochs", 0.5, "--layer_decay", 1, "--mixup", 0, "--cutmix", 0, "--aa",
         "none", "--reprob", 0, "--min_crop", 1, "--drop_path", 0,
-        folder=tmp_path_factory.mktemp("finetune"),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 
 CASES = {
     "false_verdicts": (
-        "--tables 20 --gains 8",
+        "--tables 8 --gains 8",
         r"varies three times as much \| 5( \| [\d.]+ \([\d.]+\)){4} \|\n[^$]*"
         r"\| 8 \| 5( \| \d+){4} \|",
     ),

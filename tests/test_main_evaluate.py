@@ -23,7 +23,7 @@ QUICK = ("--only", "knn", "logistic", "--train_fraction", 0.3)
 def evaluated(run_main_script, checkpoint, tmp_path_factory):
     return run_main_script(
         "main_evaluate", checkpoint, "untrained", "pixels", "--names", "MI-MAE", "none", "raw",
-        "--train_fraction", 0.3, "--draws", 2, "--few", 1, 4, "--few_shares", 0.1,
+        "--train_fraction", 0.1, "--draws", 2, "--few", 1, 4, "--few_shares", 0.2,
         folder=tmp_path_factory.mktemp("evaluate"),
     )  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_the_same_command_gives_the_same_bytes_and_computes_nothing_twice(
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "again").rglob("*.npy")}
     outcome = run_main_here(
         "main_evaluate", checkpoint, "untrained", "pixels", "--names", "MI-MAE", "none", "raw",
-        "--train_fraction", 0.3, "--draws", 2, "--few", 1, 4, "--few_shares", 0.1,
+        "--train_fraction", 0.1, "--draws", 2, "--few", 1, 4, "--few_shares", 0.2,
         folder=tmp_path / "again",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
@@ -69,7 +69,7 @@ def test_the_same_command_gives_the_same_bytes_and_computes_nothing_twice(
 
 
 def test_two_processes_leave_the_same_features(evaluated, checkpoint, tmp_path):
-    words = [str(checkpoint), "--names", "MI-MAE", "--only", "blocks", "--train_fraction", "0.3"]
+    words = [str(checkpoint), "--names", "MI-MAE", "--only", "blocks", "--train_fraction", "0.1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["main_evaluate.py", *words, "--device", "cpu", "--output_dir", str(tmp_path)]
     done = subprocess.run(
@@ -112,7 +112,7 @@ def test_what_cannot_be_used_is_one_line(refuses, evaluated, checkpoint, image_t
     )  # fmt: skip
     features = evaluated.folder / "features"
     refuses(
-        "main_evaluate", "untrained", "--names", "MI-MAE", "--train_fraction", 0.3, "--features",
+        "main_evaluate", "untrained", "--names", "MI-MAE", "--train_fraction", 0.1, "--features",
         features, "--seed", 5, names=("--features", "other features", "encoder"),
     )  # fmt: skip
 

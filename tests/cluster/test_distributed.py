@@ -107,7 +107,10 @@ def torchrun() -> list[str]:
 
 @pytest.mark.parametrize(
     ("main", "flags"),
-    [("main_pretrain.py", "--mi_start_loss inf --knn_every 1"), ("main_finetune.py", "--lr 1e-3")],
+    [
+        ("main_pretrain.py", "--mi_start_loss inf --knn_every 1"),
+        pytest.param("main_finetune.py", "--lr 1e-3", marks=pytest.mark.slow),
+    ],
 )
 def test_torchrun_gives_the_log_of_one_process(tmp_path, main, flags):
     """The whole program: batches, augmentation, masks, mixup, drop path, losses, evaluation."""

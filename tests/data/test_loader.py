@@ -2,11 +2,13 @@
 
 import itertools
 import os
+import signal
 import time
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from util.cluster import distributed
 from util.data import loader
@@ -158,13 +160,18 @@ class Dies(Numbers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_dies_while_a_step_runs_costs_no_image(tmp_path, workers):
+def test_a_worker_that_dies_while_a_step_runs_costs_no_image(tmp_path, workers, monkeypatch):
+    """Nor where somebody's own loader has set torch's handler before."""
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    assert len(list(torch.utils.data.DataLoader(range(2), num_workers=1))) == 2
     expected = ids(Batches(Numbers(40), 4, True))
     batches = Batches(Dies(40, str(tmp_path / "died")), 4, True, num_workers=workers)
     pixels = []
     for imgs, _ in batches.epoch():
         pixels.append(imgs[:, 0].tolist())
         time.sleep(0.05)  # the step
+    signal.signal(signal.SIGCHLD, before)
     assert pixels == expected
     assert (tmp_path / "died").exists()
 

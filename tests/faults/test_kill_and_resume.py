@@ -48,10 +48,10 @@ def kill_and_resume(zygote, main, folder, expected, kills, seed, slow_disk=0.0, 
 @pytest.mark.parametrize(
     ("main", "kills", "slow_disk"),
     [
-        ("main_pretrain", 10, 0.0),
-        ("main_pretrain", 7, 0.02),
-        ("main_finetune", 6, 0.0),
-        ("main_linprobe", 4, 0.01),
+        ("main_pretrain", 4, 0.0),
+        ("main_pretrain", 3, 0.02),
+        ("main_finetune", 3, 0.0),
+        ("main_linprobe", 2, 0.01),
     ],
 )
 def test_killed_runs_end_with_the_same_bits(zygote, undisturbed, tmp_path, main, kills, slow_disk):
@@ -124,7 +124,9 @@ def test_hundreds_of_kills(zygote, undisturbed, tmp_path, main, slow_disk):
         ("main_pretrain", ("--accum_iter", "3")),  # with a tail
         ("main_pretrain", ("--amp", "bf16", "--mask_type", "independent")),
         ("main_pretrain", ("--keep_checkpoints", "1", "--keep_epochs", "1", "2")),
-        ("main_finetune", ("--amp", "fp16", "--max_steps", "6")),
+        pytest.param(
+            "main_finetune", ("--amp", "fp16", "--max_steps", "6"), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, tuple) else value,
 )

@@ -74,6 +74,7 @@ class Zygote:
 
     def close(self) -> None:
         self.process.stdin.close()
+        self.process.terminate()  # a process that was forked meanwhile may hold its stdin open
         self.process.wait(30)
 
 

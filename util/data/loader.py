@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data._utils import signal_handling
 
 from util.checks import image_size
 from util.cluster import agreement, distributed
@@ -200,7 +201,8 @@ class Batches:
             return iter(self.loader)
         before, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
         iterator = iter(self.loader)
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        is_torchs = getattr(before, "__module__", "") == signal_handling.__name__
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_torchs or before is None else before)
         self.workers = [worker for worker in self.workers if worker.is_alive()]
         self.workers += set(multiprocessing.active_children()) - others
         return iterator
