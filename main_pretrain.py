@@ -16,7 +16,6 @@ import models_mae
 import models_mimae
 import models_simmim
 from encoders.load import describe
-from engine_monitor import Monitor, reconstructions
 from engine_pretrain import explained, train_one_epoch
 from util.cluster import distributed
 from util.data.datasets import load_images
@@ -27,6 +26,7 @@ from util.data.transforms import CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.frozen.knn import KNNMonitor
+from util.evaluation.pretraining_monitor import Monitor, reconstructions
 from util.flags import args as arguments
 from util.flags.defaults import shown
 from util.flags.parser import ArgumentParser, loss_or_share, number
@@ -213,12 +213,7 @@ def main(args: argparse.Namespace) -> None:
         if mi is not None:
             objects["gate"] = BufferState(mi.gate)
         uses_mi = mi is not None and mi.is_used
-        if uses_mi and args.accum_iter > 1 and not args.exact_accum:
-            log.info(
-                "the MI losses see one micro-batch of the %d at a time: InfoNCE has its negatives "
-                "in it, CLUB is followed where it is above zero there; --exact_accum sees the step",
-                args.accum_iter,
-            )
+        tell_of_micro_batches(args, uses_mi)
         run.start(
             objects, describe(args, patch_size=model.patch_size, grid=list(model.grid)), batches
         )
@@ -248,6 +243,16 @@ def main(args: argparse.Namespace) -> None:
         if run.progress.total_steps and distributed.is_main():
             warn_of_little_learnt(run.journal.last_line(), args, uses_mi)
         run.finish()
+
+
+def tell_of_micro_batches(args: argparse.Namespace, uses_mi: bool) -> None:
+    """Say that the MI losses see a part of a step, where they do."""
+    if uses_mi and args.accum_iter > 1 and not args.exact_accum:
+        log.info(
+            "the MI losses see one micro-batch of the %d at a time: InfoNCE has its negatives "
+            "in it, CLUB is followed where it is above zero there; --exact_accum sees the step",
+            args.accum_iter,
+        )
 
 
 def warn_of_little_learnt(found: dict[str, float], args: argparse.Namespace, uses_mi: bool) -> None:

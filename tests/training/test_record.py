@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import types
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from util.errors import RunError
 from util.flags.settings import Settings
 from util.reporting.run_folder import read_folder
 from util.training import inputs
+from util.training.checkpoint import Progress
+from util.training.history import History
 from util.training.record import Record
 from util.training.signals import Interrupted
 
@@ -30,6 +33,12 @@ def record(folder) -> Record:
     return Record(arguments(folder), torch.device("cpu"))
 
 
+def begin(one: Record, step: int) -> None:
+    batches = types.SimpleNamespace(dataset=range(100))
+    progress, history = Progress(total_steps=step), History("abc")
+    one.begin(history, progress, batches, 32, torch.nn.Linear(1000, 2000, bias=False))
+
+
 def events(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
 
@@ -38,7 +47,7 @@ def test_a_start_says_what_it_is_and_what_was_warned_of(tmp_path):
     log, one = logging.getLogger("some.module"), record(tmp_path)
     log.warning("before the folder is known: %d", 1)
     log.info("no warning")
-    one.begin("abc", 0, images=100, images_per_step=32, weights=2_000_000)
+    begin(one, 0)
     one.go(0)
     one.numbers(10, {"loss": 0.123456789, "bad": float("nan")})
     log.error("in training")
@@ -67,7 +76,7 @@ def test_a_start_says_what_it_is_and_what_was_warned_of(tmp_path):
 )
 def test_the_end_names_its_reason(tmp_path, error, said, has_report):
     one = record(tmp_path)
-    one.begin("abc", 7, images=1)
+    begin(one, 7)
     one.end(9, error)
     one.close()
     assert events(tmp_path)[-1]["reason"] == said
@@ -84,7 +93,7 @@ def test_what_never_began_leaves_nothing(tmp_path):
 
 def test_a_disk_that_takes_nothing_is_said_once_and_ends_nothing(tmp_path, caplog):
     one = record(tmp_path / "nowhere")
-    one.begin("abc", 0, images=1)
+    begin(one, 0)
     for step in range(3):
         one.numbers(step, {"loss": 1.0})
     one.end(3)
@@ -99,7 +108,7 @@ def test_a_disk_that_takes_nothing_is_said_once_and_ends_nothing(tmp_path, caplo
             pass
 
     one = record(tmp_path)
-    one.begin("abc", 0, images=1)
+    begin(one, 0)
     one.file.close()
     one.file = Full()
     one.numbers(1, {})
@@ -111,7 +120,7 @@ def test_a_disk_that_takes_nothing_is_said_once_and_ends_nothing(tmp_path, caplo
 def test_only_rank_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("util.cluster.distributed.rank", lambda: 1)
     one = record(tmp_path)
-    one.begin("abc", 0, images=1)
+    begin(one, 0)
     one.seen(torch.rand(2, 1, 8, 8))
     one.numbers(1, {"loss": 1.0})
     one.end(1)
@@ -122,7 +131,7 @@ def test_only_rank_0_writes(tmp_path, monkeypatch):
 def test_inputs_are_the_first_batchs_with_normalisation_undone(tmp_path):
     pixels = torch.rand(3, 1, 8, 8)
     one = record(tmp_path)
-    one.begin("abc", 0, images=1)
+    begin(one, 0)
     batch = ((pixels - 0.5) / 0.25, torch.zeros(3))
     assert one.seen(batch) is batch
     one.seen(torch.zeros(3, 1, 8, 8))  # a later one
@@ -139,7 +148,7 @@ def test_inputs_are_the_first_batchs_with_normalisation_undone(tmp_path):
 
 def test_sheets_of_features_lists_and_other_scales(tmp_path):
     one = record(tmp_path)
-    one.begin("abc", 0, images=1)
+    begin(one, 0)
     one.seen(torch.rand(4, 16))
     assert not (tmp_path / "inputs.png").exists()
     for imgs in (

@@ -13,8 +13,9 @@ log = logging.getLogger(__name__)
 _WITHOUT_EFFECT = {
     "output_dir", "resume", "device", "compile", "log_every", "dist_timeout", "num_workers",
     "pin_mem", "download", "save_every_epochs", "save_every_steps", "keep_checkpoints",
-    "keep_epochs", "knn_every", "monitor_every", "monitor_share", "visualize", "visualize_stats",
-    "max_bad_images", "max_rollbacks", "eval", "test_every", "grad_checkpointing", "help", "log_to",
+    "keep_epochs", "knn_every", "visualize", "visualize_stats", "max_bad_images",
+    "max_rollbacks", "eval", "test_every", "grad_checkpointing", "help",
+    "monitor_every", "monitor_share", "log_to",
 }  # fmt: skip
 GIVEN = ("command line", "@")  # how the source of what the user gave begins
 AUTO = "auto"  # the source of what such a flag has taken

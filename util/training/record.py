@@ -17,14 +17,17 @@ import time
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from util.cluster import distributed
+from util.data.loader import Batches
 from util.errors import first_line
 from util.provenance import versions
 from util.reporting.run_folder import FINISHED, RECORD
 from util.reporting.single import write_report
 from util.training import inputs
+from util.training.checkpoint import Progress
+from util.training.history import History
 
 log = logging.getLogger(__name__)
 
@@ -47,33 +50,31 @@ class Record(logging.Handler):
             logging.getLogger().addHandler(self)
 
     def begin(
-        self,
-        commit: str,
-        step: int = 0,
-        images: int = 0,
-        images_per_step: int = 0,
-        weights: int = 0,
-    ) -> None:
+        self, history: History, progress: Progress, batches: Batches | None = None,
+        images_per_step: int = 0, model: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         """Open the file, and say what begins.
 
         Args:
-            step: where a resumed run goes on. images: of training; 0: an evaluation. weights: how
-                many parameters the model has.
+            batches, model: of training; None: an evaluation.
         """
         if not distributed.is_main() or self.has_begun:
             return
+        step = progress.total_steps
         args, settings = self.args, self.args.settings
         self.has_begun, self.has_inputs = True, step > 0
         self.images_per_step = images_per_step
         follows = {"lr": "--blr"} if getattr(args, "blr", None) is not None else {}
         about = _machine(self.device) | {
-            "step": step, "commit": commit, "flags": settings.every(args),
+            "step": step, "commit": history.commits[-1], "flags": settings.every(args),
             "flag_sources": settings.sources | follows, "groups": dict(settings.groups),
-            "is_evaluation": not images,
+            "is_evaluation": model is None,
         }  # fmt: skip
-        if images:
+        if model is not None:
+            weights = sum(p.numel() for p in model.parameters())
+            name, images = f"{args.dataset} {args.data_path}".rstrip(), len(batches.dataset)
             about |= {
-                "data": f"{args.dataset} {args.data_path}".rstrip() + f", {images} training images",
+                "data": f"{name}, {images} training images",
                 "model_size": f"{args.model}, {weights / 1e6:.2f} M parameters",
                 "batch": f"{images_per_step} images a step", "inputs": inputs.ABOUT,
             }  # fmt: skip

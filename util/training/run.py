@@ -114,9 +114,7 @@ class Run:
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
         self.was_finished = self.is_finished()  # before this run began
-        weights = sum(p.numel() for p in self._model().parameters())
-        where = self.history.commits[-1], self.progress.total_steps
-        self.record.begin(*where, len(batches.dataset), per_step, weights)
+        self.record.begin(self.history, self.progress, batches, per_step, self._model())
         self.journal = Journal(args.output_dir, self.progress, self.was_finished)
         self.journal.tracker = agreement.all_or_none(lambda: open_tracker(args))
         self.journal.text("flags", args.settings.table(args))
@@ -297,7 +295,7 @@ class Run:
             return
         if self.journal is None:  # an evaluation, perhaps in the folder of what it evaluates
             self.folder.set_aside([RESULTS])
-            self.record.begin(self.history.commits[-1])
+            self.record.begin(self.history, self.progress)
         numbers = (self.journal.last_line() if self.journal else {}) | numbers
         log.info("\n".join(f"{name}: {value}" for name, value in numbers.items()))
         settings = self.args.settings

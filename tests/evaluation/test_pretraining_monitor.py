@@ -9,7 +9,7 @@ import torch
 from mains import run_in_process
 from PIL import Image
 
-import engine_monitor
+from util.evaluation import pretraining_monitor
 from util.evaluation.scatter import plane, scatter
 
 QUICK = ("--train_fraction", 0.05, "--batch_size", 16, "--warmup_epochs", 0, "--log_every", 1)
@@ -59,9 +59,9 @@ def test_of_models_without_class_token_or_with_one_mask(run_main_here):
 
 def test_they_are_left_out_while_they_have_taken_too_much(monkeypatch, caplog):
     now, looked = [0.0], []
-    monkeypatch.setattr(engine_monitor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pretraining_monitor.time, "monotonic", lambda: now[0])
     args = types.SimpleNamespace(monitor_every=1, monitor_share=0.1)
-    one = engine_monitor.Monitor(args, [0] * 4, None)
+    one = pretraining_monitor.Monitor(args, [0] * 4, None)
 
     def look(model, run):
         now[0] += 5
