@@ -16,8 +16,10 @@ from util.errors import UsageError
 from util.evaluation.run_comparison import comparison, distinct_names
 from util.flags.parser import ArgumentParser
 from util.reporting.page import write_page
-from util.reporting.run_folder import REPORT, is_run, read_folder
+from util.reporting.run_folder import REPORT, RunFolder, Start, is_run, read_folder
 from util.reporting.single import page_of
+from util.training.checkpoint import LAST
+from util.weights.checkpoint_file import read_checkpoint
 
 COMPARISON = "comparison.html"
 
@@ -36,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     for folder in args.folders:
         check(folder)
-    runs = [read_folder(folder) for folder in args.folders]
+    runs = [read_run(folder) for folder in args.folders]
     several = len(runs) > 1
     if several:
         page = comparison(dict(zip(distinct_names(args.folders), runs, strict=True)))
@@ -50,6 +52,23 @@ def main(args: argparse.Namespace) -> None:
             f"{path} cannot be written ({error.strerror}): name another file, --output FILE"
         ) from None
     print(path)
+
+
+def read_run(folder: str) -> RunFolder:
+    """What a folder tells; of an older version's run without an end, its checkpoint tells the
+    arguments."""
+    run = read_folder(folder)
+    path = os.path.join(folder, LAST)
+    if run.about or not os.path.exists(path):
+        return run
+    try:
+        state = read_checkpoint(path)
+    except UsageError:
+        return run  # it is being written, or broken
+    commits = state.get("history", {}).get("commits") or [""]
+    about = {"flags": state.get("args"), "flag_sources": state.get("flag_sources")}
+    run.starts = [Start(about | {"commit": commits[-1]})]
+    return run
 
 
 def check(folder: str) -> None:

@@ -1,6 +1,7 @@
 """python -m tools.report: anew, of one run or several; bad input in one line."""
 
 import pytest
+import torch
 from pages import check_page, write_run
 
 from tools import report
@@ -26,6 +27,15 @@ def test_one_run_and_several(folders, tmp_path, monkeypatch, capsys):
     run(folders[1], "--output", tmp_path / "other.html")
     assert check_page(tmp_path / "other.html") and not (folders[1] / "report.html").exists()
     assert capsys.readouterr().out.splitlines()[1] == "comparison.html"
+
+
+def test_the_arguments_of_an_older_versions_unfinished_run(tmp_path):
+    (tmp_path / "log.txt").write_text('{"epoch": 0, "train_loss": 1.0}\n')
+    state = {"args": {"lr": 0.25, "model": "vit"}, "flag_sources": {"lr": "command line"}}
+    torch.save(state | {"history": {"commits": ["abc"]}}, tmp_path / "checkpoint-last.pth")
+    run(tmp_path)
+    text = check_page(tmp_path / "report.html").text
+    assert "0.25" in text and "command line" in text and "abc" in text and "Not finished" in text
 
 
 def test_bad_input_is_one_line_with_the_fix(folders, tmp_path):
