@@ -51,6 +51,7 @@ function look(frame) {
       wrong.push("no values where one points: " + figure.querySelector("figcaption").textContent);
     if (tip.getBoundingClientRect().right > figure.getBoundingClientRect().right + 1)
       wrong.push("values outside their chart");
+    if (tip.getBoundingClientRect().top > box.top + 30) wrong.push("values below their chart");
   }
   const style = getComputedStyle(doc.body);
   return { wrong: wrong, ink: light(style.color), ground: light(style.backgroundColor),

@@ -10,14 +10,14 @@ from util.evaluation import paired
 from util.reporting import numbers
 from util.reporting.chart import interval_rows, legend_item
 from util.reporting.curves import charts
-from util.reporting.page import Page, paragraph, table
+from util.reporting.page import Page, folded, paragraph, table
 from util.reporting.quantities import quantity
 from util.reporting.run_folder import RunFolder, read_json
 from util.reporting.single import command, duration, flags_of, written_flag
 
 Runs = Mapping[str, RunFolder]
 WITHOUT_EFFECT = ("output_dir", "resume", "job_dir")  # of course they differ
-NONE = "–"
+NONE, NOT_TOLD = "–", "not told"
 
 
 def comparison(runs: Runs) -> Page:
@@ -47,18 +47,23 @@ def _legend(runs: Runs) -> str:
 
 
 def differing_arguments(runs: Runs) -> str:
-    """A row for each argument that has not the same value in all runs."""
+    """A row for each argument that has not the same value in all runs that tell it; those that
+    only some tell, as of several mains or versions, are named."""
     told = {name: flags_of(run)[0] for name, run in runs.items()}
     unknown = [name for name, flags in told.items() if not flags]
     known = {name: flags for name, flags in told.items() if flags}
     order = dict.fromkeys(flag for flags in known.values() for flag in flags)
-    rows = []
+    rows, of_some = [], []
     for flag in order:
-        values = [written_flag(f[flag]) if flag in f else "no such flag" for f in known.values()]
-        if len(set(values)) > 1 and flag not in WITHOUT_EFFECT:
+        values = [written_flag(f[flag]) if flag in f else NOT_TOLD for f in known.values()]
+        if len({*values} - {NOT_TOLD}) > 1 and flag not in WITHOUT_EFFECT:
             rows.append([flag, *values])
-    said = paragraph(f"Arguments are not known of: {', '.join(unknown)}." if unknown else "")
-    if known and not rows:
+        elif NOT_TOLD in values:
+            of_some.append(flag)
+    some = paragraph(f"{', '.join(of_some)}.") if of_some else ""
+    said = folded(f"{len(of_some)} arguments that only some runs tell", some)
+    said += paragraph(f"Arguments are not known of: {', '.join(unknown)}." if unknown else "")
+    if known and not rows and not of_some:
         said += paragraph("None but output folders.")
     return table(["", *known], rows) + said
 

@@ -130,6 +130,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     chart.curves.forEach((c, number) => {
       if (!c[1].length) return;
       const place = nearest(c[1], best), row = document.createElement("div");
+      if (Math.abs(c[1][place] - best) > .06 * (chart.high - chart.low)) return;  // it ends before
       const mark = document.createElement("i"), text = document.createElement("span");
       mark.className = samples[number] || looks[0];
       const spread = c[3] && c[3][place] < c[4][place]
@@ -146,7 +147,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     const left = px / chart.width * box.width + box.left - figure.getBoundingClientRect().left;
     const room = figure.clientWidth - tip.offsetWidth - 4;
     tip.style.left = Math.max(4, Math.min(left + 12, room)) + "px";
-    tip.style.top = svg.offsetTop + 18 + "px";
+    tip.style.top = box.top - figure.getBoundingClientRect().top + 18 + "px";
   };
   svg.addEventListener("pointermove", show);
   svg.addEventListener("pointerdown", show);
