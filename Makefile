@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo demo-dense test test-lowest lint slow-test clean
+.PHONY: demo demo-dense test test-lowest lint slow-test lock clean
 
 demo: $(VENV)/.demo  ## pre-train, probe and compare on digits, on a CPU
 	$(BIN)/python demo.py
@@ -25,6 +25,13 @@ slow-test: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# torch 2.10 is the last release on PyPI whose CUDA 12 build has code for V100s (docs/install.md).
+lock:  ## versions and hashes for clusters with V100s: requirements-cuda12.lock; needs uv
+	printf 'torch==2.10.*\nsegmentation-models-pytorch>=0.5\nfaster-coco-eval>=1.8\n' \
+		| uv pip compile requirements.txt - --quiet --upgrade --generate-hashes --no-annotate \
+		--python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+		--custom-compile-command "make lock" --output-file requirements-cuda12.lock
 
 $(VENV)/.demo: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,6 @@ regularisation, is chosen on a tenth of the training set.
 """
 
 import argparse
-import copy
 import json
 import logging
 import os
@@ -17,8 +16,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from encoders.frozen import FrozenEncoder, Outputs
-from encoders.load import SIZES, build_for, open_checkpoint
+from encoders.frozen import BASELINES, FrozenEncoder, Outputs, open_frozen
+from encoders.load import SIZES
 from models_mimae import orthogonal_permutations
 from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset, load_images
@@ -26,7 +25,6 @@ from util.data.image_folders import load_test_folder
 from util.data.imagenet import read_real_labels
 from util.data.loader import evaluation_view
 from util.data.same_data import check_same
-from util.data.transforms import Normalize
 from util.data.unreadable import beside
 from util.entry import run_main
 from util.errors import UsageError
@@ -36,18 +34,16 @@ from util.evaluation.frozen.features import (
     FeatureStore,
     check_batch_size,
     checksum,
+    how_encoded,
     images_checksum,
 )
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
-from util.flags.settings import fit_channels
-from util.randomness import STREAM_INIT, seed_libraries
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
 
-BASELINES = ("untrained", "pixels")
 NUM_MASKS = 4  # of the InfoNCE accuracy of masks
 
 
@@ -153,28 +149,6 @@ def named(flag: str, values: list[str]) -> dict[str, str]:
     return found
 
 
-def open_encoder(
-    args: argparse.Namespace, name: str, like: argparse.Namespace | None
-) -> tuple[FrozenEncoder, argparse.Namespace]:
-    """The encoder that a word of the command line means, and the flags that are its own.
-
-    Args:
-        like: the flags of the first checkpoint, after which a baseline is made.
-    """
-    seed_libraries(args.seed, STREAM_INIT)  # a baseline's weights depend on nothing else
-    flags = copy.copy(like if name in BASELINES and like else args)
-    flags.settings = copy.deepcopy(flags.settings)
-    if name in BASELINES:
-        fit_channels(flags)
-    if name == "pixels":
-        return FrozenEncoder(None, Normalize(flags.mean, flags.std)), flags
-    pretrained = None
-    if name != "untrained":
-        pretrained = open_checkpoint(name, flags)
-    encoder = build_for(pretrained, flags)
-    return FrozenEncoder(encoder, Normalize(flags.mean, flags.std)), flags
-
-
 def image_kind(flags: argparse.Namespace) -> tuple:
     """How an encoder's images are read; encoders of the same kind share theirs."""
     return (flags.in_chans, *(flags.value_range or ()))
@@ -210,7 +184,7 @@ def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         opened, like = [], None
         for word in args.checkpoints:
-            model, flags = open_encoder(args, word, like)
+            model, flags = open_frozen(args, word, like)
             like = like if like or word in BASELINES else flags
             opened.append((model.to(run.device), flags))
         # Encoders may differ in their channels, which are a matter of reading an image.
@@ -291,11 +265,7 @@ class Encoder:
             model=flags.model or "pixels",
             part=part,
             image_names=images_checksum(images),
-            precision=self.precision.name,
-            input_size=list(self.view.size),
-            crop_share=self.view.crop_share,
-            batch_size=flags.batch_size,
-            **({"value_range": flags.value_range} if flags.value_range else {}),
+            **how_encoded(flags, self.view, self.precision),
         )
         dtype = dtype or flags.feature_dtype
         store = FeatureStore(self._folder(part), about, images, dtype, detailed)

@@ -146,45 +146,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments.parse_args(get_args_parser(), "pretrain", argv)
 
 
+MI_FLAGS = (
+    "num_masks", "mask_type", "lambda_rec", "lambda_max", "lambda_min", "temperature",
+    "latent_pool", "mi_head", "club_level", "club_negatives", "club_floor", "lambda_uniformity",
+    "train_approximation", "mi_start_loss",
+)  # fmt: skip
+
+
+def model_options(args: argparse.Namespace) -> dict[str, object]:
+    """The arguments of the model in MODELS that the flags describe."""
+    names = ("in_chans", "mask_ratio", "norm_pix_loss", "grad_checkpointing")
+    if args.model not in models_simmim.MODELS:
+        names += ("pred_ratio",)
+    if args.model not in models_mae.MODELS:
+        names += MI_FLAGS
+    return {"img_size": args.input_size} | {name: getattr(args, name) for name in names}
+
+
 def build_model(args: argparse.Namespace) -> nn.Module:
     """The model that the flags describe, on the CPU."""
     if args.lambda_rec == 0 and args.mi_start_loss != math.inf:
         raise UsageError("--lambda_rec 0 never reaches --mi_start_loss: use --mi_start_loss inf")
-    options = dict(
-        img_size=args.input_size,
-        in_chans=args.in_chans,
-        mask_ratio=args.mask_ratio,
-        norm_pix_loss=args.norm_pix_loss,
-        grad_checkpointing=args.grad_checkpointing,
-    )
-    if args.model not in models_simmim.MODELS:
-        options["pred_ratio"] = args.pred_ratio
-    elif args.pred_ratio != 1:
+    if args.model in models_simmim.MODELS and args.pred_ratio != 1:
         raise UsageError("--pred_ratio saves nothing on SimMIM, which has no decoder: leave it")
-    if args.model in models_mae.MODELS:
-        if args.num_masks != 1 or args.lambda_max or args.lambda_min or args.lambda_rec != 1:
-            raise UsageError(
-                f"--model {args.model} has one mask and no other loss: leave --num_masks and "
-                f"--lambda_* away, or take --model mi{args.model}"
-            )
-        return MODELS[args.model](**options)
-    names = (
-        "num_masks",
-        "mask_type",
-        "lambda_rec",
-        "lambda_max",
-        "lambda_min",
-        "temperature",
-        "latent_pool",
-        "mi_head",
-        "club_level",
-        "club_negatives",
-        "club_floor",
-        "lambda_uniformity",
-        "train_approximation",
-        "mi_start_loss",
-    )
-    return MODELS[args.model](**options, **{name: getattr(args, name) for name in names})
+    others = args.num_masks != 1 or args.lambda_max or args.lambda_min or args.lambda_rec != 1
+    if args.model in models_mae.MODELS and others:
+        raise UsageError(
+            f"--model {args.model} has one mask and no other loss: leave --num_masks and "
+            f"--lambda_* away, or take --model mi{args.model}"
+        )
+    return MODELS[args.model](**model_options(args))
 
 
 def main(args: argparse.Namespace) -> None:

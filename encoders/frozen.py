@@ -1,16 +1,24 @@
 """Features of images from a frozen encoder: its final output, its blocks', and of masked images.
 
-Shapes: B images, N masks per image, K visible of L patches, C channels, D encoder width.
+Shapes: B images, N masks per image, K visible of L = h·w patches, C channels, D encoder width.
 """
+
+import argparse
+import copy
 
 import torch
 from torch import Tensor, nn
 
+from encoders.load import build_for, open_checkpoint
 from encoders.position_bias import has_position_biases
 from encoders.swin import is_swin
+from util.data.transforms import Normalize
+from util.flags.settings import fit_channels
+from util.randomness import STREAM_INIT, seed_libraries
 
 Outputs = dict[str, Tensor]
 CLASS_TOKEN, PATCH_MEAN, PIXELS = "class token", "patch mean", "pixels"
+BASELINES = ("untrained", "pixels")
 
 
 class FrozenEncoder(nn.Module):
@@ -85,6 +93,21 @@ class FrozenEncoder(nn.Module):
         return ({CLASS_TOKEN: tokens[:, 0]} if prefix else {}) | {PATCH_MEAN: mean}
 
     @torch.no_grad()
+    def layers(self, imgs: Tensor) -> list[Outputs]:
+        """What each block gives, and last the final, normed output: images [B, C, H, W] -> its
+        summaries of `kinds`, [B, D] each, and its patch tokens in their places, `maps`
+        [B, h, w, D]."""
+        final, blocks = self._with_blocks(self.normalize(imgs))
+        outputs = [(tokens, False) for tokens in blocks] + [(final, True)]
+        return [self._summaries(x, normed) | {"maps": self._maps(x)} for x, normed in outputs]
+
+    def _maps(self, tokens: Tensor) -> Tensor:
+        """Patch tokens in their places: [B, 1 + L, D] -> [B, h, w, D]."""
+        if tokens.ndim == 4:
+            return tokens
+        return tokens[:, self._num_prefix() :].unflatten(1, self.encoder.patch_embed.grid_size)
+
+    @torch.no_grad()
     def patch_tokens(self, imgs: Tensor) -> Tensor:
         """The final, normed patch tokens [B, L, D], row by row."""
         tokens = self.encoder.forward_features(self.normalize(imgs))
@@ -111,3 +134,26 @@ class FrozenEncoder(nn.Module):
         x = x.repeat_interleave(num_masks, 0).gather(1, ids[..., None].expand(-1, -1, x.shape[2]))
         z = vit.norm(vit.blocks(vit.norm_pre(x)))  # [B·N, 1 + K, D]
         return z[:, 0].unflatten(0, (-1, num_masks))
+
+
+def open_frozen(
+    args: argparse.Namespace, name: str, like: argparse.Namespace | None = None
+) -> tuple[FrozenEncoder, argparse.Namespace]:
+    """The encoder that a word of the command line means, and the flags that are its own.
+
+    Args:
+        name: a checkpoint, or one of `BASELINES`.
+        like: the flags of the first checkpoint, after which a baseline is made.
+    """
+    seed_libraries(args.seed, STREAM_INIT)  # a baseline's weights depend on nothing else
+    flags = copy.copy(like if name in BASELINES and like else args)
+    flags.settings = copy.deepcopy(flags.settings)
+    if name in BASELINES:
+        fit_channels(flags)
+    if name == "pixels":
+        return FrozenEncoder(None, Normalize(flags.mean, flags.std)), flags
+    pretrained = None
+    if name != "untrained":
+        pretrained = open_checkpoint(name, flags)
+    encoder = build_for(pretrained, flags)
+    return FrozenEncoder(encoder, Normalize(flags.mean, flags.std)), flags

@@ -13,7 +13,7 @@ MAX_LINES = {"models_mimae.py": 400}  # the paper in one file
 MAX_FUNCTION = {"main": 60, "get_args_parser": 60}  # one readable page; a list of flags
 LEVELS = {  # a file imports what is on its own level or below
     "util": 0, "encoders": 1, "heads": 2, "models": 2, "engine": 2, "main": 3, "tools": 3,
-    "submitit": 4, "reproduction": 4, "reproduce": 5, "benchmarks": 5, "demo": 5,
+    "hubconf": 4, "submitit": 4, "reproduction": 4, "reproduce": 5, "benchmarks": 5, "demo": 5,
 }  # fmt: skip
 MAY_IMPORT = {  # rooms of util, besides themselves and the loose files
     "cluster": set(),
@@ -92,7 +92,8 @@ def test_nothing_is_imported_by_a_name(path):
 
 
 def test_the_root_shows_what_one_runs():
-    assert len(list(ROOT.glob("*.py"))) <= 20
+    # torch.hub looks for hubconf.py there.
+    assert len([path for path in ROOT.glob("*.py") if path.stem != "hubconf"]) <= 20
 
 
 def test_the_rooms_imports_make_no_ring():

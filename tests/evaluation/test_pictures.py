@@ -1,14 +1,18 @@
 """The sheet of reconstructions."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageFont
 
 from util.data.images import to_tensor
+from util.evaluation.charts import shortened
 from util.evaluation.pictures import (
     BACKGROUND,
+    HEADER,
     MARGIN,
     MASKED,
+    captioned_sheet,
     heat_map,
     picture_sheet,
     principal_colours,
@@ -80,3 +84,39 @@ def test_large_pictures_fit_and_names_do_not_run_into_each_other():
     font = ImageFont.load_default(size=12)
     width = int(font.getlength("a long name of a column"))
     assert width < sheet.width < 400 and 2 * 50 < sheet.height < 200
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (3, 90), (160, 160), (700, 1024), (1, 1)])
+def test_pictures_of_any_size_fill_their_cell_whole(sides):
+    """Small ones keep their pixels as squares; the colour of a large one is its own."""
+    rng = np.random.default_rng(0)
+    width, height = sides
+    pixels = rng.integers(0, 200, (height, width, 3), dtype=np.uint8)
+    if max(sides) > 160:
+        pixels[:] = (200, 30, 60)
+    sheet = captioned_sheet("title", [[(Image.fromarray(pixels), ["a", "b"])]])
+    found = np.asarray(sheet)
+    factor = 160 // max(sides) if max(sides) <= 160 else 160 / max(sides)
+    wide, high = round(width * factor), round(height * factor)
+    left = 2 * MARGIN + (160 - wide) // 2
+    top = HEADER + MARGIN + (160 - high) // 2
+    shown = found[top : top + high, left : left + wide]
+    if factor >= 1:
+        middle = slice(factor // 2, None, factor)
+        assert (shown[middle, middle] == pixels).all()
+    else:
+        assert (shown == (200, 30, 60)).all() and max(wide, high) == 160
+    assert (found[:, :3] == 255).all()
+
+
+def test_captions_are_cut_in_their_middle_and_stay_in_their_column():
+    pictures = [Image.new("RGB", (8, 8))] * 2
+    name = "n01440764/" + "a very long name of an image " * 4 + "end.JPEG"
+    sheet = np.asarray(captioned_sheet("t", [[(p, ["0.9", name]) for p in pictures]]))
+    below = sheet[HEADER + MARGIN + 160 + 2 :]
+    between = below[:, 2 * MARGIN + 160 + 2 : 2 * MARGIN + 160 + 2 * MARGIN - 2]
+    assert (between == 255).all() and (below < 100).any()
+    font = ImageFont.load_default(size=12)
+    short = shortened(name, 160, font)
+    assert short.startswith("n0144") and short.endswith("end.JPEG") and "..." in short
+    assert font.getlength(short) <= 160 and shortened("abc", 160, font) == "abc"

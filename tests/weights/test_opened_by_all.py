@@ -13,6 +13,7 @@ import main_finetune
 import main_linprobe
 import main_robustness
 import main_segmentation
+from encoders.frozen import open_frozen
 from encoders.load import open_dense
 
 
@@ -27,7 +28,7 @@ def opens(rank: int, main: str, folders: list[str]) -> str:
         main_linprobe.build_frozen(main_linprobe.parse_args(["--finetune", path]))
     elif main == "main_evaluate":
         args = main_evaluate.parse_args([path])
-        main_evaluate.open_encoder(args, path, None)
+        open_frozen(args, path)
     elif main == "main_robustness":
         args = main_robustness.parse_args([path, "--dataset", "digits"])
         main_robustness.open_classifier(args, "one", path)

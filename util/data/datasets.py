@@ -28,7 +28,8 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 # ------------------------------------------------------------------------------------- the sources
 # Each: (split `pretrain`, `train` or `val`, data_path, in_chans, download) -> Images. What one
-# pre-trains on is the training split, but for STL-10, which has more images without labels.
+# pre-trains on is the training split, but for STL-10, which has more images without labels. Shards
+# and lists have a split `any`, too: all that are named, with labels or without.
 
 
 def _digits(split: str, data_path: str, in_chans: int, download: bool) -> Images:
@@ -162,7 +163,8 @@ def load_images(args, split: str, is_normalised: bool = True) -> Images:
     The training split is what --subset_file and --train_fraction leave of it.
 
     Args:
-        split: `pretrain` (training images, with or without labels), `train` or `val`.
+        split: `pretrain` (training images, with or without labels), `train` or `val`; of shards
+            and lists `any`, too.
         is_normalised: --mean and --std are for them.
 
     Raises:

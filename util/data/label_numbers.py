@@ -72,9 +72,9 @@ def targets_of(labels: Labels, classes: Sequence[str], where: str) -> np.ndarray
 
 
 def check_labelled(targets: np.ndarray, names, split: str, where: str) -> None:
-    """Refuse images without a label, but for pre-training. Args: names: index -> image's name."""
+    """Refuse images without a label where they are needed. Args: names: index -> image's name."""
     absent = np.flatnonzero(targets < 0)
-    if len(absent) and split != "pretrain":
+    if len(absent) and split in ("train", "val"):
         raise UsageError(
             f"--data_path {where}: {len(absent)} of {len(targets)} images have no label (the first "
             f"is {names(int(absent[0]))}): they can be pre-trained on alone"

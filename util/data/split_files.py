@@ -21,14 +21,16 @@ def split_files(data_path: str, split: str, suffix: tuple[str, ...], deep: bool)
 
     Args:
         data_path: files with {0000..0099}, {a,b} or wildcards, joined by `::`; or a folder.
-        split: `pretrain`, `train` or `val`. suffix: of a folder's files. deep: those of folders in
-            it, too.
+        split: `pretrain`, `train`, `val`, or `any`: all of them. suffix: of a folder's files. deep:
+            those of folders in it, too.
 
     Raises:
         UsageError: files that there are not.
     """
     wanted = "val" if split == "val" else "train"
     named = _named(data_path, suffix, deep)
+    if split == "any":
+        return named
     is_folder = os.path.isdir(data_path)
     roots = (data_path if is_folder else os.path.join(os.path.dirname(p), "..") for p in named)
     return [p for p, root in zip(named, roots, strict=True) if _split_of(p, root) == wanted]

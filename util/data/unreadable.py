@@ -37,9 +37,7 @@ def leave_out(images: Images, ids: Sequence[int], is_score: bool = True) -> list
             EXIT_DATA,
         )
     if ids:
-        log.warning(
-            "%d of %d images cannot be read and are left out of the scores", len(ids), len(images)
-        )
+        log.warning("%d of %d images cannot be read and are left out", len(ids), len(images))
     return list(ids)
 
 

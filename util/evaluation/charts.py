@@ -122,6 +122,15 @@ def line_chart(
     return image.resize((WIDTH, full), Image.LANCZOS)
 
 
+def shortened(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """A text that is no wider than so many pixels: without a part of its middle, if need be."""
+    kept, short = len(text), text
+    while font.getlength(short) > width and kept > 2:
+        kept -= 1
+        short = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
+    return short
+
+
 def _legend(font, names: Sequence[str]) -> list[tuple[int, int]]:
     """Where the names stand below the chart, each with the sample of its line before it."""
     x, y, places = SCALE * LEFT, SCALE * (HEIGHT - 46), []

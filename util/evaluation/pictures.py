@@ -7,7 +7,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from util.evaluation.charts import shortened
+
 MARGIN, HEADER, BACKGROUND, INK = 6, 20, (255, 255, 255), (20, 20, 20)
+FRAME = (225, 225, 225)  # around a picture
 MASKED = (0.36, 0.47, 0.66)  # a colour that no grey image has
 # Matplotlib's viridis at equal steps: as bright as large, also for colour-blind readers.
 HEAT = (
@@ -79,6 +82,41 @@ def picture_sheet(
             sheet.paste(picture.resize((cell_w, cell_h), how), place)
         left += width
     return sheet
+
+
+def captioned_sheet(
+    title: str, rows: Sequence[Sequence[tuple[Image.Image, Sequence[str]]]], cell: int = 160
+) -> Image.Image:
+    """Rows of pictures of any sizes, each with lines of text below it.
+
+    A small picture is shown larger by a whole factor, as it is, and a large one smaller.
+    """
+    font = ImageFont.load_default(size=12)
+    lines = max(len(texts) for row in rows for _, texts in row)
+    step_x, step_y = cell + 2 * MARGIN, cell + 15 * lines + 3 * MARGIN
+    width = max(max(map(len, rows)) * step_x, int(font.getlength(title))) + 2 * MARGIN
+    sheet = Image.new("RGB", (width, HEADER + MARGIN + len(rows) * step_y), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((2 * MARGIN, MARGIN), title, INK, font)
+    for number, row in enumerate(rows):
+        for column, (picture, texts) in enumerate(row):
+            left, top = 2 * MARGIN + column * step_x, HEADER + MARGIN + number * step_y
+            draw.rectangle((left - 1, top - 1, left + cell, top + cell), outline=FRAME)
+            shown = _fitted(picture, cell)
+            sheet.paste(shown, (left + (cell - shown.width) // 2, top + (cell - shown.height) // 2))
+            for line, text in enumerate(texts):
+                place = (left, top + cell + MARGIN // 2 + 15 * line)
+                draw.text(place, shortened(text, cell, font), INK, font)
+    return sheet
+
+
+def _fitted(picture: Image.Image, cell: int) -> Image.Image:
+    """A picture as large as a square holds it: pixels as squares where it is small."""
+    longer = max(picture.size)
+    factor = cell // longer if longer <= cell else cell / longer
+    size = tuple(max(1, round(side * factor)) for side in picture.size)
+    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
+    return picture.resize(size, how)
 
 
 def _hide(image: Image.Image, is_masked: Tensor) -> Image.Image:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SHARD = 1024  # images
 ABOUT = "about.json"
 DETAILED = "detailed"  # the labels once more, in shards that were encoded in detail
+UNLABELLED = -2  # in place of a label, of an image that has none
 MADE_OF = "made_of"  # a digest of a shard's files
 Outputs = dict[str, Tensor]  # by name, [B, ...] each
 
@@ -67,6 +68,19 @@ def images_checksum(images: Images) -> str:
     for index in range(len(images)):
         digest.update("/".join(images.name(index).split(os.sep)[-2:]).encode() + b"\0")
     return digest.hexdigest()
+
+
+def how_encoded(flags, view, precision) -> dict[str, object]:
+    """What an image's features depend on besides the encoder, as plain values for `about`.
+
+    Args:
+        flags: the encoder's own. view: a `ResizeCenterCrop`. precision: a `Precision`.
+    """
+    about = dict(
+        precision=precision.name, input_size=list(view.size), crop_share=view.crop_share,
+        batch_size=flags.batch_size,
+    )  # fmt: skip
+    return about | ({"value_range": flags.value_range} if flags.value_range else {})
 
 
 class FeatureStore:
@@ -105,11 +119,14 @@ class FeatureStore:
                     keys = sorted({*known, *self.about})
                     other = [key for key in keys if known.get(key) != self.about.get(key)]
                     raise UsageError(
-                        f"{self.flag} {self.folder} holds other {self.flag[2:]} "
-                        f"({', '.join(other)} differ): name another folder, or remove it"
+                        f"{self.flag} {self.folder} holds other "
+                        f"{'predictions' if self.flag == '--predictions' else 'features'} "
+                        f"({', '.join(other)} differ): name another one, or remove it"
                     )
             else:
-                _write(path, lambda file: file.write(json.dumps(self.about, indent=1).encode()))
+                write_aside(
+                    path, lambda file: file.write(json.dumps(self.about, indent=1).encode())
+                )
         except (OSError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
@@ -203,7 +220,7 @@ class FeatureStore:
                     arrays[name] = np.zeros((count, *values.shape[1:]), self.dtype)
                 arrays[name][rows] = values
             labels = arrays.setdefault("targets", np.full(count, LEFT_OUT, dtype=np.int64))
-            labels[rows] = targets.numpy()
+            labels[rows] = np.where(targets < 0, UNLABELLED, targets)
             done += len(imgs)
             line.update(done)
         for shard in waiting:
@@ -218,7 +235,7 @@ class FeatureStore:
         marks[MADE_OF] = np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
         try:
             for name, array in (arrays | marks).items():
-                _write(self._path(name, shard), lambda file, a=array: np.save(file, a))
+                write_aside(self._path(name, shard), lambda file, a=array: np.save(file, a))
         except OSError as error:
             raise RunError(
                 f"{self.folder} cannot be written ({error.strerror}): free space "
@@ -231,7 +248,7 @@ class FeatureStore:
         return np.setdiff1d(np.arange(count), self.left_out)
 
     def targets(self, in_detail: bool = False) -> Tensor:
-        """Labels of the images in `ids`, [n]."""
+        """Labels of the images in `ids`, [n]; UNLABELLED of those that have none."""
         return self.read("targets", in_detail)
 
     def read(self, name: str, in_detail: bool = False) -> Tensor:
@@ -246,6 +263,21 @@ class FeatureStore:
                     whole = np.empty((len(ids), *array.shape[1:]), array.dtype)
                 whole[start:end] = array[ids[start:end] - shard * SHARD]
         return torch.from_numpy(whole)
+
+    def parts(self, name: str) -> dict[int, str]:
+        """The files of an output, by shard; of a shard without a readable image there is none."""
+        paths = {shard: self._path(name, shard) for shard in self._shards()}
+        return {shard: path for shard, path in paths.items() if os.path.exists(path)}
+
+    def drop_part(self, name: str, shard: int) -> None:
+        """Delete an output's file of a shard, which is then computed anew where it is needed."""
+        for path in (self._path(MADE_OF, shard), self._path(name, shard)):
+            os.unlink(path)
+
+    def rows_of(self, shard: int) -> np.ndarray:
+        """Rows of a shard's file that are of images in `ids`."""
+        ids = self._ids(shard)
+        return np.setdiff1d(ids, self.left_out) - ids[0]
 
     def rows(self, name: str) -> "Rows":
         """An output that is too large to be read whole."""
@@ -285,7 +317,7 @@ class Rows:
         return torch.from_numpy(values.reshape(self.shape))
 
 
-def _write(path: str, write: Callable) -> None:
+def write_aside(path: str, write: Callable) -> None:
     """Write a file whole or not at all: to a temporary one that is renamed."""
     temporary = f"{path}.{distributed.rank()}.tmp"
     try:

@@ -1,0 +1,71 @@
+"""Images at a path, whatever lies there: a tree, class folders, lists, shards; or a set by name."""
+
+import argparse
+import os
+
+import numpy as np
+
+from util.data.datasets import DATASETS, load_images
+from util.data.image_folders import image_tree
+from util.data.image_sets import FileImages, Images
+from util.data.split_files import JOINED
+from util.data.table import SUFFIXES
+from util.errors import UsageError
+
+LISTS = (*SUFFIXES, ".txt")
+SPLITS = ("train", "val")
+WITH_ANY = ("csv", "shards")  # data sets whose files may be taken whatever split they are of
+
+
+def source_of(path: str) -> str:
+    """The name in `DATASETS` of what lies at a path; a name that is no path is that data set's.
+
+    Raises:
+        UsageError: nothing that images could be read from.
+    """
+    first = path.split(JOINED)[0].lower()
+    if path in DATASETS and not os.path.exists(path):
+        return path
+    if first.endswith(".tar"):
+        return "shards"
+    if first.endswith(LISTS):
+        return "csv"
+    if not os.path.isdir(path):
+        raise UsageError(
+            f"IMAGES {path} is no folder, list ({', '.join(LISTS)}), shards (.tar) or data set's "
+            "name: check the path"
+        )
+    inside = [os.path.join(path, split) for split in SPLITS]
+    if any(_holds_shards(folder) for folder in (path, *inside)):
+        return "shards"
+    return "image_folder" if any(map(os.path.isdir, inside)) else "flat"
+
+
+def _holds_shards(folder: str) -> bool:
+    return os.path.isdir(folder) and any(n.lower().endswith(".tar") for n in os.listdir(folder))
+
+
+def load_any(args: argparse.Namespace) -> Images:
+    """The images that `args.data_path` and `args.dataset` mean, with labels where they have some.
+
+    Of data with splits those of `args.split`; where it is empty, all that lists and shards have,
+    and the training split of others. A part of a published set may be missing here.
+
+    Raises:
+        UsageError: as `load_images`.
+    """
+    plain = "pretrain" if args.dataset == "flat" else "train"
+    images = load_images(args, args.split or ("any" if args.dataset in WITH_ANY else plain))
+    images.published = ""
+    if args.dataset == "flat" and isinstance(images, FileImages):
+        label_by_folders(images)
+    return images
+
+
+def label_by_folders(images: FileImages) -> None:
+    """Label the images of a tree by the folders right below it, where each lies in one."""
+    tree = image_tree(images.root)
+    if tree.tops.min() >= 0:
+        images.classes = tree.with_images()
+        number = {name: place for place, name in enumerate(images.classes)}
+        images.targets = np.asarray(tree.targets(number))
