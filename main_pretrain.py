@@ -15,7 +15,9 @@ from torch import nn
 import models_mae
 import models_mimae
 import models_simmim
+from encoders import swin
 from encoders.load import describe
+from encoders.vit import Pretrained
 from engine_pretrain import explained, train_one_epoch
 from util.cluster import distributed
 from util.data.datasets import load_images
@@ -34,10 +36,14 @@ from util.training import optim, preflight
 from util.training.checkpoint import MEAN_PATCH, BufferState
 from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
+from util.weights.fit import load_weights
 
 log = logging.getLogger(__name__)
 
 LITTLE = 0.05  # a run that explains less of the pixels is warned of
+MAES_FLAGS = ("mask_ratio", "norm_pix_loss")  # that its files tell and a model has
+# What one pre-training model has and another may not: left out where it is not asked for.
+ONLY_MI = ("approximation.", "mi_head.")
 MODELS = models_mimae.MODELS | models_mae.MODELS | models_simmim.MODELS
 
 
@@ -176,6 +182,30 @@ def build_model(args: argparse.Namespace) -> nn.Module:
             f"--lambda_* away, or take --model mi{args.model}"
         )
     return MODELS[args.model](**model_options(args))
+
+
+def restored(found: Pretrained, name: str, **options) -> nn.Module:
+    """The model `name` of MODELS with the weights of a checkpoint of this project, MAE or SimMIM.
+
+    Args:
+        options: the model's own, as `img_size` and `num_masks`; by default those of the
+            checkpoint's run, else the model's.
+
+    Raises:
+        UsageError: a checkpoint of another architecture.
+    """
+    args = parse_args(["--model", name, "--dataset", "image_folder"])
+    flags = found.foreign.flags  # those of MAE's have the same names
+    known = flags if found.is_ours else {k: flags[k] for k in MAES_FLAGS if k in flags}
+    vars(args).update(known | {"model": name})
+    told = found.encoder_config()
+    vars(args).update({flag: told[flag] for flag in ("input_size", "in_chans") if flag in told})
+    model = MODELS[name](**model_options(args) | options)
+    own, weights = model.state_dict(), swin.convert_simmim(found.raw)
+    weights = {k: v for k, v in weights.items() if k in own or not k.startswith(ONLY_MI)}
+    what = "checkpoint, the model's name, img_size and in_chans"
+    load_weights(model, weights, found.path, may_miss=ONLY_MI, check=what)
+    return model
 
 
 def main(args: argparse.Namespace) -> None:

@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import main_pretrain
-import models_mae
 from encoders.attention import class_token_attention, patch_map
 from encoders.frozen import FrozenEncoder
 from encoders.load import SIZES, build_for, open_checkpoint
+from encoders.vit import Pretrained
 from models_masked import DrawnMask
 from models_mimae import OrthogonalMasks
 from util.checks import image_size
@@ -49,8 +49,6 @@ from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
 from util.logging import setup_logging
-from util.weights.checkpoint_file import read_checkpoint
-from util.weights.fit import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +150,7 @@ def open_subject(args: argparse.Namespace, name: str, path: str, device: torch.d
     if dataset and not args.settings.is_given("dataset") and not args.data_path:
         flags.dataset = dataset
     pixels = read_pictures(flags).to(device)
-    pretrained = open_pretrained(path, flags) if "reconstructions" in args.only else None
+    pretrained = open_pretrained(opened, flags) if "reconstructions" in args.only else None
     if pretrained is not None:
         pretrained = pretrained.to(device).eval()
     return Subject(name, flags, frozen, pixels, pretrained)
@@ -200,31 +198,21 @@ def read_picture(path: str, flags: argparse.Namespace) -> Tensor:
 # -------------------------------------------------------------------------------- reconstructions
 
 
-def open_pretrained(path: str, flags: argparse.Namespace) -> nn.Module | None:
-    """The pre-training model of a checkpoint of this project or MAE's; None where it has none."""
-    state = read_checkpoint(path) if os.path.isfile(path) else {}
-    weights, told = state.get("model"), state.get("args") or {}
-    told = vars(told) if isinstance(told, argparse.Namespace) else told
-    config = state.get("config") if isinstance(state.get("config"), dict) else {}
-    name = config.get("model", f"mae_{flags.model}")
-    if name not in main_pretrain.MODELS or not isinstance(weights, dict):
+def open_pretrained(opened: Pretrained, flags: argparse.Namespace) -> nn.Module | None:
+    """The pre-training model of a checkpoint of this project or MAE's, with the masks that the
+    flags say; None where it has none."""
+    name = opened.config.get("model", f"mae_{flags.model}")
+    if name not in main_pretrain.MODELS or "decoder_pred.weight" not in opened.raw:
         return None
-    if "decoder_pred.weight" not in weights:
-        return None
-    defaults = main_pretrain.parse_args(["--model", name, "--dataset", flags.dataset])
-    known = {key: value for key, value in told.items() if hasattr(defaults, key)}
-    vars(defaults).update(known if config else {"norm_pix_loss": told.get("norm_pix_loss", True)})
-    vars(defaults).update(model=name, input_size=flags.input_size, in_chans=flags.in_chans)
-    if name in models_mae.MODELS:
-        vars(defaults).update(num_masks=1, lambda_max=0, lambda_min=0, lambda_rec=1)
-    model = main_pretrain.build_model(defaults)
-    load_weights(model, weights, path, may_miss=("approximation.",))
+    model = main_pretrain.restored(opened, name, img_size=flags.input_size, in_chans=flags.in_chans)
     units = model.masks.num_patches
     if flags.mask:
         model.masks = DrawnMask(read_mask(flags.mask, model.grid, units))
-    else:
-        ratio = flags.mask_ratio if flags.mask_ratio is not None else defaults.mask_ratio
-        model.masks = OrthogonalMasks(units, flags.num_masks, ratio, flags.mask_type)
+        return model
+    ratio = flags.mask_ratio
+    if ratio is None:
+        ratio = opened.foreign.flags.get("mask_ratio", 0.75)
+    model.masks = OrthogonalMasks(units, flags.num_masks, ratio, flags.mask_type)
     return model
 
 

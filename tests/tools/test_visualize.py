@@ -1,5 +1,7 @@
 """python -m tools.visualize: sheets of own pictures of any size, of one checkpoint or two."""
 
+import argparse
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,18 @@ def test_a_data_set_and_models_without_class_token(checkpoints, tmp_path, capsys
     found = show(tmp_path, checkpoints["simmim"], "--mask_ratio", 0.5)
     assert set(found) == {"reconstructions", "features"}
     assert "no class token" in capsys.readouterr().out
+
+
+def test_a_file_as_maes_code_writes_it(checkpoints, tmp_path):
+    state = torch.load(checkpoints["mae"], weights_only=True)
+    told = argparse.Namespace(mask_ratio=0.5, norm_pix_loss=True)
+    torch.save({"model": state["model"], "args": told}, tmp_path / "mae.pth")
+    args = visualize.parse_args([str(tmp_path / "mae.pth"), "--device", "cpu"])
+    subject = visualize.open_subject(args, "mae", args.checkpoint, torch.device("cpu"))
+    model = subject.pretrained
+    assert model.norm_pix_loss and (model.masks.num_masks, model.masks.num_visible) == (4, 8)
+    key = "decoder_pred.weight"
+    torch.testing.assert_close(model.state_dict()[key], state["model"][key])
 
 
 def test_a_mask_of_ones_own(checkpoints, tmp_path):
