@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo demo-dense test test-lowest lint slow-test lock clean
+.PHONY: demo demo-dense test test-lowest lowest lint slow-test lock clean
 
 demo: $(VENV)/.demo  ## pre-train, probe and compare on digits, on a CPU
 	$(BIN)/python demo.py
@@ -19,6 +19,12 @@ test: $(VENV)/.test  ## what CI runs
 test-lowest: $(LOWEST)/.test  ## the quick tests with the lowest versions that requirements.txt allows
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests/encoders tests/heads \
 		tests/training tests/flags tests/test_models_mimae.py tests/test_main_pretrain.py tests/test_main_finetune.py
+
+lowest: $(VENV)/.test  ## write requirements-lowest.txt anew, after a change of requirements.txt
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python-version 3.10 --no-annotate \
+		--custom-compile-command "make lowest" --output-file requirements-lowest.txt \
+		requirements.txt
 
 slow-test: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
@@ -47,12 +53,10 @@ $(VENV)/.test: requirements.txt requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
-$(LOWEST)/.test: requirements.txt requirements-dev.txt
+$(LOWEST)/.test: requirements-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		-r requirements.txt
-	$(LOWEST)/bin/pip install --quiet pytest pytest-xdist
+	$(LOWEST)/bin/pip install --quiet -r requirements-lowest.txt pytest pytest-xdist \
+		faster-coco-eval segmentation-models-pytorch
 	touch $@
 
 clean:

@@ -11,6 +11,7 @@ from util.cluster.distributed import without_exchange
 from util.data.dense.jitter import Target
 from util.data.loader import Batches
 from util.evaluation.dense.coco_ap import as_coco, on_original, score
+from util.progress import shown
 from util.training.background import Background
 from util.training.optim import set_lr
 from util.training.precision import Precision
@@ -94,7 +95,7 @@ def evaluate(
         return True
 
     category_ids = images_of.categories.ids
-    for number, (images, about) in enumerate(batches.epoch()):
+    for number, (images, about) in enumerate(shown(batches.epoch(), "test", len(batches))):
         wanted = batches.global_ids(0, number)[distributed.rank() :: distributed.world_size()]
         batch = []
         for image, found, (index, *original), place in zip(

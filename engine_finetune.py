@@ -11,6 +11,7 @@ from util.cluster.distributed import without_exchange
 from util.data.loader import Batches
 from util.data.unreadable import beside
 from util.evaluation import predictions
+from util.progress import shown
 from util.training.optim import set_lr
 from util.training.precision import Precision
 from util.training.run import Run
@@ -110,7 +111,7 @@ def evaluate(
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # correct, in top 5, loss, images
     classes = torch.zeros(len(batches.dataset), 2, device=device)  # float32 adds up on any backend
-    for ids, inputs, targets in batches.each_once():
+    for ids, inputs, targets in shown(batches.each_once(), "test", len(batches)):
         inputs = normalize(inputs.to(device, non_blocking=True))
         targets = targets.to(device, non_blocking=True)
         with precision.autocast():

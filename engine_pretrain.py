@@ -1,6 +1,5 @@
 """Pre-train for one epoch, from any step of it on, with or without gradient accumulation."""
 
-import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -32,7 +31,7 @@ def train_one_epoch(
         The epoch's mean losses over all ranks.
     """
     model.train()
-    bare, args, clock = unwrap(model), run.args, _Clock()
+    bare, args = unwrap(model), run.args
     for step in run.steps():
         num_images = run.num_micro_batches(step) * run.batches.global_size
         shape = bare.masks.noise_shape(num_images)
@@ -46,8 +45,7 @@ def train_one_epoch(
             model, micro_batches, noise, optimizer, precision, args.clip_grad, args.exact_accum
         )
         run.count(step, losses)
-        clock.count(num_images)
-        run.log(step, partial(_monitors, bare, latent, clock, (step + 1) // args.log_every))
+        run.log(step, partial(_monitors, bare, latent, (step + 1) // args.log_every))
         run.save_or_stop(step)
     return run.close_epoch()
 
@@ -128,10 +126,10 @@ def step_noise(
 
 
 def _monitors(
-    model: nn.Module, latent: Tensor, clock: "_Clock", number: int, losses: dict[str, float]
+    model: nn.Module, latent: Tensor, number: int, losses: dict[str, float]
 ) -> dict[str, float]:
     """What log step `number` shows besides the mean losses; this waits for the device."""
-    found = {"images_per_second": clock.rate(), "explained": explained(losses)}
+    found = {"explained": explained(losses)}
     model.mean_patch.stop_once_known()
     if hasattr(model, "gate"):
         model.gate.stop_watching_once_open()
@@ -145,19 +143,3 @@ def _monitors(
 def explained(losses: Mapping[str, float]) -> float:
     """The share of what the data's mean patch leaves that is predicted: 1 − L_rec / its L_rec."""
     return 1 - losses["rec"] / max(losses["mean_patch"], 1e-12)
-
-
-class _Clock:
-    """Images per second of training, over all ranks, since it was last asked."""
-
-    def __init__(self) -> None:
-        self.started, self.images = time.perf_counter(), 0
-
-    def count(self, images: int) -> None:
-        self.images += images
-
-    def rate(self) -> float:
-        now = time.perf_counter()
-        rate = self.images / max(now - self.started, 1e-9)
-        self.started, self.images = now, 0
-        return rate

@@ -14,6 +14,7 @@ from util.data.unreadable import beside
 from util.errors import UsageError
 from util.evaluation.dense.iou import ConfusionMatrix, scores
 from util.evaluation.dense.windows import enlarged
+from util.progress import shown
 from util.training.optim import set_lr
 from util.training.precision import Precision
 from util.training.run import Run
@@ -119,7 +120,7 @@ def evaluate(
     model.eval()
     classes = batches.dataset.images.classes
     matrix = ConfusionMatrix(len(classes), device)
-    for _, imgs, maps in batches.each_once():
+    for _, imgs, maps in shown(batches.each_once(), "test", len(batches)):
         predicted = predict(imgs.to(device, non_blocking=True))
         matrix.add(predicted, maps.to(device, non_blocking=True))
     left_out, counts = batches.left_out(), matrix.over_ranks()

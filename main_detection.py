@@ -208,7 +208,8 @@ def main(args: argparse.Namespace) -> None:
         while not run.is_finished():
             try:
                 means = train_one_round(wrapped, prepare, optimizer, precision, run, mean.update)
-                scores = evaluate(evaluated, val_batches, detect, truth, args.output_dir)
+                with run.testing(val_batches):
+                    scores = evaluate(evaluated, val_batches, detect, truth, args.output_dir)
                 run.log_epoch(means, run.keep_best(scores, "box_AP"))
                 run.save_epoch()
             except NonFiniteLoss as error:

@@ -40,6 +40,7 @@ from util.evaluation.frozen.features import (
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
+from util.progress import Pace
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -200,6 +201,9 @@ def main(args: argparse.Namespace) -> None:
             Encoder(run, name, model, flags, *sets[image_kind(flags)])
             for name, (model, flags) in zip(args.names, opened, strict=True)
         ]
+        whole = Pace(sum(encoder.num_images() for encoder in encoders))
+        for encoder in encoders:
+            encoder.extract(run, whole)
         if args.attentive:
             keep_tokens(run, [e for e in encoders if e.model.encoder is not None])
         left_out = frozen.leave_out_of_all(encoders)
@@ -217,7 +221,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 class Encoder:
-    """An encoder's features of all image sets, extracted where they are not on the disk."""
+    """An encoder's features of all image sets, once `extract` has computed what is not there."""
 
     def __init__(
         self,
@@ -238,27 +242,30 @@ class Encoder:
             self.num_patches, self.width = self.encode_tokens(blank).shape[1:]
             attentive.check_queries(self.width, flags.attentive_queries)
         with_blocks = "blocks" in flags.only
-        self.train = self._store(run, "train", train, flags.block_images * with_blocks)
+        self.train = self._store("train", train, flags.block_images * with_blocks)
         self.tests = {
-            name: self._store(run, name, images, len(images) * (with_blocks and name == "val"))
+            name: self._store(name, images, len(images) * (with_blocks and name == "val"))
             for name, images in tests.items()
         }
-        self.views = self._masked_views(run, self.tests["val"])
+        self.views: torch.Tensor | None = None
         self.tokens: FeatureStore | None = None
+
+    def num_images(self) -> int:
+        """Of all sets."""
+        return sum(len(store.images) for store in (self.train, *self.tests.values()))
+
+    def extract(self, run: Run, whole: Pace) -> None:
+        """Compute the features that are not on the disk; for all ranks."""
+        for part, store in {"train": self.train, **self.tests}.items():
+            if self.flags.only or self.flags.attentive:  # else nothing is asked of them
+                self._fill(run, store, part, self._encode, whole)
+        self.views = self._masked_views(run, self.tests["val"])
 
     def _folder(self, part: str) -> str:
         root = self.flags.features or os.path.join(self.flags.output_dir, "features")
         return os.path.join(root, f"{self.name.replace(os.sep, '_')}-{part}")
 
-    def _store(
-        self,
-        run: Run,
-        part: str,
-        images: Images,
-        detailed: int = 0,
-        encode: Callable[[torch.Tensor, bool], Outputs] | None = None,
-        dtype: str = "",
-    ) -> FeatureStore:
+    def _store(self, part: str, images: Images, detailed: int = 0, dtype: str = "") -> FeatureStore:
         flags = self.flags
         about = dict(
             encoder=self.checksum,
@@ -268,19 +275,15 @@ class Encoder:
             **how_encoded(flags, self.view, self.precision),
         )
         dtype = dtype or flags.feature_dtype
-        store = FeatureStore(self._folder(part), about, images, dtype, detailed)
-        if not flags.only and not flags.attentive:
-            return store  # of which nothing is asked
-        store.extract(
-            encode or self._encode,
-            self.view,
-            run.device,
-            flags.batch_size,
-            flags.num_workers,
-            flags.max_bad_images,
-            f"{self.name}, {part}",
-        )
-        return store
+        return FeatureStore(self._folder(part), about, images, dtype, detailed)
+
+    def _fill(
+        self, run: Run, store: FeatureStore, part: str,
+        encode: Callable[[torch.Tensor, bool], Outputs], whole: Pace | None = None,
+    ) -> None:  # fmt: skip
+        options = (self.flags.batch_size, self.flags.num_workers, self.flags.max_bad_images)
+        label = f"{self.name}, {part}"
+        store.extract(encode, self.view, run.device, *options, label, whole)
 
     def _encode(self, imgs: torch.Tensor, detailed: bool) -> dict[str, torch.Tensor]:
         with self.precision.autocast():
@@ -296,13 +299,11 @@ class Encoder:
         return self._folder("tokens"), len(self.train.images) * self.num_patches * self.width
 
     def keep_tokens(self, run: Run) -> None:
-        self.tokens = self._store(
-            run,
-            "tokens",
-            self.train.images,
-            dtype="fp16",
-            encode=lambda imgs, _: {attentive.TOKENS: self.encode_tokens(imgs)},
-        )
+        self.tokens = self._store("tokens", self.train.images, dtype="fp16")
+        self._fill(run, self.tokens, "tokens", self._patch_tokens)
+
+    def _patch_tokens(self, imgs: torch.Tensor, _: bool) -> dict[str, torch.Tensor]:
+        return {attentive.TOKENS: self.encode_tokens(imgs)}
 
     def _masked_views(self, run: Run, store: FeatureStore) -> torch.Tensor | None:
         """Of the first images of a set, the features of four masks: [n, 4, D]."""

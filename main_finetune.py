@@ -164,7 +164,8 @@ def main(args: argparse.Namespace) -> None:
     if args.draws:
         return few_label_runs.run_all(args, main)  # which runs this for each draw
     with Run(args) as run:
-        pretrained = open_checkpoint(args.resume if args.eval else args.finetune, args)
+        source = (args.resume, "--resume") if args.eval else (args.finetune, "--finetune")
+        pretrained = open_checkpoint(source[0], args, flag=source[1])
         train_images, val_images = few_label_runs.load(args)
         num_classes = len(train_images.classes)
         model = build_model(args, pretrained, num_classes).to(run.device)
@@ -202,7 +203,8 @@ def main(args: argparse.Namespace) -> None:
             return augmentation(inputs, targets, *draw)
 
         def test() -> dict[str, float]:
-            found = evaluate(mean.model, val_batches, normalize, precision, args.output_dir)
+            with run.testing(val_batches):
+                found = evaluate(mean.model, val_batches, normalize, precision, args.output_dir)
             return run.keep_best(found)
 
         while not run.is_finished():

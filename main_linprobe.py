@@ -93,11 +93,12 @@ def build_frozen(args: argparse.Namespace) -> tuple[nn.Module, int]:
     """The frozen encoder that the flags describe, and the width of its features."""
     pretrained = described = open_checkpoint(args.finetune, args)
     if args.eval:
-        config = opened_by_all(args.resume, lambda: read_checkpoint(args.resume)).get("config")
+        probe = opened_by_all(args.resume, lambda: read_checkpoint(args.resume, "--resume"))
+        config = probe.get("config")
         if isinstance(config, dict) and config.get("model") == "pixels":
             take_from_checkpoint(args, config)
         else:
-            described = open_checkpoint(args.resume, args)
+            described = open_checkpoint(args.resume, args, flag="--resume")
     if args.model == "pixels":
         size = image_size(args.input_size, 1)
         return Pixels(), args.in_chans * size[0] * size[1]
@@ -179,7 +180,8 @@ def main(args: argparse.Namespace) -> None:
             return normalize(inputs), targets
 
         def test() -> dict[str, float]:
-            found = evaluate(trained, val_batches, normalize, precision, args.output_dir)
+            with run.testing(val_batches):
+                found = evaluate(trained, val_batches, normalize, precision, args.output_dir)
             return run.keep_best(found)
 
         while not run.is_finished():

@@ -248,8 +248,8 @@ def main(args: argparse.Namespace) -> None:
                 means = train_one_epoch(wrapped, normalize, optimizer, precision, run)
                 extra = {"explained": explained(means)}
                 extra |= {"mi_losses": int(uses_mi and mi.gate.is_open)}
-                if monitor and (run.is_finished() or run.progress.epoch % args.knn_every == 0):
-                    extra |= monitor(model)
+                if monitor and run.is_due(args.knn_every):
+                    extra |= neighbours(run, monitor, model)
                 run.log_epoch(means, extra)
                 if look and distributed.is_main():
                     look(model, run)
@@ -289,6 +289,12 @@ def warn_of_little_learnt(found: dict[str, float], args: argparse.Namespace, use
             "L_rec never fell below --mi_start_loss %s: the run went on without MI losses",
             shown(args.mi_start_loss),
         )
+
+
+def neighbours(run: Run, monitor: KNNMonitor, model: nn.Module) -> dict[str, float]:
+    """What a monitor finds, if no signal comes meanwhile."""
+    with run.testing(*monitor.loaders):
+        return monitor(model)
 
 
 def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KNNMonitor:

@@ -43,6 +43,7 @@ from util.evaluation.robustness.errors import EXTRA, Robustness
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
+from util.progress import Pace
 from util.training.precision import Precision
 from util.training.run import Run
 
@@ -141,6 +142,7 @@ class Classifier:
     """A checkpoint's model with the flags that are its own, its logits' names, and its results."""
 
     name: str
+    path: str
     model: nn.Module  # images, uint8 or in 0..1, [B, C, H, W] -> logits
     width: int
     flags: argparse.Namespace
@@ -154,13 +156,14 @@ class Classifier:
 def open_classifier(args: argparse.Namespace, name: str, path: str) -> Classifier:
     flags = copy.copy(args)
     flags.settings = copy.deepcopy(flags.settings)
-    pretrained = open_checkpoint(path, flags)
+    flag = "--baseline" if path == args.baseline else "CHECKPOINT"
+    pretrained = open_checkpoint(path, flags, flag=flag)
     model = load_classifier(pretrained, flags)
     flags.input_size = list(image_size(flags.input_size, 1))
     classes = agreement.all_or_none(lambda: class_names(pretrained, model.num_classes, flags))
     width = max(dim for _, dim, _ in block_shapes(model))
     model = nn.Sequential(Normalize(flags.mean, flags.std), model).eval()
-    return Classifier(name, model, width, flags, classes)
+    return Classifier(name, path, model, width, flags, classes)
 
 
 def class_names(pretrained: Pretrained, num_logits: int, args: argparse.Namespace) -> list[str]:
@@ -198,33 +201,66 @@ def main(args: argparse.Namespace) -> None:
         words = list(zip(args.names, args.checkpoints, strict=True))
         classifiers = [open_classifier(args, name, path) for name, path in words]
         precision = run.precision(min(one.width for one in classifiers))
-        # Classifiers with the same view of the images share them.
-        groups: dict[str, list[Classifier]] = {}
-        for one in classifiers:
-            key = checksum(
-                one.flags.input_size, one.flags.in_chans, one.classes, one.flags.value_range
-            )
-            groups.setdefault(key, []).append(one)
-        protocol: list[str] = []
-        for members in groups.values():
-            flags = members[0].flags
-            sets = open_sets(flags, members[0].classes)
-            protocol += robustness_report.protocol(flags, sets)
-            real = None
-            if args.real_labels:  # then ImageNet itself is the first set
-                of_images = (args.real_labels, sets[0].images, members[0].classes)
-                real = agreement.all_or_none(lambda known=of_images: read_real_labels(*known))
-            while sets:
-                test_set = sets.pop(0)  # and with it the images that it keeps
-                for classifier in members:
-                    predicted = predict(run, precision, classifier, test_set)
-                    keep(classifier, test_set, predicted, real)
+        groups = [open_group(members) for members in with_the_same_view(classifiers)]
+        protocol = [line for group in groups for line in group.protocol]
+        whole = Pace(sum(group.num_images() for group in groups))
+        for group in groups:
+            while group.sets:
+                test_set = group.sets.pop(0)  # and with it the images that it keeps
+                for classifier in group.members:
+                    predicted = predict(run, precision, classifier, test_set, whole)
+                    keep(classifier, test_set, predicted, group.real)
         if distributed.is_main():
             write(run, args, classifiers, list(dict.fromkeys(protocol)))
 
 
+@dataclass
+class Group:
+    """Classifiers with the same view of the images, and what they are tested on.
+
+    real: ReaL's labels of the first set's images; None: they were not asked for.
+    """
+
+    members: list[Classifier]
+    sets: list[TestSet]
+    real: list[frozenset[int]] | None
+    protocol: list[str]
+
+    def num_images(self) -> int:
+        """How many predictions there are to make."""
+        return len(self.members) * sum(len(one.images) for one in self.sets)
+
+
+def with_the_same_view(classifiers: list[Classifier]) -> list[list[Classifier]]:
+    """The classifiers, those together that share their images."""
+    groups: dict[str, list[Classifier]] = {}
+    for one in classifiers:
+        flags = one.flags
+        key = checksum(flags.input_size, flags.in_chans, one.classes, flags.value_range)
+        groups.setdefault(key, []).append(one)
+    return [*groups.values()]
+
+
+def open_group(members: list[Classifier]) -> Group:
+    """Open all sets before any is looked at: what does not fit a classifier names its file.
+
+    Raises:
+        UsageError: what `open_sets` and `read_real_labels` find.
+    """
+    flags, classes = members[0].flags, members[0].classes
+    try:
+        sets = open_sets(flags, classes)
+        real = None
+        if flags.real_labels:  # then ImageNet itself is the first set
+            of_images = (flags.real_labels, sets[0].images, classes)
+            real = agreement.all_or_none(lambda: read_real_labels(*of_images))
+    except UsageError as error:
+        raise UsageError(f"{error} (for {members[0].path})") from None
+    return Group(members, sets, real, robustness_report.protocol(flags, sets))
+
+
 def predict(
-    run: Run, precision: Precision, classifier: Classifier, test_set: TestSet
+    run: Run, precision: Precision, classifier: Classifier, test_set: TestSet, whole: Pace
 ) -> FeatureStore:
     """A classifier's predictions on a test set, computed where they are not on the disk."""
     flags, model = classifier.flags, classifier.model.to(run.device)
@@ -260,6 +296,7 @@ def predict(
         flags.num_workers,
         flags.max_bad_images,
         f"{classifier.name}, {test_set.name}",
+        whole,
     )
     return store
 

@@ -276,6 +276,8 @@ def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         pretrained = open_dense(args, "first_class", "main_segmentation.py")
         args.input_size = list(image_size(args.input_size, 1))
+        if not (args.eval or args.predict) and args.batch_size * distributed.world_size() == 1:
+            raise UsageError("--batch_size 1 on one process: BatchNorm needs 2 images at least")
         labels = class_labels(args, pretrained)
         model = build_model(args, pretrained, len(labels.classes)).to(run.device)
         normalize = Normalize(args.mean, args.std).to(run.device)
@@ -290,8 +292,6 @@ def main(args: argparse.Namespace) -> None:
             return run.finish(**scores, **ious)
 
         batches = open_pairs(args, labels, "training", run.device)
-        if batches.global_size == 1:
-            raise UsageError("--batch_size 1 on one process: BatchNorm needs 2 images at least")
         groups = optim.layer_decay_groups(
             model, args.weight_decay, layer_lookup(model.encoder, "encoder."), args.layer_decay
         )
@@ -311,19 +311,23 @@ def main(args: argparse.Namespace) -> None:
             drop_paths.draw(*draw, len(imgs), run.device)
             return normalize(imgs), maps.long()
 
+        def test() -> tuple[dict[str, float], dict[str, float]]:
+            with run.testing(val_batches):
+                return evaluate(model, val_batches, predict, run.device)
+
         ious: dict[str, float] = {}
         while not run.is_finished():
             try:
                 means = train_one_round(
                     wrapped, prepare, optimizer, precision, run, args.auxiliary_weight
                 )
-                scores, ious = evaluate(model, val_batches, predict, run.device)
+                scores, ious = test()
                 run.log_epoch(means, run.keep_best(scores, "mIoU"))
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
         if not ious:  # a run that had finished before
-            _, ious = evaluate(model, val_batches, predict, run.device)
+            _, ious = test()
         run.finish(**ious)
 
 

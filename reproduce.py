@@ -127,6 +127,8 @@ class Reproduction:
         self.graph = Graph(self._scale(), self.out, args.checkpoints, self._flags())
         self.tables = {name: paper.TABLES[name] for name in args.table if name in paper.TABLES}
         self.rows = {n: rows.chosen(self.graph.scale, n, args.rows) for n in self.tables}
+        # With --rows, tables that have none of them were not asked for.
+        self.tables = {name: table for name, table in self.tables.items() if self.rows[name]}
         self._plan()
 
     def _check_places(self) -> None:
@@ -282,7 +284,8 @@ def main(args: argparse.Namespace) -> None:
         return todo.dry_run()
     if args.status:
         at_once = args.jobs if args.slurm is None else max(1, len(todo.graph.jobs))
-        print("\n".join(status_lines(todo.states(), at_once)))
+        elsewhere = todo.graph.scale.seconds_a_run
+        print("\n".join(status_lines(todo.states(), at_once, elsewhere)))
         return
     if args.collect:
         return todo.collect()

@@ -154,6 +154,6 @@ def open_frozen(
         return FrozenEncoder(None, Normalize(flags.mean, flags.std)), flags
     pretrained = None
     if name != "untrained":
-        pretrained = open_checkpoint(name, flags)
+        pretrained = open_checkpoint(name, flags, flag="CHECKPOINT")
     encoder = build_for(pretrained, flags)
     return FrozenEncoder(encoder, Normalize(flags.mean, flags.std)), flags

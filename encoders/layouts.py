@@ -96,7 +96,7 @@ class Foreign:
     flags: those of the training run that left them in its file.
     """
 
-    path: str
+    named: str  # the flag and the path that it gives, for errors
     layout: str
     weights: Weights
     raw: Weights  # as they stand in the file
@@ -130,19 +130,26 @@ class Foreign:
 # --------------------------------------------------------------------------------------- reading
 
 
-def open_encoder(path: str) -> Foreign:
+def open_encoder(path: str, flag: str = "--finetune") -> Foreign:
     """Read a checkpoint file or a model's folder, whatever the layout of its weights.
+
+    Args:
+        flag: that names it, for errors.
 
     Raises:
         UsageError: a file that cannot be read, holds no weights, or has no layout that is known.
     """
-    state, config = read_weights(path)
+    named = f"{flag} {path}"
+    try:
+        state, config = read_weights(path)
+    except UsageError as error:
+        raise UsageError(f"{flag} {error}") from None
     own = state.get("config")
     config = config | (own if isinstance(own, dict) else {})
     raw, set_aside = find_weights(state)
     if not raw:
         raise UsageError(
-            f"--finetune {path} holds no model weights: its keys begin with "
+            f"{named} holds no model weights: its keys begin with "
             f"{', '.join([str(key) for key in state][:3]) or 'none'}; name a checkpoint"
         )
     prefix = _find_prefix(raw)
@@ -150,13 +157,13 @@ def open_encoder(path: str) -> Foreign:
     name = next((n for n, layout in LAYOUTS.items() if _fits(layout, marks)), None)
     if name is None or prefix is None:
         raise UsageError(
-            f"--finetune {path} has the layout of no encoder that is known (its keys begin with "
+            f"{named} has the layout of no encoder that is known (its keys begin with "
             f"{', '.join(list(raw)[:3])}); known are {', '.join(LAYOUTS)}"
         )
     weights, left_over = convert(raw, prefix, LAYOUTS[name].rules)
     flags = _flags(state.get("args"))
     normalization = _normalization(name, config, weights, flags)
-    return Foreign(path, name, weights, raw, config, normalization, left_over + set_aside, flags)
+    return Foreign(named, name, weights, raw, config, normalization, left_over + set_aside, flags)
 
 
 def _flags(args: object) -> dict:
@@ -205,7 +212,7 @@ def _vit_architecture(foreign: Foreign, num_heads: int | None) -> dict:
     if absent or activation != "gelu":
         what = f"without {', '.join(absent)}" if absent else f"with {activation}"
         raise UsageError(
-            f"--finetune {foreign.path} ({foreign.layout}) is a model {what}, which is not "
+            f"{foreign.named} ({foreign.layout}) is a model {what}, which is not "
             "supported: a class token, positions, GELU and an MLP of two layers are needed"
         )
     width, patch = _patches(foreign)
@@ -247,7 +254,7 @@ def _num_heads(foreign: Foreign, width: int) -> int:
     heads = heads or layout.heads.get(width) or HEADS.get(width)
     if heads is None and width % 64:
         raise UsageError(
-            f"--finetune {foreign.path} ({foreign.layout}) does not tell the number of attention "
+            f"{foreign.named} ({foreign.layout}) does not tell the number of attention "
             f"heads of a model {width} wide: give --num_heads"
         )
     return int(heads or width // 64)
@@ -258,7 +265,7 @@ def _patches(foreign: Foreign) -> tuple[int, int]:
     shape = foreign.weights["patch_embed.proj.weight"].shape
     if len(shape) != 4 or shape[2] != shape[3]:
         raise UsageError(
-            f"--finetune {foreign.path} ({foreign.layout}) has no square patches: its patch "
+            f"{foreign.named} ({foreign.layout}) has no square patches: its patch "
             f"embedding is {list(shape)}"
         )
     return shape[0], shape[3]
@@ -271,7 +278,7 @@ def _swin_architecture(foreign: Foreign) -> dict:
     absent = [table for table in tables if table not in weights]
     if absent:
         raise UsageError(
-            f"--finetune {foreign.path} ({foreign.layout}) is a model without {absent[0]}, which "
+            f"{foreign.named} ({foreign.layout}) is a model without {absent[0]}, which "
             "is not supported"
         )
     width, patch = _patches(foreign)

@@ -26,21 +26,21 @@ _WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 
 
 
 def open_checkpoint(
-    path: str, args: argparse.Namespace, with_size: bool = True
+    path: str, args: argparse.Namespace, with_size: bool = True, flag: str = "--finetune"
 ) -> vit.Pretrained | None:
     """Open the checkpoint at `path`, if any; flags that the user left open become its encoder's.
 
     For all ranks, which have all opened the same one then.
 
     Args:
-        with_size: --input_size, too.
+        with_size: --input_size, too. flag: that gave the path.
 
     Raises:
         UsageError: a file that cannot be used, or flags that do not fit it.
     """
     if not path:
         return None
-    pretrained = opened_by_all(path, lambda: vit.Pretrained(path, args.num_heads))
+    pretrained = opened_by_all(path, lambda: vit.Pretrained(path, args.num_heads, flag))
     config = pretrained.encoder_config() | {"model": model_name(pretrained)}
     if not with_size:
         config.pop("input_size", None)
@@ -60,7 +60,7 @@ def open_dense(args: argparse.Namespace, mark: str, main: str) -> vit.Pretrained
     """
     if not (args.eval or args.predict):
         return open_checkpoint(args.finetune, args, with_size=False)
-    pretrained = open_checkpoint(args.resume, args)
+    pretrained = open_checkpoint(args.resume, args, flag="--resume")
     if mark not in pretrained.config:
         raise UsageError(f"--resume {args.resume} is no checkpoint of {main}")
     return pretrained
@@ -148,7 +148,7 @@ def build_backbone(
     found = known or architecture(pretrained, args.model)
     if known is None and (found or {}).get("rel_pos_bias"):
         raise UsageError(
-            f"--finetune {pretrained.path} has a segmenter's position biases, for which windows "
+            f"{pretrained.foreign.named} has a segmenter's position biases, for which windows "
             "have no place: name the checkpoint that it began with"
         )
     model = build_encoder(
@@ -171,7 +171,7 @@ def load_classifier(pretrained: vit.Pretrained, args: argparse.Namespace) -> nn.
     head = next((pretrained.weights[k] for k in keys if k in pretrained.weights), None)
     if head is None:
         raise UsageError(
-            f"{pretrained.path} has no classifier (no head.weight): fine-tune it with "
+            f"{pretrained.foreign.named} has no classifier (no head.weight): fine-tune it with "
             "main_finetune.py first"
         )
     model = build_encoder(

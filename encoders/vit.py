@@ -109,13 +109,14 @@ class Pretrained:
     Args:
         path: a file or folder of any layout in `encoders.layouts.LAYOUTS`.
         num_heads: attention heads, where the file does not tell.
+        flag: that names the file, for errors.
 
     Raises:
         UsageError: a file that cannot be read, or holds no weights of a layout that is known.
     """
 
-    def __init__(self, path: str, num_heads: int | None = None):
-        self.foreign = open_encoder(path)
+    def __init__(self, path: str, num_heads: int | None = None, flag: str = "--finetune"):
+        self.foreign = open_encoder(path, flag)
         self.path, self.num_heads = path, num_heads
         self.config = self.foreign.config
         self.is_ours = "model" in self.config
@@ -178,7 +179,7 @@ class Pretrained:
         wrong += [f"{k} is unknown" for k in left_over if not k.startswith(("norm.", *new))]
         if wrong:
             raise UsageError(
-                f"--finetune {self.path} is of another architecture, {len(wrong)} differences: "
+                f"{self.foreign.named} is of another architecture, {len(wrong)} differences: "
                 f"{'; '.join(wrong[:3])}. Check --model, --in_chans, --input_size "
                 "and --global_pool or --cls_token" + self._advice(missing)
             )
@@ -205,7 +206,7 @@ class Pretrained:
             return pos_embed
         if old is None:
             raise UsageError(
-                f"--finetune {self.path}: {pos_embed.shape[1] - num_prefix} patches have positions "
+                f"{self.foreign.named}: {pos_embed.shape[1] - num_prefix} patches have positions "
                 "and do not form a square grid: give the --input_size that it was trained with"
             )
         if old != grid:

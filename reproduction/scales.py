@@ -63,6 +63,7 @@ class SmallScale:
         left_out: by table, keys of the rows that run only where --rows names them.
         stand_ins: by recipe, another one whose run is the same at this scale, but perhaps for its
             warm-up's share.
+        seconds_a_run: of one core, the mean over the runs of `all` (RESULTS.md).
     """
 
     name: str
@@ -73,6 +74,7 @@ class SmallScale:
     data: str
     left_out: dict[str, Words] = field(default_factory=dict)
     stand_ins: dict[str, str] = field(default_factory=dict)
+    seconds_a_run: float = 0.0
 
     @property
     def note(self) -> str:
@@ -143,6 +145,7 @@ class ImageNet:
     left_out: dict[str, Words] = field(default_factory=dict)
     stand_ins: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    seconds_a_run: float = 0.0
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
         words = ["--data_path", self.places["imagenet"]]
@@ -189,6 +192,7 @@ SMALL_SCALES = {
         },
         dict.fromkeys(("mae_vit_base_1600ep", "table3/a_mae"), "mae_vit_base_800ep")
         | dict.fromkeys(("mimae_vit_base_400ep", "table3/f_mimae"), "mimae_vit_base_200ep"),
+        seconds_a_run=2000 / 36,
     ),
     "small": SmallScale(
         "small", 0.12, 256,

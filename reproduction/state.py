@@ -28,6 +28,7 @@ DONE, RUNNING, FAILED, MISSING = "done", "running", "failed", "missing"
 OTHER_FLAGS, OTHER_COMMIT = "done with other flags", "done by another commit"
 BEGUN = "begun by another commit"  # not done, and to go on would mix the two
 OTHERS = (OTHER_FLAGS, OTHER_COMMIT, BEGUN)
+TIME_LEFT = re.compile(r"([\d:]+) of the whole")  # as `util.progress` has it
 # Files of a run from which it would go on; of several draws each has its own.
 GOES_ON_FROM = ("checkpoint-*.pth", "draw-*/checkpoint-*.pth", "draw-*/blr-*/checkpoint-*.pth")
 
@@ -48,6 +49,7 @@ class JobState:
         detail: the log's last line, or the flags or commits that are not the wanted ones.
         results: what is in results.json, if it exists.
         seconds: what all attempts took together, by the clock: to tell the time left.
+        left: seconds that a running job says it has left; None: it has not said so.
     """
 
     job: Job
@@ -55,6 +57,7 @@ class JobState:
     detail: str = ""
     results: dict | None = None
     seconds: float = 0.0
+    left: float | None = None
 
     @property
     def trained(self) -> float | None:
@@ -133,17 +136,29 @@ class Folder:
         number = self.last_attempt().get("slurm_job")
         return f"{self.path}/slurm/{number}_0_log.out" if number else f"{self.path}/{LOG}"
 
-    def last_line(self, of_failure: bool = False) -> str:
-        """The log's last line; with `of_failure`, the last by which the run reports an error."""
+    def last_lines(self) -> list[str]:
+        """The lines at the log's end that are not empty."""
         try:
             with open(self.log(), "rb") as file:
                 file.seek(max(0, os.path.getsize(file.name) - 4000))
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
-            return ""
-        said = [line.split("\r")[-1].strip() for line in reversed(lines) if line.strip()]
+            return []
+        return [line.split("\r")[-1].strip() for line in lines if line.strip()]
+
+    def last_line(self, of_failure: bool = False) -> str:
+        """The log's last line; with `of_failure`, the last by which the run reports an error."""
+        said = self.last_lines()[::-1]
         own = [line for line in said if re.match(r"(\[rank \d+\] )?error: ", line)]
         return next(iter(own if of_failure and own else said), "")
+
+    def said_left(self) -> float | None:
+        """Seconds of the whole run that the newest line with such a number has left."""
+        said = TIME_LEFT.findall("\n".join(self.last_lines()))
+        if not said:
+            return None
+        *hours, minutes, seconds = map(int, said[-1].split(":"))
+        return 3600.0 * sum(hours) + 60 * minutes + seconds
 
     def state(self, wanted: str | None, is_alive: bool = False) -> JobState:
         """How far the job is.
@@ -159,6 +174,8 @@ class Folder:
         found = JobState(self.job, MISSING, "", results, seconds)
         if attempts and "status" not in attempts[-1] and is_alive:
             found.state, found.detail = RUNNING, self.last_line()
+            found.seconds += time.time() - attempts[-1]["start"]
+            found.left = self.said_left()
         elif record.get("command", self.command) != self.command:
             if results or attempts:
                 found.state, found.detail = OTHER_FLAGS, " ".join(record["command"])
@@ -228,33 +245,43 @@ def _read_json(path: str) -> dict | None:
         return None
 
 
-def seconds_left(states: Sequence[JobState], at_once: int) -> tuple[float, list[str]]:
-    """Estimate how long what is missing will take, by the rates of the jobs that are done.
+def seconds_left(
+    states: Sequence[JobState], at_once: int, elsewhere: float = 0.0
+) -> tuple[float, list[str]]:
+    """Estimate how long what is missing will take, by the rates of the jobs that are done, and of
+    those that run and know how long they have left.
 
     Args:
         at_once: how many jobs run side by side.
+        elsewhere: seconds that a job of the scale took, in the mean, on another machine: for kinds
+            of which nothing is known here; 0: nobody knows.
 
     Returns:
-        Seconds, and the kinds that they leave out because none of the kind is done yet.
+        Seconds, and the kinds of which nothing is known here.
     """
     rates: dict[str, list[float]] = defaultdict(list)
     for found in states:
-        if found.state == DONE and found.seconds and found.job.work:
-            rates[found.job.kind].append(found.seconds / found.job.work)
+        whole = found.seconds if found.state == DONE else found.seconds + (found.left or 0)
+        if (found.state == DONE or found.left) and found.seconds and found.job.work:
+            rates[found.job.kind].append(whole / found.job.work)
     left, unknown = 0.0, set()
     for found in states:
         if found.state == DONE:
             continue
-        if found.job.kind in rates:
+        if found.left is not None:
+            left += found.left
+        elif found.job.kind in rates:
             known = rates[found.job.kind]
             left += found.job.work * sum(known) / len(known)
         else:
+            left += elsewhere
             unknown.add(found.job.kind)
     return left / at_once, sorted(unknown)
 
 
-def status_lines(states: Sequence[JobState], at_once: int) -> list[str]:
-    """One line for each job, and a last one that counts them and tells the time left."""
+def status_lines(states: Sequence[JobState], at_once: int, elsewhere: float = 0.0) -> list[str]:
+    """One line for each job, and a last one that counts them and tells the time left; arguments as
+    those of `seconds_left`."""
     lines = []
     for found in states:
         took = f"{found.seconds:7.0f} s" if found.seconds else " " * 9
@@ -262,9 +289,13 @@ def status_lines(states: Sequence[JobState], at_once: int) -> list[str]:
         lines.append(f"{found.state:8s} {took}  {found.job.name}{detail}")
     kinds = [found.state for found in states]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    left, unknown = seconds_left(states, at_once)
+    left, unknown = seconds_left(states, at_once, elsewhere)
     line = f"{len(states)} jobs: {counts}"
     if any(kind != DONE for kind in kinds):
         line += f"; about {left / 60:.0f} minutes left" if left else ""
-        line += f"; no {', '.join(unknown)} is done yet to tell by" if unknown else ""
+        names = ", ".join(unknown)
+        if unknown and elsewhere:
+            line += f" ({names}: by runs on another machine)"
+        elif unknown:
+            line += f"; no {names} is done yet to tell by"
     return [*lines, line]

@@ -45,7 +45,7 @@ def test_eval_reproduces_what_training_logged(run_main_here, finetuned):
         ("--cls_token", "--mixup", 0, "--cutmix", 0, "--reprob", 0),
         ("--amp", "bf16", "--accum_iter", 2),
         ("--input_size", 8, 12, "--grad_checkpointing"),
-        ("--aa", "rand-m9-mstd0.5-inc1", "--train_fraction", 0.2),
+        ("--aa", "rand-m9-mstd0.5-inc1", "--train_fraction", 0.2, "--mixup", 0.8, "--reprob", 0.25),
     ],
     ids=lambda flags: flags[0][2:],
 )
@@ -84,7 +84,7 @@ def test_bad_input_is_refused_in_one_line(refuses, tmp_path, checkpoint):
     refuses(main, "--input_size", 9, names=("--input_size",))
     refuses(main, "--model", "vit_giant", names=("--model",))
     refuses(main, "--eval", names=("--eval", "--resume"))
-    refuses(main, "--batch_size", 63, names=("--batch_size 63", "mixup"))
+    refuses(main, "--batch_size", 63, "--mixup", 0.8, names=("--batch_size 63", "mixup"))
     refuses(main, "--aa", "nonsense", names=("--aa nonsense",))
     refuses(main, "--batch_size", 5000, names=("--batch_size 5000",))
 
@@ -190,16 +190,16 @@ def test_labelled_held_out_and_test_images_are_disjoint():
 
 def test_draws_go_on_one_by_one(drawn, run_main_here, monkeypatch, tmp_path):
     """Ended in the middle of the fifth of six runs, and again: the bits of an undisturbed run."""
-    calls, agreed = 0, StopSignal.agreed
+    calls, agreed = 0, StopSignal.agreed  # asked after each step, and before each test
 
-    def stop_at_the_28th_step(self) -> bool:
+    def stop_at_the_36th_time(self) -> bool:
         nonlocal calls
         calls += 1
-        self.received = 15 if calls == 28 else None
+        self.received = 15 if calls == 36 else None
         return agreed(self)
 
     flags = (*FEW, "--draws", 2, "--choose_blr", 1e-3, 1e-1, "--resume", "auto")
-    monkeypatch.setattr(StopSignal, "agreed", stop_at_the_28th_step)
+    monkeypatch.setattr(StopSignal, "agreed", stop_at_the_36th_time)
     stopped = run_main_here("main_finetune", *flags, folder=tmp_path / "out")
     assert stopped.status == 75 and "saved" in stopped.err
     assert not (tmp_path / "out" / "results.json").exists()
@@ -230,8 +230,8 @@ def test_a_run_goes_on_with_a_mean_or_without_as_it_began(drawn, run_main_here, 
     assert run_main_here("main_finetune", *plain, "--max_steps", 3, folder=cut).status == 0
     meant = shutil.copytree(drawn.folder / "draw-0", tmp_path / "meant")
     for folder, flags, words in (
-        (cut, FEW, ("no running mean", "--ema_decay 0.8: leave it away")),
-        (meant, plain, ("a running mean", "--ema_decay 0: restore --ema_decay 0.8")),
+        (cut, FEW, ("no running mean", "here --ema_decay 0.8")),
+        (meant, plain, ("a running mean", "--ema_decay 0.8, here none")),
     ):
         before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         for resume in ("auto", folder / "checkpoint-last.pth"):

@@ -301,7 +301,7 @@ def test_bad_checkpoints_are_refused_in_one_line(refuses, tmp_path, checkpoint):
     refuses(main, "--resume", checkpoint, "--in_chans", 3,
             names=("patch_embed.proj.weight [128, 1, 2, 2]", "[128, 3, 2, 2]"))  # fmt: skip
     refuses(main, "--resume", checkpoint, "--lambda_min", 0,
-            names=("approximation.", "--input_size and whether --lambda_min is 0"))  # fmt: skip
+            names=("approximation.", "--lambda_min 0 (the checkpoint's run: 10)"))  # fmt: skip
     refuses(main, "--resume", checkpoint, "--no_train_approximation", names=("--resume",))
 
 

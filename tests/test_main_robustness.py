@@ -208,7 +208,8 @@ def lacks_something(rank: int, folder: str, flags: list[str]) -> list:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("OWN/biased.pth", "--imagenet_a", "BOTH/a"), "rank 1: OWN/biased.pth is no checkpoint"),
+        (("OWN/biased.pth", "--imagenet_a", "BOTH/a"),
+         "rank 1: CHECKPOINT OWN/biased.pth is no checkpoint"),
         (("BOTH/biased.pth", "--imagenet_a", "OWN/a"), "rank 1: --imagenet_a OWN/a is not a"),
         (("BOTH/biased.pth", "--imagenet", "BOTH/val", "--real_labels", "OWN/real.json"),
          "rank 1: --real_labels OWN/real.json"),
@@ -242,6 +243,26 @@ def test_images_of_another_size_are_refused(refuses, trees):
     flags = ("main_robustness", trees / "biased.pth", "--num_workers", 0, "--partial")
     refuses(*flags, "--imagenet_a", trees / "a", "--stored", "ImageNet-A",
             names=("--imagenet_a", "40 x 40 pixels", "224 x 224", "--stored"))  # fmt: skip
+
+
+def test_what_does_not_fit_is_found_before_anything_is_evaluated(
+    run_main_here, refuses, trees, finetuned, tmp_path
+):
+    """A second classifier of other classes, by its file; images of another size in a later set."""
+    saved = finetuned.folder / "checkpoint-last.pth"
+    state = torch.load(saved, weights_only=True)
+    state["config"]["classes"] = [f"class {i}" for i in range(10)]
+    torch.save(state, tmp_path / "other.pth")
+    outcome = run_main_here("main_robustness", saved, tmp_path / "other.pth", "--max_images", 16)
+    assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome.err
+    assert f"(for {tmp_path}/other.pth)" in outcome.err and "class 0, class 1" in outcome.err
+    assert not list(outcome.folder.rglob("*.npy"))
+    outcome = run_main_here(
+        "main_robustness", trees / "biased.pth", "--num_workers", 0, "--partial", "--imagenet",
+        trees / "val", "--imagenet_a", trees / "a", "--stored", "ImageNet-A",
+    )  # fmt: skip
+    assert outcome.status == 2 and "40 x 40 pixels" in outcome.err
+    assert not list(outcome.folder.rglob("*.npy"))
 
 
 def test_a_folder_that_was_made_is_read_and_is_not_imagenet_c(run_main_here, image_tree, tmp_path):

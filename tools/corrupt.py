@@ -38,7 +38,8 @@ from util.data.transforms import ELONGATED
 from util.entry import run_main
 from util.errors import EXIT_DATA, RunError, UsageError
 from util.flags.parser import ArgumentParser, number
-from util.logging import ProgressLine, setup_logging
+from util.logging import setup_logging
+from util.progress import ProgressLine
 
 RESIZE, CROP, QUALITY = 256, 224, 85
 IMAGES_PER_TASK = 4
@@ -70,14 +71,12 @@ def main(args: argparse.Namespace) -> None:
     setup_logging()
     paths = list_images(args.src, args.dst)
     _keep_record(args)
-    progress = ProgressLine("images", len(paths), 1)
+    progress = ProgressLine("images", len(paths))
     made, bad, done = 0, [], 0
-    every = max(1, len(paths) // 20)
     for num_images, num_made, unreadable in _results(args, paths):
         made, bad = made + num_made, bad + unreadable
-        is_line_due = (done + num_images) // every > done // every
         done += num_images
-        progress.update(done, f"{made} made, {len(bad)} unreadable" if is_line_due else None)
+        progress.update(done, f"{made} made, {len(bad)} unreadable")
     progress.close()
     if bad:
         raise UsageError(

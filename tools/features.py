@@ -45,7 +45,7 @@ from util.evaluation.heat_map import heat_map
 from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
-from util.logging import ProgressLine
+from util.progress import ProgressLine
 from util.provenance import commit
 from util.training.precision import Precision
 from util.training.run import Run
@@ -283,7 +283,7 @@ def compare(run: Run, args: argparse.Namespace) -> None:
         max_bad_images=args.max_bad_images, pin_memory=run.device.type == "cuda",
     )  # fmt: skip
     depths = [model.depth + 1 for model, _, _ in sides]
-    line = ProgressLine("images", len(own), 0)
+    line = ProgressLine("images", len(own))
     values, num_images = two_encoders.align(batches, features, depths, run.device, line)
     unreadable = sum(agreement.gather(len(batches.own_left_out)))
     if not distributed.is_main():

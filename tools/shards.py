@@ -21,7 +21,8 @@ from util.data.images import ARRAY_START
 from util.entry import run_main
 from util.errors import UsageError
 from util.flags.parser import ArgumentParser, number
-from util.logging import ProgressLine, setup_logging
+from util.logging import setup_logging
+from util.progress import ProgressLine
 
 SUFFIXES = {"JPEG": ".jpg", "JPEG2000": ".jp2", "MPO": ".jpg"}  # of Pillow's formats
 
@@ -65,7 +66,7 @@ def write_shards(images: Images, stem: str, most_bytes: float) -> int:
 
     A shard has its name when it is whole.
     """
-    progress, done, count = ProgressLine("images", len(images), 1), 0, 0
+    progress, done, count = ProgressLine("images", len(images)), 0, 0
     for count, part in enumerate(_parts(images, most_bytes), 1):
         path = f"{stem}-{count - 1:04d}.tar"
         with tarfile.open(f"{path}.part", "w", format=tarfile.GNU_FORMAT) as shard:

@@ -33,7 +33,7 @@ def run_main(
     except Stopped as stop:
         _exit(str(stop), EXIT_INTERRUPTED)
     except KeyboardInterrupt:
-        _exit("error: interrupted at once, without saving", 130)
+        _exit("interrupted at once, without saving", 130)
 
 
 def _exit(line: str, status: int) -> None:

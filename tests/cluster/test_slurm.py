@@ -27,7 +27,18 @@ SPARE = "ci-node3"  # the node that dies
 STEPS_PER_EPOCH = 22  # half of 1415 digits, a global batch of 32
 TRAIN = [
     *("--dataset", "digits", "--device", "cpu", "--num_workers", "0", "--mi_start_loss", "inf"),
-    *("--train_fraction", "0.5", "--warmup_epochs", "1", "--epochs", "50", "--log_every", "1"),
+    *(
+        "--train_fraction",
+        "0.5",
+        "--warmup_epochs",
+        "1",
+        "--epochs",
+        "50",
+        "--log_every",
+        "1",
+        "--log_seconds",
+        "0",
+    ),
 ]
 JOB = ["--nodes", "2", "--ngpus", "0", "--cpus_per_task", "1", "--batch_size", "16"]
 TWO_EPOCHS = ["--max_steps", str(2 * STEPS_PER_EPOCH)]
@@ -51,11 +62,11 @@ class SlurmJob:
 
     def steps(self) -> list[int]:
         """The optimiser steps that it has logged, over all of its starts."""
-        lines = re.findall(r"^epoch (\d+) (\d+)/", self.log(), re.MULTILINE)
+        lines = re.findall(r"\bepoch (\d+) (\d+)/", self.log(), re.MULTILINE)
         return [int(epoch) * STEPS_PER_EPOCH + int(step) for epoch, step in lines]
 
     def resumed_at(self) -> list[int]:
-        return [int(n) for n in re.findall(r"^resumed from .*\((\d+) in all\)", self.log(), re.M)]
+        return [int(n) for n in re.findall(r"\bresumed from .*\((\d+) in all\)", self.log(), re.M)]
 
     def epoch_after_restart(self) -> int:
         """The first epoch that it ends after its first restart; 0 before that."""
@@ -250,7 +261,7 @@ def test_cancelled_job_stays_cancelled(cluster, disturbed, timed_out):
 
 
 REPRODUCE = ["--scale", "demo", "--slurm", "--nodes 1 --ngpus 0 --cpus_per_task 1 --timeout 30"]
-STEPS = ["--flags", "main_pretrain=--max_steps 60 --log_every 1", "--flags",
+STEPS = ["--flags", "main_pretrain=--max_steps 60 --log_seconds 0", "--flags",
          "main_finetune=--max_steps 4"]  # fmt: skip
 
 
@@ -291,7 +302,7 @@ def test_a_preempted_parent_keeps_its_children_waiting(cluster, tmp_path):
         one.run()
     parent, child = made.numbers()
     assert f"afterok:{parent}" in cluster.job(child)["Dependency"]
-    wait_for(lambda: len(re.findall(r"^epoch 0 ", made.log(), re.M)) >= 5, "five steps", PATIENCE)
+    wait_for(lambda: len(re.findall(r"\bepoch 0 ", made.log(), re.M)) >= 5, "five steps", PATIENCE)
     cluster.run("scancel", "--signal=USR2", parent)  # as preemption does
     wait_for(lambda: cluster.job(parent)["Restarts"] == "1", "the requeue", PATIENCE)
     assert cluster.job(child)["JobState"] == "PENDING"

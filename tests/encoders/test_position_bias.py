@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 from torch import nn
-from transformers import BeitConfig, BeitModel
 
 from encoders.frozen import FrozenEncoder
 from encoders.load import (
@@ -75,14 +74,15 @@ def test_a_pair_of_tokens_has_the_row_of_its_offset():
     assert (with_registers[:3, :3] == rows + 2).all()
 
 
-def transformers_beit(model) -> BeitModel:
+def transformers_beit(model) -> nn.Module:
     """A BEiT of transformers with the weights of our ViT, whose keys have no bias."""
-    config = BeitConfig(
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BeitConfig(
         image_size=model.patch_embed.img_size, patch_size=4, hidden_size=128, num_hidden_layers=6,
         num_attention_heads=4, intermediate_size=512, use_absolute_position_embeddings=True,
         use_relative_position_bias=True, layer_scale_init_value=0.5, layer_norm_eps=1e-6,
     )  # fmt: skip
-    theirs, own = BeitModel(config, add_pooling_layer=False).eval(), model.state_dict()
+    theirs, own = transformers.BeitModel(config, add_pooling_layer=False).eval(), model.state_dict()
     weights = {
         "embeddings.cls_token": own["cls_token"],
         "embeddings.position_embeddings": own["pos_embed"],

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from util.evaluation.charts import COLOURS, HEIGHT, TOP, WIDTH, Style, dashed, line_chart
+from util.evaluation.charts import (
+    BOTTOM,
+    COLOURS,
+    HEIGHT,
+    LEFT,
+    TOP,
+    WIDTH,
+    Style,
+    dashed,
+    line_chart,
+)
 
 
 def pixels(curves: dict) -> np.ndarray:
@@ -52,3 +62,16 @@ def test_the_picture_grows_with_its_names():
 def test_curves_may_have_a_point_or_none():
     """In each style: as an encoder that failed, or a single amount of labels."""
     pixels({f"c{n}": [None] * 6 if n % 2 else [None, 1.0, *[None] * 4] for n in range(20)})
+
+
+def test_error_bars_stay_between_the_axis_and_the_title():
+    """However long: and no accuracy is above 100 %."""
+    ticks, values = ["1", "2"], {"a": [50.0, 90.0], "b": [45.0, None]}
+    spreads = {"a": [200.0, 15.0], "b": [3.0, 3.0]}
+    for y_label, whole in (("loss", True), ("accuracy, %", False)):
+        picture = np.asarray(line_chart("T", "labels", ticks, values, y_label, spreads)).astype(int)
+        bars = is_of(picture, COLOURS[0])
+        assert not bars[: TOP - 2].any()
+        first = bars[: HEIGHT - BOTTOM + 2, LEFT - 10 : LEFT + 10].any(1)
+        assert first[TOP + 5 : HEIGHT - BOTTOM - 60].mean() > 0.9 - 0.3 * whole
+        assert not bars[HEIGHT - BOTTOM + 2 : HEIGHT - 50].any()  # ticks and label

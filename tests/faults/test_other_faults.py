@@ -219,8 +219,9 @@ def poisoned_images(tmp_path):
 
 def poisoned_flags(images: pathlib.Path, output: pathlib.Path, *more: str) -> list[str]:
     data = f"--dataset flat --data_path {images} --in_chans 1 --input_size 8 --num_workers 0"
-    words = f"{data} --model mimae_vit_tiny_patch2 --batch_size 8 --epochs 2 --log_every 1"
-    words += f" --output_dir {output} --device cpu --no-norm_pix_loss --min_crop 1 --no-flip"
+    words = f"{data} --model mimae_vit_tiny_patch2 --batch_size 8 --epochs 2 --log_seconds 0"
+    words += f" --output_dir {output} --device cpu --no-norm_pix_loss --min_crop 1"
+    words += " --no-flip --log_every 1"
     return [*words.split(), *more]
 
 

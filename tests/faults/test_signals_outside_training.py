@@ -105,7 +105,7 @@ def test_a_signal_before_training_begins_ends_the_run(zygote, tmp_path):
 
 def test_training_still_finishes_its_step(zygote, tmp_path):
     log = tmp_path / "stdout"
-    argv = ["--device", "cpu", "--output_dir", str(tmp_path / "out"), "--log_every", "1"]
+    argv = ["--device", "cpu", "--output_dir", str(tmp_path / "out"), "--log_seconds", "0"]
     pid = zygote.start("main_pretrain", [*argv, "--num_workers", "0"], log)
     wait_for(log, "epoch 0 1/")
     os.kill(pid, signal.SIGTERM)

@@ -79,7 +79,7 @@ def test_argument_files_that_cannot_be_read(tmp_path, fails):
 def test_without_arguments_the_data_is_digits_and_with_a_path_a_folder():
     args = main_pretrain.parse_args([])
     assert (args.dataset, args.model) == ("digits", "mimae_vit_tiny_patch2")
-    assert (args.input_size, args.in_chans, args.epochs) == ([8], 1, 60)
+    assert (args.input_size, args.in_chans, args.epochs) == ([8], 1, 24)
     args = main_pretrain.parse_args(["--data_path", "/somewhere"])
     assert (args.dataset, args.model) == ("image_folder", "mimae_vit_base_patch16")
     assert (args.input_size, args.in_chans, args.norm_pix_loss) == ([224], 3, True)
@@ -100,7 +100,7 @@ def test_the_papers_numbers_are_the_defaults():
 
 def test_a_flag_beats_the_data_sets_default():
     args = main_pretrain.parse_args(["--dataset", "digits", "--epochs", "3", "--input_size", "16"])
-    assert (args.epochs, args.input_size, args.warmup_epochs) == (3, [16], 5)
+    assert (args.epochs, args.input_size, args.warmup_epochs) == (3, [16], 2)
     assert (args.lambda_max, args.lambda_min, args.mi_start_loss) == (1.0, 10.0, "auto")
     args = main_pretrain.parse_args(["--dataset", "digits", "--mi_start_loss", "0.6"])
     assert (args.mi_start_loss, args.min_crop) == (0.6, 0.8)

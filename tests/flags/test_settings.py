@@ -49,7 +49,7 @@ def test_flags_are_named_that_the_main_has():
 def test_a_models_default_beats_the_data_sets():
     args = main_pretrain.parse_args(["--model", "simmim_swin_mini_patch2"])
     assert args.input_size == [32] and args.settings.sources["input_size"] == "model"
-    assert args.norm_pix_loss is False and args.epochs == 60
+    assert args.norm_pix_loss is False and args.epochs == 24
     assert args.settings.sources["epochs"] == "data set"
     args = main_pretrain.parse_args(["--model", "simmim_swin_mini_patch2", "--input_size", "64"])
     assert args.input_size == [64]

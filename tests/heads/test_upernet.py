@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from torch import nn
-from transformers import BeitConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from encoders.load import build_backbone, build_encoder, layer_lookup
 from encoders.vit import Pretrained
@@ -33,20 +32,21 @@ def upernet(name="vit_tiny_patch4", size=32, in_chans=3, num_classes=5, any_size
 # ------------------------------------------------------------------------------------------ parity
 
 
-def transformers_model(channels: int, num_classes: int) -> UperNetForSemanticSegmentation:
+def transformers_model(channels: int, num_classes: int) -> nn.Module:
     """A BEiT of 12 narrow blocks with the pyramid of its paper, and UperNet's two heads."""
-    backbone = BeitConfig(
+    transformers = pytest.importorskip("transformers")
+    backbone = transformers.BeitConfig(
         image_size=64, patch_size=16, hidden_size=32, num_hidden_layers=12, num_attention_heads=2,
         intermediate_size=64, use_absolute_position_embeddings=True, layer_scale_init_value=0.5,
         use_relative_position_bias=True, out_indices=[4, 6, 8, 12], add_fpn=True,
         reshape_hidden_states=True, layer_norm_eps=1e-12,
     )  # fmt: skip
-    config = UperNetConfig(
+    config = transformers.UperNetConfig(
         backbone_config=backbone, hidden_size=channels, num_labels=num_classes,
         auxiliary_channels=channels, auxiliary_in_channels=32,
     )  # fmt: skip
     torch.manual_seed(1)
-    model = UperNetForSemanticSegmentation(config).eval()
+    model = transformers.UperNetForSemanticSegmentation(config).eval()
     for name, tensor in model.state_dict().items():  # nothing stays at 0 or 1
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor) * 0.2 + (0.9 if "running_var" in name else -0.1))
@@ -59,7 +59,7 @@ def copy(source: nn.Module, target: nn.Module) -> None:
     target.load_state_dict(dict(zip(target.state_dict(), values, strict=True)))
 
 
-def copy_heads(theirs: UperNetForSemanticSegmentation, ours: UperNet) -> None:
+def copy_heads(theirs: nn.Module, ours: UperNet) -> None:
     """Copy all of their heads into ours, module by module."""
     head, decoder, auxiliary = theirs.decode_head, ours.decoder, theirs.auxiliary_head
     for i in range(4):

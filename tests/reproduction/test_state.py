@@ -167,3 +167,25 @@ def test_of_several_draws_each_has_its_own_beginning(graph, monkeypatch, below):
     with open(f"{folder.path}/{below}checkpoint-last.pth", "w"):
         pass
     assert folder.begun_by() == ["abc"]
+
+
+def test_time_left_is_told_before_the_first_run_is_done(graph):
+    """By what a running job says of itself; and before that by runs elsewhere."""
+    states = [Folder(graph, job).state("abc") for job in graph.in_order()]
+    line = status_lines(states, 2, elsewhere=60)[-1]
+    assert line == (
+        "16 jobs: 16 missing; about 8 minutes left (finetune, pretrain: by runs on another machine)"
+    )
+    folder = Folder(graph, graph.jobs[PRETRAIN])
+    folder.begin()
+    attempts = folder.record()["attempts"]
+    attempts[-1]["start"] -= 30
+    folder.write(attempts=attempts)
+    with open(folder.log(), "w") as log:
+        log.write("epoch 1 3/9  0:10 left, 1:30 of the whole  loss 1\nepoch 1: done\n")
+    states = [
+        Folder(graph, job).state("abc", is_alive=job.name == PRETRAIN) for job in graph.in_order()
+    ]
+    assert states[0].left == 90 and states[0].seconds == pytest.approx(30, abs=5)
+    left, unknown = seconds_left(states, 1)
+    assert left == pytest.approx(90 + 7 * 120, abs=20) and unknown == ["finetune"]

@@ -17,27 +17,28 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 # Four steps an epoch, three epochs, every loss on, and the gate opens on the way.
 PRETRAIN = (
     "--train_fraction 0.05 --batch_size 16 --epochs 3 --warmup_epochs 1 --mi_start_loss 1.05 "
-    "--save_every_steps 1 --log_every 1 --device cpu --blr 2e-3"
+    "--save_every_steps 1 --log_every 1 --log_seconds 0 --device cpu --blr 2e-3"
 ).split()
 FINETUNE = (
     "--train_fraction 0.05 --batch_size 16 --epochs 3 --warmup_epochs 1 --drop_path 0.3 "
-    "--save_every_steps 1 --log_every 1 --device cpu"
+    "--min_crop 0.6 --aa rand-m9-mstd0.5-inc1 --reprob 0.25 --mixup 0.8 --cutmix 1 --blr 5e-4 "
+    "--save_every_steps 1 --log_every 1 --log_seconds 0 --device cpu"
 ).split()
 LINPROBE = (
     "--train_fraction 0.05 --batch_size 16 --epochs 3 --warmup_epochs 1 --min_crop 0.5 --flip "
-    "--save_every_steps 1 --log_every 1 --device cpu"
+    "--save_every_steps 1 --log_every 1 --log_seconds 0 --device cpu"
 ).split()
 # Two rounds of four steps and one of two; a pass over 20 scenes, which --data_path names, ends in
 # the middle of one.
 SEGMENTATION = (
     "--model vit_tiny_patch4 --input_size 32 --decoder_channels 8 --batch_size 4 --iterations 10 "
     "--eval_every 4 --warmup_iterations 2 --lr 1e-3 --drop_path 0.3 --stride 32 "
-    "--save_every_steps 1 --log_every 1 --device cpu"
+    "--save_every_steps 1 --log_every 1 --log_seconds 0 --device cpu"
 ).split()
 DETECTION = (
     "--model vit_tiny_patch4 --input_size 32 --batch_size 2 --iterations 6 --eval_every 4 "
     "--warmup_iterations 2 --lr 1e-3 --drop_path 0.3 --ema_decay 0.9 --save_every_steps 1 "
-    "--log_every 1 --device cpu"
+    "--log_every 1 --log_seconds 0 --device cpu"
 ).split()
 FLAGS = {
     "main_pretrain": PRETRAIN,

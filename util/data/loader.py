@@ -82,6 +82,8 @@ class Batches:
         )  # fmt: skip
         self.loader = DataLoader(dataset, **self.loader_options)
         self.workers: list[multiprocessing.Process] = []
+        # Called on all ranks before each micro-batch that all of them have.
+        self.before_batch: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         """Micro-batches per epoch (on any rank; in evaluation the last may be empty on some)."""
@@ -170,6 +172,8 @@ class Batches:
             self.plan.items = plan[done:]
             try:
                 for imgs, targets, bad in self._read():
+                    if self.before_batch and done < len(self.dataset) // self.global_size:
+                        self.before_batch()
                     ids = torch.tensor([index for _, index in plan[done]])
                     yield ids, imgs, targets, bad
                     done, restarts = done + 1, 0

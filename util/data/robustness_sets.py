@@ -55,8 +55,7 @@ class CorruptedImages(Images):
         self.images, self.view, self.corruption = images, view, corruption
         self.targets, self.classes = images.targets, images.classes
         self.published = images.published
-        source = images.images if isinstance(images, Subset) else images
-        self.is_kept = isinstance(source, ArrayImages)
+        self.is_kept = isinstance(_whole(images), ArrayImages)
         self.kept: dict[int, torch.Tensor] = {}
 
     def read(self, index: int) -> torch.Tensor:
@@ -125,6 +124,7 @@ def open_sets(args: argparse.Namespace, classes: Sequence[str]) -> list[TestSet]
     # What a data set's name says is opened for all ranks; of folders each rank opens its own.
     named = load_images(args, "val") if _is_named(args) else None
     sets = agreement.main_first(lambda: _open(args, classes, named))
+    agreement.all_or_none(lambda: _look_at_first(sets))
     _check_same_sets(sets)
     return sets
 
@@ -140,6 +140,26 @@ def _open(args: argparse.Namespace, classes: Sequence[str], named: Images | None
     else:
         corrupted = []
     return [_cut_down(one, args.max_images) for one in (*clean, *corrupted)]
+
+
+def _look_at_first(sets: list[TestSet]) -> None:
+    """Read an image of each kind of set, which may be found to be of another kind than is said.
+
+    What cannot be read is a matter of the evaluation, which counts it.
+    """
+    made = [one for one in sets if isinstance(_whole(one.images), CorruptedImages)]
+    for one in [*(one for one in sets if isinstance(one.view, AsStored)), *made[:1]]:
+        try:
+            image = one.images.read(0)
+        except UsageError:
+            raise
+        except Exception:  # whatever a decoder makes of a damaged file
+            continue
+        one.view(image)
+
+
+def _whole(images: Images) -> Images:
+    return images.images if isinstance(images, Subset) else images
 
 
 def _check_same_sets(sets: list[TestSet]) -> None:

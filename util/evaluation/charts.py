@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 640, 420
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 60, 96  # margins, pixels
+DODGE = 3  # pixels between error bars of one tick
 SCALE = 2  # drawn so much larger, then made small: smooth lines
 INK, SOFT, GRID = (40, 40, 40), (110, 110, 110), (222, 222, 222)
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -87,16 +88,18 @@ def line_chart(
     full = max([HEIGHT, *(y // SCALE + 20 for _, y in legend)])  # the picture's height, pixels
     image = Image.new("RGB", (WIDTH * SCALE, full * SCALE), "white")
     draw = ImageDraw.Draw(image)
-    low, high, steps = _range([v for values in curves.values() for v in values if v is not None])
+    bars = _error_bars(curves, spreads or {}, 100.0 if "%" in y_label else math.inf)
+    known = [v for values in curves.values() for v in values if v is not None]
+    low, high, steps = _range(known + [end for ends in bars.values() for end in ends])
 
     def place(index: int, value: float) -> tuple[float, float]:
         across = index / max(len(ticks) - 1, 1)
         up = (value - low) / (high - low)
-        return (
-            SCALE * (LEFT + across * (WIDTH - LEFT - RIGHT)),
-            SCALE * (HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)),
-        )
+        x = LEFT + across * (WIDTH - LEFT - RIGHT)
+        y = HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return SCALE * x, SCALE * y
 
+    bars = {(name, i): [place(i, end) for end in ends] for (name, i), ends in bars.items()}
     draw.text((SCALE * LEFT, SCALE * 12), title, INK, font)
     draw.text((SCALE * LEFT, SCALE * 33), y_label, SOFT, small)
     for value in steps:
@@ -114,12 +117,24 @@ def line_chart(
         style.draw_line(draw, points)
         for point in points:
             style.draw_mark(draw, point)
-        for index, half in enumerate((spreads or {}).get(name, ())):
-            if values[index] is not None:
-                ends = [place(index, values[index] + sign * half) for sign in (-1, 1)]
-                draw.line(ends, style.colour, SCALE)
+        aside = DODGE * SCALE * (number - (len(curves) - 1) / 2)  # bars side by side
+        for ends in (bars[name, i] for i in range(len(ticks)) if (name, i) in bars):
+            draw.line([(x + aside, y) for x, y in ends], style.colour, SCALE)
         _draw_name(draw, small, style, legend[number], name)
     return image.resize((WIDTH, full), Image.LANCZOS)
+
+
+def _error_bars(
+    curves: Mapping[str, Sequence[float | None]], spreads: Mapping[str, Sequence[float]],
+    most: float,
+) -> dict[tuple[str, int], tuple[float, float]]:  # fmt: skip
+    """The ends of a bar by curve and tick, none above `most`, which no value can exceed."""
+    return {
+        (name, index): (value - half, min(value + half, most))
+        for name, halves in spreads.items()
+        for index, (value, half) in enumerate(zip(curves[name], halves, strict=True))
+        if value is not None and half
+    }
 
 
 def shortened(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:

@@ -98,7 +98,7 @@ class Monitor:
         numbers = {f"monitor_{name.replace(' ', '_')}": value for name, value in found.items()}
         step = run.progress.total_steps
         run.journal.scalars(numbers, step)
-        run.record.monitors(step, numbers)
+        run.record.numbers(step, numbers)
         folder = os.path.join(self.args.output_dir, FOLDER)
         os.makedirs(folder, exist_ok=True)
         for kind, picture in self._pictures(model, run, latents, tokens[:SHOWN, 1:], device):

@@ -5,6 +5,7 @@ an epoch is elsewhere, and goes on in the pass over the data in which the one be
 """
 
 import argparse
+import os
 
 from util.errors import UsageError
 from util.flags.args import (
@@ -63,5 +64,7 @@ def check_and_count(args: argparse.Namespace) -> None:
     for flag in ("eval", "predict"):
         if getattr(args, flag) and args.resume in ("", "auto"):
             raise UsageError(f"--{flag} needs --resume FILE: name the trained checkpoint")
+    if args.predict and not os.path.isdir(args.predict):
+        raise UsageError(f"--predict {args.predict} is not a folder: name one that exists")
     if args.scales[0] > args.scales[1]:
         raise UsageError(f"--scales {args.scales[0]:g} {args.scales[1]:g}: the smaller one first")

@@ -11,9 +11,10 @@ log = logging.getLogger(__name__)
 
 # Flags that change where and how fast a run is, not what comes out of it.
 _WITHOUT_EFFECT = {
-    "output_dir", "resume", "device", "compile", "log_every", "dist_timeout", "num_workers",
-    "pin_mem", "download", "save_every_epochs", "save_every_steps", "keep_checkpoints",
-    "keep_epochs", "knn_every", "visualize", "visualize_stats", "max_bad_images",
+    "output_dir", "resume", "device", "compile", "log_every", "log_seconds", "dist_timeout",
+    "num_workers", "pin_mem", "download", "save_every_epochs", "save_every_steps",
+    "keep_checkpoints", "keep_epochs",
+    "knn_every", "visualize", "visualize_stats", "max_bad_images",
     "max_rollbacks", "eval", "test_every", "grad_checkpointing", "help",
     "monitor_every", "monitor_share", "log_to",
 }  # fmt: skip

@@ -16,6 +16,7 @@ from util.cluster import agreement, distributed
 from util.errors import RunError, UsageError
 from util.training.background import Background, Snapshot
 from util.training.history import History
+from util.training.same_run import LAST, TRAINED, check_parts, check_same_run
 from util.weights.checkpoint_file import (
     fingerprint,
     link_or_copy,
@@ -26,12 +27,9 @@ from util.weights.checkpoint_file import (
     total_steps,
     write_temporary,
 )
-from util.weights.fit import load_weights
 
 log = logging.getLogger(__name__)
 
-LAST = "checkpoint-last.pth"
-TRAINED = "trained"  # the weights that training goes on with, where `model` is their running mean
 MEAN_PATCH = "mean_patch"  # of pre-training; older checkpoints lack it, which is learnt anew then
 
 
@@ -227,20 +225,14 @@ class Checkpointer:
         return state, chosen[0]
 
     def _load(self, state: dict, path: str) -> None:
-        named = self.args.settings.named
-        wanted = (*self.objects, "progress", "config")
-        absent = [key for key in wanted if key not in state and key not in (TRAINED, MEAN_PATCH)]
-        if absent:
-            elsewhere = " (weights alone go to --finetune)" * bool(named("finetune"))
-            raise UsageError(
-                f"--resume {path} lacks {', '.join(absent)}: it is no checkpoint of this main"
-                f"{elsewhere}"
-            )
-        self._check_same_run(state, path)
-        self._check_mean(state, path)
-        check = named("model", "input_size")
-        check += " and whether --lambda_min is 0" * bool(named("lambda_min"))
-        load_weights(self.objects["model"], state["model"], path, check=check)
+        wanted = [name for name in self.objects if name not in (TRAINED, MEAN_PATCH)]
+        check_parts(path, state, [*wanted, "progress", "config"], self.args)
+        about = self.config, self.args, self.objects["model"], TRAINED in self.objects
+        check_same_run(path, state, *about)
+        changes = self.args.settings.changes(self.args, state.get("args", {}))
+        if changes:
+            log.warning("goes on with other flags than before: %s", "; ".join(changes))
+        self.objects["model"].load_state_dict(state["model"])
         for name, obj in self.objects.items():
             if name != "model" and state.get(name):
                 self._restore(name, obj, state[name], path)
@@ -261,7 +253,7 @@ class Checkpointer:
 
     def _find(self, flag: str) -> tuple[dict | None, str]:
         if flag != "auto":
-            return (read_checkpoint(flag), flag) if flag else (None, "")
+            return (read_checkpoint(flag, "--resume"), flag) if flag else (None, "")
         names = glob.glob(os.path.join(glob.escape(self.output_dir), "checkpoint-*.pth"))
         last = self._aged(0)
         whole: list[tuple[int, dict, str]] = []
@@ -280,57 +272,6 @@ class Checkpointer:
         if names:
             raise UsageError(f"--resume auto: no checkpoint in {self.output_dir} is whole")
         return None, ""
-
-    def _check_same_run(self, state: dict, path: str) -> None:
-        """Inside an epoch, batches are counted: a step must mean the same images as before."""
-        saved = state["config"]
-        if saved.get("model") != self.config["model"]:
-            raise UsageError(
-                f"--resume {path} is a {saved.get('model')}, not a {self.config['model']}: "
-                "check --model"
-            )
-        changes = self.args.settings.changes(self.args, state.get("args", {}))
-        if changes:
-            log.warning("goes on with other flags than before: %s", "; ".join(changes))
-        named, data = self.args.settings.named, ("dataset", "data_path", "train_json")
-        for key, flags in (("eval_every", ("eval_every",)), ("classes", (*data, "classes"))):
-            if saved.get(key) not in (None, self.config.get(key)):
-                raise UsageError(
-                    f"--resume {path} has {_shown(saved.get(key))} for {key}, this run "
-                    f"{_shown(self.config.get(key))}: restore {named(*flags)}"
-                )
-        if state["progress"]["step"] == 0:
-            return
-        for key, flags in (
-            ("samples_per_step", "--batch_size, --accum_iter and the number of processes"),
-            ("num_images", named(*data, "subset_file", "train_fraction")),
-            ("seed", "--seed"),
-        ):
-            if saved.get(key) != self.config[key]:
-                raise UsageError(
-                    f"--resume {path} stands inside an epoch with {key} {saved.get(key)}, this "
-                    f"run has {self.config[key]}: restore {flags}"
-                )
-
-    def _check_mean(self, state: dict, path: str) -> None:
-        """Refuse a resume that adds or drops --ema_decay: with it, `model` is the running mean."""
-        if (TRAINED in state) == (TRAINED in self.objects):
-            return
-        if not self.args.settings.named("ema_decay"):
-            raise UsageError(f"--resume {path} has a running mean of weights: it is another main's")
-        decay = state.get("args", {}).get("ema_decay")
-        found = "a" if TRAINED in state else "no"
-        fix = "leave it away" if TRAINED in self.objects else f"restore --ema_decay {decay}"
-        raise UsageError(
-            f"--resume {path} has {found} running mean of the weights, this run "
-            f"--ema_decay {self.args.ema_decay:g}: {fix}"
-        )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return f"{len(value)} ({', '.join(map(str, value[:3]))}, …)"
-    return str(value)
 
 
 def _is_plain(value: Any) -> bool:

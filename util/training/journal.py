@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from util.cluster import distributed
+from util.progress import short
 from util.provenance import commit, versions
 from util.training.checkpoint import Progress
 from util.training.tracker import Tracker
@@ -68,7 +69,7 @@ class Journal:
         """Append a line to log.txt."""
         if not distributed.is_main():
             return
-        log.info("  ".join(f"{name} {_short(value)}" for name, value in numbers.items()))
+        log.info("  ".join(f"{name} {short(value)}" for name, value in numbers.items()))
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps(_finite(numbers)) + "\n")
@@ -151,7 +152,3 @@ def _finite(numbers: Mapping) -> dict:
     """JSON has no NaN: null stands for it."""
     bad = {k: None for k, v in numbers.items() if isinstance(v, float) and not math.isfinite(v)}
     return dict(numbers) | bad
-
-
-def _short(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -45,7 +45,6 @@ class Record(logging.Handler):
         self.waiting: list[dict] = []
         self.is_lost = self.has_begun = self.has_ended = self.has_inputs = False
         self.is_hurried = False
-        self.images_per_step, self.timed = 0, (0, math.nan)
         if distributed.is_main():
             logging.getLogger().addHandler(self)
 
@@ -63,7 +62,6 @@ class Record(logging.Handler):
         step = progress.total_steps
         args, settings = self.args, self.args.settings
         self.has_begun, self.has_inputs = True, step > 0
-        self.images_per_step = images_per_step
         follows = {"lr": "--blr"} if getattr(args, "blr", None) is not None else {}
         about = _machine(self.device) | {
             "step": step, "commit": history.commits[-1], "flags": settings.every(args),
@@ -105,20 +103,10 @@ class Record(logging.Handler):
                 inputs.write_inputs(self.args.output_dir, images, self.args.mean, self.args.std)
         return batch
 
-    def go(self, step: int) -> None:
-        """Steps are made from now on; what came before does not count for the throughput."""
-        self.timed = step, time.perf_counter()
-
     def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
-        """The numbers of a log step, and with them throughput and the peak of the memory."""
-        (before, since), now = self.timed, time.perf_counter()
-        self.timed = step, now
-        rate = (step - before) * self.images_per_step / max(now - since, 1e-9)
-        numbers = {"images_per_second": rate, "memory_gib": _memory_gib(self.device)} | numbers
-        self.monitors(step, numbers)
-
-    def monitors(self, step: int, numbers: Mapping[str, float]) -> None:
-        """What was found between steps, of a model as it is."""
+        """Numbers of a step: of a log step, or of what looked at the model after it; and with them
+        the peak of the memory."""
+        numbers = {"memory_gib": _memory_gib(self.device)} | numbers
         rounded = {name: _rounded(value) for name, value in numbers.items()}
         self._write({"t": round(time.time(), 3), "step": step} | rounded)
 

@@ -5,6 +5,7 @@ steps those are, and when to save, to stop, or to roll back.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import time
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from util.checks import check_compression
 from util.cluster import agreement, distributed
 from util.data.loader import Batches
-from util.errors import EXIT_NONFINITE, RunError, UsageError
+from util.errors import EXIT_NONFINITE, RunError, Stopped, UsageError
 from util.flags.settings import AUTO
-from util.logging import ProgressLine, setup_logging
+from util.logging import setup_logging
+from util.progress import Pace, ProgressLine, in_a_line, short
 from util.provenance import commit
 from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.training.checkpoint import Checkpointer, Progress, Stateful, require_saved
@@ -30,6 +32,7 @@ from util.training.optim import scheduled_lr, steps_per_epoch
 from util.training.output import RESULTS, OutputFolder
 from util.training.precision import Precision
 from util.training.record import Record
+from util.training.same_run import look_at_start
 from util.training.signals import StopSignal
 from util.training.tracker import open_tracker
 
@@ -47,10 +50,11 @@ class Run:
         self.counts_iterations = hasattr(args, "iterations")  # else epochs
         self.is_guest = distributed.is_distributed()  # of a group that outlives the run
         self.device = distributed.init_process_group(args.device, args.dist_timeout)
-        setup_logging()
+        setup_logging(args.log_seconds)
         self.record = Record(args, self.device)
         self.signals = StopSignal()
         try:
+            agreement.all_or_none(lambda: look_at_start(args))
             self.folder = agreement.all_or_none(lambda: OutputFolder(args.output_dir))
         except BaseException:
             self.signals.restore()
@@ -61,6 +65,8 @@ class Run:
         self.history = History(commit() if distributed.is_main() else UNKNOWN)
         self.checkpointer: Checkpointer | None = None
         self.journal: Journal | None = None
+        self.whole: Pace | None = None  # of the training that is left
+        self.unclosed: dict | None = None  # the progress before the last epoch was closed
         seed_libraries(args.seed, STREAM_INIT, device=self.device)
 
     def __enter__(self) -> "Run":
@@ -147,12 +153,21 @@ class Run:
         self.line = ProgressLine(
             f"{'round' if self.counts_iterations else 'epoch'} {progress.epoch}",
             self.num_steps,
-            args.log_every,
+            progress.step,
+            self._pace(),
         )
         self.history.go()
-        self.record.go(progress.total_steps)
+        self.seen, self.since = 0, time.monotonic()
         steps = range(progress.total_steps, self.end_step)
         return [step for step in steps if step not in progress.skipped]
+
+    def _pace(self) -> Pace:
+        """Of the whole run, which stands where the epoch begins; a rollback goes back."""
+        total, done = self.args.epochs * self.num_steps, self.progress.total_steps
+        total = min(total, self.args.max_steps or total)
+        self.whole = self.whole or Pace(total, done)
+        self.whole.pass_over(done - self.whole.done)
+        return self.whole
 
     def num_micro_batches(self, step: int) -> int:
         """How many micro-batches a step has: --accum_iter, in an epoch's last step maybe fewer."""
@@ -176,14 +191,15 @@ class Run:
     def count(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """Count a finished step and its losses, scalars on the device."""
         self.meters.add(step, losses)
+        self.seen += self.num_micro_batches(step) * self.batches.global_size
         self.progress.step, self.progress.total_steps = step - self.first_step + 1, step + 1
         self.progress.closed = False
 
     def log(
         self, step: int, more: Callable[[dict[str, float]], dict[str, float]] = lambda losses: {}
     ) -> None:
-        """At log steps the mean losses since the last one go to the terminal and to TensorBoard;
-        at every step the progress line moves on.
+        """At log steps the throughput and the mean losses since the last one go to the terminal
+        and to TensorBoard; at every step the progress line moves on.
 
         Args:
             more: called at log steps with those means, for what is shown besides.
@@ -195,10 +211,12 @@ class Run:
             return self.line.update(self.progress.step)
         numbers = self.meters.check()
         numbers |= more(numbers) | {"lr": self.lr}
-        self.journal.scalars({f"train/{name}": n for name, n in numbers.items()}, step + 1)
-        self.record.numbers(step + 1, numbers)
-        shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
-        self.line.update(self.progress.step, "  ".join(shown))
+        rate = self.seen / max(time.monotonic() - self.since, 1e-9)
+        self.seen, self.since = 0, time.monotonic()
+        scalars = numbers | {"images_per_second": rate}
+        self.journal.scalars({f"train/{name}": n for name, n in scalars.items()}, step + 1)
+        self.record.numbers(step + 1, scalars)
+        self.line.update(self.progress.step, f"{short(rate)} images/s  {in_a_line(numbers)}")
 
     def save_or_stop(self, step: int) -> None:
         """After a step: save where the flags say so, and end the run where a signal does.
@@ -255,8 +273,9 @@ class Run:
         self.line.close()
         self.meters.check()
         progress = self.progress
-        self.epoch_of_line, progress.closed = progress.epoch, True
         means = self.meters.means()
+        self.unclosed = progress.state_dict()
+        self.epoch_of_line, progress.closed = progress.epoch, True
         self.history.stand()
         progress.step, progress.total_steps = self.end_step - self.first_step, self.end_step
         if progress.step >= self.num_steps:
@@ -264,6 +283,38 @@ class Run:
             progress.step = 0
             self.meters.reset()
         return means
+
+    @contextlib.contextmanager
+    def testing(self, *loaders: Batches) -> Iterator[None]:
+        """Around what is done between an epoch's last step and its line in the log.
+
+        A signal ends it: at once, or, of several ranks, at the next batch of the loaders. The run
+        is saved as it was after that step, and the resumed one begins with the test.
+
+        Raises:
+            Interrupted: after the checkpoint that a signal asked for.
+        """
+        try:
+            self.signals.breaks_off = not distributed.is_distributed()
+            self._stop_where_all_know()
+            for loader in loaders if distributed.is_distributed() else ():
+                loader.before_batch = self._stop_where_all_know
+            yield
+        except Stopped:
+            self.signals.breaks_off = False
+            if self.unclosed is not None:
+                self.progress.load_state_dict(self.unclosed)
+                self._check_weights()
+                self._save_for_certain()
+            self.signals.leave()
+        finally:
+            self.signals.breaks_off = False
+            for loader in loaders:
+                loader.before_batch = None
+
+    def _stop_where_all_know(self) -> None:
+        if self.signals.agreed():
+            raise Stopped
 
     def keep_best(self, scores: dict[str, float], name: str = "acc1") -> dict[str, float]:
         """Scores of the test set under their names in the log, with the best so far of `name`."""
@@ -297,7 +348,8 @@ class Run:
             self.folder.set_aside([RESULTS])
             self.record.begin(self.history, self.progress)
         numbers = (self.journal.last_line() if self.journal else {}) | numbers
-        log.info("\n".join(f"{name}: {value}" for name, value in numbers.items()))
+        found = "  ".join(f"{name} {short(value)}" for name, value in numbers.items())
+        log.info("finished: %s", found)
         settings = self.args.settings
         write_results(
             os.path.join(self.args.output_dir, RESULTS), numbers, self._seconds(), self.device,

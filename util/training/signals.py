@@ -31,6 +31,9 @@ class StopSignal:
 
     While `is_training` a signal is remembered until all ranks have saved; at other times (reading
     data, evaluating, predicting) it ends the run where it is: what it keeps is on the disk already.
+    While the run `breaks_off`, as in a test between two epochs, the first signal raises Stopped
+    there; who catches that saves, and calls `leave`.
+
     SIGHUP comes when a terminal is closed; under nohup, which ignores it, it stays ignored.
 
     Handlers that were there before (a launcher's) run when all ranks have saved, and with None
@@ -41,7 +44,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.is_training = False
+        self.is_training = self.breaks_off = False
         self.previous: dict[int, object] = {}
         if threading.current_thread() is threading.main_thread():
             heard = [n for n in self.numbers if not is_hangup_ignored(n)]
@@ -50,8 +53,11 @@ class StopSignal:
     def _remember(self, number: int, frame: object) -> None:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
-        self.received = self.received or number
-        if not self.is_training:
+        is_first, self.received = self.received is None, self.received or number
+        if self.breaks_off:
+            if is_first:
+                raise Stopped(f"{signal.Signals(number).name}: what is on the disk is kept")
+        elif not self.is_training:
             self.leave(Stopped, "what is on the disk is kept, and the same command goes on with it")
 
     def agreed(self) -> bool:

@@ -21,39 +21,53 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from util.errors import UsageError
+from util.errors import UsageError, first_line
 
 
-def read_checkpoint(path: str) -> dict:
+def read_checkpoint(path: str, flag: str = "", whole: bool = True) -> dict:
     """Read a checkpoint without executing anything from it; tensors land on the CPU.
 
     MAE's official files load too: they carry an `argparse.Namespace`, which is inert. So do
     SimMIM's, whose `yacs` config is read as the plain dict that it is, and those with numpy's
     numbers in them.
 
+    Args:
+        flag: that names the file, for errors. whole: look at every byte, as has to be done before
+            the weights are used; else a file of any size is opened at once.
+
     Raises:
         UsageError: no such file, a damaged one, or one with more in it than data.
     """
+    named = f"{flag} {path}".strip()
     if not os.path.isfile(path):
-        raise UsageError(f"{path} is no checkpoint file: check the path")
+        what = "is a folder, and no checkpoint" if os.path.isdir(path) else "is no checkpoint"
+        raise UsageError(f"{named} {what} file: check the path")
     inert = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, *_numpy_scalars()]
     inert.append((collections.OrderedDict, "yacs.config.CfgNode"))
     try:
-        _check_sums(path)
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _check_zip(path, whole)
         with torch.serialization.safe_globals(inert):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            is_mapped = is_zip and not whole
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError as error:
         what = re.search(r"GLOBAL (\S+)", str(error))
-        named = f" ({what.group(1)})" if what else ""
+        more = f" ({what.group(1)})" if what else ""
         raise UsageError(
-            f"{path} is refused, and nothing of it was run: it is damaged, or holds more than "
-            f"tensors and plain values{named}"
+            f"{named} is refused, and nothing of it was run: it is damaged, or holds more than "
+            f"tensors and plain values{more}: name another file, or one with its weights alone"
         ) from None
     except Exception as error:  # bytes that are no checkpoint can raise anything
-        first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UsageError(f"{path} is damaged: {first_line}") from None
+        reason = first_line(error)[:200]
+        raise UsageError(
+            f"{named} is damaged, or no checkpoint ({reason}): copy it anew, or name another file"
+        ) from None
     if not isinstance(state, dict):
-        raise UsageError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
+        raise UsageError(
+            f"{named} is no checkpoint: it holds a {type(state).__name__}, and a dict of weights "
+            "is wanted"
+        )
     return state
 
 
@@ -65,13 +79,15 @@ def _numpy_scalars() -> list:
     return [np.dtype, *kinds, *((make, name) for name in names)]
 
 
-def _check_sums(path: str) -> None:
-    """Check the sums that the zip container keeps of its parts; torch does not look at them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"the sum of {damaged} is wrong")
+def _check_zip(path: str, whole: bool) -> None:
+    """Check that a zip file is torch's, and with `whole` the sums that it keeps of its parts,
+    which torch does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+            raise zipfile.BadZipFile("a zip file without weights")
+        damaged = archive.testzip() if whole else None
+    if damaged:
+        raise zipfile.BadZipFile(f"the sum of {damaged} is wrong")
 
 
 def fingerprint(path: str) -> str:

@@ -21,6 +21,16 @@ def differences(
     return missing, unknown, shapes
 
 
+def in_words(found: tuple[list[str], list[str], list[str]]) -> str:
+    """What `differences` found, on one line; empty where nothing differs."""
+    parts = zip(("missing", "unknown", "other shapes:"), found, strict=True)
+    return "; ".join(
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for what, keys in parts
+        if keys
+    )
+
+
 def load_weights(
     model: nn.Module, state: dict[str, torch.Tensor], path: str, may_miss: tuple[str, ...] = (),
     check: str = "--model and --input_size",
@@ -35,12 +45,7 @@ def load_weights(
     """
     missing, unknown, shapes = differences(model.state_dict(), state)
     missing = [key for key in missing if not key.startswith(may_miss)]
-    if missing or unknown or shapes:
-        parts = [("missing", missing), ("unknown", unknown), ("other shapes:", shapes)]
-        found = "; ".join(
-            f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-            for what, keys in parts
-            if keys
-        )
+    found = in_words((missing, unknown, shapes))
+    if found:
         raise UsageError(f"{path} is of another architecture: {found}. Check {check}")
     model.load_state_dict(state, strict=False)

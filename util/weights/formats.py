@@ -7,7 +7,7 @@ import json
 import os
 from typing import Any
 
-from util.errors import UsageError
+from util.errors import UsageError, first_line
 from util.weights.checkpoint_file import read_checkpoint
 
 # What a folder may hold, the preferred first; an index names the files of a model in parts.
@@ -31,7 +31,9 @@ def read_weights(path: str) -> tuple[dict, dict]:
     if os.path.isdir(path):
         name = next((n for n in NAMES if os.path.isfile(os.path.join(path, n))), None)
         if name is None:
-            raise UsageError(f"{path} is a folder without weights: it needs {' or '.join(NAMES)}")
+            raise UsageError(
+                f"{path} is a folder without weights: name one with {' or '.join(NAMES)}, or a file"
+            )
         return read_weights(os.path.join(path, name))
     folder, name = os.path.split(path)
     config: dict = {}
@@ -65,7 +67,9 @@ def _read_file(path: str) -> dict:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"{path} is damaged: {str(error).splitlines()[0][:200]}") from None
+        raise UsageError(
+            f"{path} is damaged ({first_line(error)[:200]}): copy it anew, or name another file"
+        ) from None
 
 
 def _is_safetensors(path: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from util.cluster import agreement
 from util.data.dense.ade20k import NOTHING, Labels, MappedImages
 from util.errors import UsageError
-from util.logging import ProgressLine
+from util.progress import ProgressLine
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _values_of_each(images: MappedImages, split: str) -> Iterator[tuple[str, lis
         except Exception:  # whatever a decoder makes of a damaged file
             return None
 
-    line = ProgressLine(f"looking at the {split} maps", len(paths), 0)
+    line = ProgressLine(f"looking at the {split} maps", len(paths))
     threads = ThreadPoolExecutor(NUM_THREADS)
     try:
         for done, (path, entry) in enumerate(zip(paths, threads.map(look, paths), strict=True), 1):

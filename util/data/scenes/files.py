@@ -17,7 +17,7 @@ from util.data.loader import num_cores
 from util.data.scenes.compose import World, compose
 from util.data.scenes.stickers import SPLITS
 from util.errors import EXIT_DATA, RunError, UsageError
-from util.logging import ProgressLine
+from util.progress import ProgressLine
 
 RECORD = "scenes.json"  # the flags that the folder's scenes were made with
 UNFINISHED = "unfinished"  # annotations of the blocks that are done, until all are
@@ -106,7 +106,7 @@ def write_world(world: World, out: str, counts: dict[str, int], num_workers: int
             file.writelines(f"{name}\n" for name in ground + world.classes)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(world.classes)]
     splits = {split: {"images": [], "annotations": []} for split in counts}
-    progress = ProgressLine("scenes", sum(counts.values()), 1)
+    progress = ProgressLine("scenes", sum(counts.values()))
     with contextlib.closing(_blocks(world, out, counts, num_workers)) as blocks:
         for split, records in blocks:
             content = splits[split]

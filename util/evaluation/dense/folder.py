@@ -13,7 +13,7 @@ from util.cluster import distributed
 from util.data.file_index import find_images
 from util.data.images import read_image
 from util.errors import EXIT_DATA, RunError, UsageError, first_line
-from util.logging import ProgressLine
+from util.progress import ProgressLine
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +34,12 @@ def for_each_image(
     Raises:
         UsageError: no image. RunError: more unreadable ones than --max_bad_images.
     """
-    if not os.path.isdir(args.predict):
-        raise UsageError(f"--predict {args.predict} is not a folder: name one that exists")
     paths = find_images(args.predict)
     if not paths:
         raise UsageError(f"--predict {args.predict} holds no image: name a folder with images")
     names = output_names(paths)
     own = range(distributed.rank(), len(paths), distributed.world_size())
-    line, bad = ProgressLine("images", len(own), 1), 0
+    line, bad = ProgressLine("images", len(own)), 0
     for done, index in enumerate(own, 1):
         path = os.path.join(args.predict, paths[index])
         try:
@@ -49,9 +47,9 @@ def for_each_image(
         except Exception as error:  # whatever a decoder makes of a damaged file
             bad += 1
             log.warning("unreadable, left out: %s (%s)", paths[index], first_line(error))
-            continue
-        act(paths[index], names[index], image)
-        line.update(done)
+        else:
+            act(paths[index], names[index], image)
+        line.update(done, f"{bad} unreadable" if bad else None)
     line.close()
     bad = int(distributed.reduce_sum(torch.tensor(bad, device=device)))
     if bad > args.max_bad_images:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +15,9 @@ from util.data.images import to_float
 from util.evaluation.dense.folder import for_each_image
 from util.evaluation.pictures import BACKGROUND, HEADER, INK, MARGIN, picture_sheet, to_image
 
+LEAST_SIDE = 384  # pixels of an overlay's longer side, about: smaller images are enlarged
+MOST_NAMES = 12  # in an overlay's legend
+
 
 def overlay(image: Tensor, classes: Tensor, labels: Labels, opacity: float = 0.6) -> Image.Image:
     """An image [C, H, W] under the colours of its classes [H, W]; what is nothing stays clear."""
@@ -22,6 +26,39 @@ def overlay(image: Tensor, classes: Tensor, labels: Labels, opacity: float = 0.6
     mixed = opacity * colours + (1 - opacity) * shown
     is_nothing = (classes < 0).cpu().numpy()[..., None]
     return Image.fromarray(np.where(is_nothing, shown, mixed.round()).astype(np.uint8))
+
+
+def overlay_with_legend(image: Tensor, classes: Tensor, labels: Labels) -> Image.Image:
+    """An `overlay`, a small one enlarged, above the names of the classes in it and their shares of
+    the pixels, the largest first."""
+    picture = overlay(image, classes, labels)
+    scale = max(1, round(LEAST_SIDE / max(picture.size)))
+    picture = picture.resize([scale * side for side in picture.size], Image.Resampling.NEAREST)
+    counts = Counter(classes[classes >= 0].flatten().tolist()).most_common(MOST_NAMES)
+    names = [f"{labels.classes[k]} {100 * count / classes.numel():.2g} %" for k, count in counts]
+    key = legend(names, labels.colours()[[k for k, _ in counts]], max(picture.width, LEAST_SIDE))
+    sheet = Image.new("RGB", (key.width, picture.height + key.height), BACKGROUND)
+    sheet.paste(picture)
+    sheet.paste(key, (0, picture.height))
+    return sheet
+
+
+def legend(names: Sequence[str], colours: np.ndarray, width: int) -> Image.Image:
+    """Names beside their colours [K, 3], in rows of at most `width` pixels."""
+    font, places = ImageFont.load_default(size=13), []
+    x, y = MARGIN, MARGIN
+    for name in names:
+        wide = 17 + int(font.getlength(name)) + 2 * MARGIN
+        if x + wide > width and x > MARGIN:
+            x, y = MARGIN, y + HEADER
+        places.append((x, y))
+        x += wide
+    sheet = Image.new("RGB", (width, y + HEADER + MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for (x, y), name, colour in zip(places, names, colours.tolist(), strict=True):
+        draw.rectangle((x, y + 2, x + 12, y + 14), fill=tuple(colour), outline=INK)
+        draw.text((x + 17, y), name, INK, font)
+    return sheet
 
 
 @torch.no_grad()
@@ -47,7 +84,7 @@ def write_predictions(
         for path in (label_path, overlay_path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
         labels.write(label_path, classes)
-        overlay(image, classes, labels).save(overlay_path)
+        overlay_with_legend(image, classes, labels).save(overlay_path)
 
     return for_each_image(args, device, write)
 
@@ -61,14 +98,8 @@ def comparison_sheet(
         pairs = zip(images, maps, strict=True)
         pictures[name] = [overlay(image, classes, labels, 1.0) for image, classes in pairs]
     table = picture_sheet(pictures)
-    per_row = max(1, (table.width - MARGIN) // 130)
-    legend_rows = -(-len(labels.classes) // per_row)
-    height = table.height + legend_rows * HEADER + MARGIN
-    sheet = Image.new("RGB", (table.width, height), BACKGROUND)
+    key = legend(labels.classes, labels.colours()[:-1], table.width)
+    sheet = Image.new("RGB", (table.width, table.height + key.height), BACKGROUND)
     sheet.paste(table)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-    for i, (name, colour) in enumerate(zip(labels.classes, labels.colours(), strict=False)):
-        x, y = MARGIN + i % per_row * 130, table.height + i // per_row * HEADER
-        draw.rectangle((x, y + 3, x + 12, y + 15), fill=tuple(map(int, colour)))
-        draw.text((x + 17, y + 1), name[:16], INK, font)
+    sheet.paste(key, (0, table.height))
     return sheet

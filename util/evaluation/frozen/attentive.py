@@ -25,7 +25,7 @@ from util.data.transforms import CropAndFlip
 from util.errors import EXIT_DATA, RunError, UsageError
 from util.evaluation.frozen.features import FeatureStore, checksum
 from util.evaluation.frozen.probes import Probe, TestSet, held_out_tenth
-from util.logging import ProgressLine
+from util.progress import ProgressLine
 from util.randomness import STREAM_INIT, seed_libraries
 from util.training import optim
 from util.weights.checkpoint_file import read_checkpoint, write_atomically
@@ -241,7 +241,7 @@ def train(
     """
     optimizers = [optim.LARS(probe.parameters()) for probe in probes]
     start = _resume(path, probes, optimizers)
-    line = ProgressLine(label, epochs * len(batches), 0)
+    line = ProgressLine(label, epochs * len(batches), start * len(batches))
     schedule = argparse.Namespace(
         lr=1.0, min_lr=0.0, warmup_lr=0.0, epochs=epochs, warmup_epochs=epochs / 9,
         lr_schedule="cosine",

@@ -16,6 +16,7 @@ from util.evaluation.frozen import attentive, monitors, probes
 from util.evaluation.frozen.features import FeatureStore
 from util.evaluation.frozen.patches import Dense
 from util.evaluation.frozen.probes import Probe, TestSet
+from util.progress import shown
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def few_labels(
     drawn = {name: len(balanced_draw(targets.numpy(), n)) for name, n in wanted.items()}
     wanted = {name: wanted[name] for name in sorted(wanted, key=drawn.get)}  # for the curve
     found = {}
-    for name, per_class in wanted.items():
+    for name, per_class in shown([*wanted.items()], "amounts of labels", len(wanted)):
         found[name] = probes.few_labels(features, targets, test, per_class, args.draws, device)
     for name, ids in lists.items():
         found[name] = probes.few_labels(features, targets, test, 0, 1, device, ids)
@@ -147,7 +148,8 @@ def few_labels(
 def blocks(encoder, test: TestSet, device: torch.device) -> dict[str, list[float]]:
     """Logistic regression on each block's output: accuracies (percent) by kind, block by block."""
     found: dict[str, list[float]] = {kind: [] for kind in encoder.model.kinds}
-    for number in range(encoder.model.depth):
+    depth = encoder.model.depth
+    for number in shown(range(depth), f"{encoder.name}, blocks", depth):
         for kind in encoder.model.kinds:
             name = f"block {number} {kind}"
             features = encoder.train.read(name, in_detail=True)

@@ -27,7 +27,7 @@ from util.data.loader import Batches
 from util.data.transformed import TransformedImages
 from util.data.unreadable import LEFT_OUT, leave_out, made_of
 from util.errors import RunError, UsageError
-from util.logging import ProgressLine
+from util.progress import Pace, ProgressLine
 
 log = logging.getLogger(__name__)
 
@@ -167,13 +167,14 @@ class FeatureStore:
     def extract(
         self, encode: Callable[[Tensor, bool], Outputs], transform: Callable,
         device: torch.device, batch_size: int = 128, num_workers: int = 0,
-        max_bad_images: int = 0, label: str = "",
+        max_bad_images: int = 0, label: str = "", whole: Pace | None = None,
     ) -> None:  # fmt: skip
         """Compute the shards that are missing, every W-th on each of the W ranks.
 
         Args:
             encode: images [B, C, H, W], whether in detail -> what is kept, [B, ...] by name.
             batch_size: a divisor of SHARD.
+            whole: of several sets' images, these among them.
 
         Raises:
             RunError: too many unreadable images, or one of a published set.
@@ -181,13 +182,17 @@ class FeatureStore:
         todo = agreement.main_does(self._to_do)
         own = dict([*todo.items()][distributed.rank() :: distributed.world_size()])
         ids = np.concatenate([np.arange(0), *map(self._ids, own)])
+        if whole is not None:
+            whole.pass_over(len(self.images) - len(ids))
         if len(ids):
             data = TransformedImages(Subset(self.images, ids), transform, 0)
             batches = Batches(
                 data, batch_size, training=False, num_workers=num_workers, alone=True,
                 pin_memory=device.type == "cuda", max_bad_images=max_bad_images,
             )  # fmt: skip
-            self._fill(own, ids, batches, encode, device, ProgressLine(label, len(ids), 0))
+            self._fill(
+                own, ids, batches, encode, device, ProgressLine(label, len(ids), whole=whole)
+            )
         distributed.barrier()
         self.left_out = agreement.main_does(self._find_left_out)
 

@@ -12,6 +12,7 @@ from util.cluster.node_memory import node_tensor, share_rows
 from util.data.loader import Batches
 from util.data.unreadable import LEFT_OUT
 from util.evaluation.frozen.columns import Columns
+from util.progress import shown
 from util.training.precision import Precision
 
 
@@ -59,7 +60,7 @@ def _encoded(
     to_train: bool,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """Ids [B], features [B, D] and targets [B] of this rank's batches."""
-    for ids, imgs, targets in batches.each_once(replace=to_train):
+    for ids, imgs, targets in shown(batches.each_once(to_train), "features", len(batches)):
         imgs = normalize(imgs.to(precision.device, non_blocking=True))
         with precision.autocast():
             features = encoder(imgs)

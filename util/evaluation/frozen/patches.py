@@ -25,7 +25,7 @@ from util.evaluation.frozen import logistic
 from util.evaluation.frozen.columns import Columns
 from util.evaluation.frozen.knn import knn_votes
 from util.evaluation.frozen.probes import KNN, PENALTIES
-from util.logging import ProgressLine
+from util.progress import ProgressLine
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class _Readable:
     ):
         self.encoder, self.images, self.device = encoder, images, device
         self.most, self.left_out = args.max_bad_images, []
-        self.line = ProgressLine(f"{encoder.name}, {label}", len(images), 0)
+        self.line = ProgressLine(f"{encoder.name}, {label}", len(images))
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor, tuple[int, ...]]]:
         view = self.encoder.view

@@ -13,21 +13,36 @@ from util.evaluation.frozen.evaluations import Frozen
 from util.evaluation.frozen.probes import FEW_PENALTY, KS, PENALTIES, TEMPERATURES
 from util.evaluation.tables import row, rule, shown_difference, shown_number
 
-PROTOCOL = f"""\
-k-NN: cosine, votes weighted by exp(cosine / temperature), k 20 and temperature 0.07; chosen: of k \
-{", ".join(map(str, KS))} x temperature {", ".join(f"{t:g}" for t in TEMPERATURES)} and the kinds \
-of feature.
-Logistic regression: on standardised features, to its optimum by L-BFGS; penalty of \
-{", ".join(f"{p:g}" for p in PENALTIES)}.
-Chosen: on a tenth of each class of the training set, held out; then trained on all of it.
-Few labels: logistic regression on all kinds side by side, penalty {FEW_PENALTY:g}, never tuned.
-Blocks: logistic regression on each block's output before the final norm.
-Attentive: efficient probing, learned queries on the patch tokens, then MAE's linear probe; the \
-last epoch's.
-Dense: patches of whole images resized to the encoder's input, each of its pixels' most frequent \
-class; k-NN as above, logistic regression with the penalty chosen on a tenth of the training \
-images; scores enlarged to the label maps, mIoU over pixels.
-Label-free numbers are monitors: they choose nothing."""
+# How each part is done; a report has those of its parts.
+PROTOCOLS = {
+    "k-NN": "k-NN: cosine, votes weighted by exp(cosine / temperature), k 20 and temperature 0.07; "
+    f"chosen: of k {', '.join(map(str, KS))} x temperature "
+    f"{', '.join(f'{t:g}' for t in TEMPERATURES)} and the kinds of feature.",
+    "logistic": "Logistic regression: on standardised features, to its optimum by L-BFGS; penalty "
+    f"of {', '.join(f'{p:g}' for p in PENALTIES)}.",
+    "chosen": "Chosen: on a tenth of each class of the training set, held out; then trained on all "
+    "of it.",
+    "few": "Few labels: logistic regression on all kinds side by side, penalty "
+    f"{FEW_PENALTY:g}, never tuned.",
+    "blocks": "Blocks: logistic regression on each block's output before the final norm.",
+    "attentive": "Attentive: efficient probing, learned queries on the patch tokens, then MAE's "
+    "linear probe; the last epoch's.",
+    "dense": "Dense: patches of whole images resized to the encoder's input, each of its pixels' "
+    "most frequent class; k-NN as above, logistic regression with the penalty chosen on a tenth of "
+    "the training images; scores enlarged to the label maps, mIoU over pixels.",
+    "label_free": "Label-free numbers are monitors: they choose nothing.",
+}
+
+
+def protocol(results: Mapping[str, Frozen]) -> str:
+    """How what is in the results was measured, a line each."""
+    names = " ".join(_union(found.probes for found in results.values()))
+    parts = {part for part in ("k-NN", "logistic", "chosen", "attentive") if part in names}
+    for found in results.values():
+        fields = ("few", "blocks", "label_free", "dense")
+        parts |= {field for field in fields if getattr(found, field)}
+    parts |= {"k-NN"} if "dense" in parts else set()  # to which that refers
+    return "\n".join(line for part, line in PROTOCOLS.items() if part in parts)
 
 
 def markdown(
@@ -74,8 +89,8 @@ def markdown(
         for name, found in results.items()
         for evaluation, one in found.dense.items()
     ]
-    draws = f"Few labels: {args.draws} draws, mean ± standard deviation."
-    return "\n".join([*lines, "", PROTOCOL, draws, *chosen])
+    draws = [f"Few labels: {args.draws} draws, mean ± standard deviation."] * bool(first.few)
+    return "\n".join([*lines, "", protocol(results), *draws, *chosen])
 
 
 def _head(num_train: int, num_test: int, left_out: Mapping[str, int]) -> list[str]:
@@ -162,7 +177,7 @@ def as_json(
             },
         }  # fmt: skip
     return {
-        "protocol": PROTOCOL, "draws": args.draws, "test_images": _num_test(results),
+        "protocol": protocol(results), "draws": args.draws, "test_images": _num_test(results),
         "unreadable": dict(left_out),
         "checkpoints": dict(zip(args.names, args.checkpoints, strict=True)), "encoders": encoders,
     }  # fmt: skip
@@ -204,7 +219,8 @@ def pictures(results: Mapping[str, Frozen]) -> dict[str, Image.Image]:
             means[name] = [float(row.mean()) for row in rows]
             spreads[name] = [float(row.std(ddof=1)) if len(row) > 1 else 0.0 for row in rows]
         title = "Logistic regression on few labels"
-        found["few_labels.png"] = line_chart(title, "labels", amounts, means, spreads=spreads)
+        what = "accuracy, %, with standard deviations over draws"
+        found["few_labels.png"] = line_chart(title, "labels", amounts, means, what, spreads)
     return found
 
 
