@@ -42,13 +42,14 @@ ITERATIONS, MILESTONES = 184375, (163889, 177546)  # ViTDet's: 100 epochs of COC
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     add = dense_args.add_dense_data_flags(
-        parser, "a folder in COCO's layout, or in that of tools.scenes"
+        parser, "a folder in COCO's layout, or in that of tools.scenes or tools.shards"
     )
     for split in ("train", "val"):
         # fmt: off
         add(f"--{split}_json", default="", metavar="FILE",
             help="annotations in COCO's format, elsewhere than its layout has them")
-        add(f"--{split}_images", default="", metavar="FOLDER", help="their images")
+        add(f"--{split}_images", default="", metavar="FOLDER",
+            help="their images: a folder, or tar shards, as 'train-*.tar'")
         # fmt: on
     add("--empty_images", action=argparse.BooleanOptionalAction, default=False, help="train on "
         "images without objects, too, which the published recipe passes over")  # fmt: skip

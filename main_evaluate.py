@@ -19,8 +19,10 @@ import torch
 from encoders.frozen import BASELINES, FrozenEncoder, Outputs, open_frozen
 from encoders.load import SIZES
 from models_mimae import orthogonal_permutations
+from util.checks import image_size
 from util.cluster import agreement, distributed
-from util.data.datasets import Images, Subset, load_images
+from util.data.datasets import DATASETS, Images, Subset, load_images
+from util.data.image_cache import cached
 from util.data.image_folders import load_test_folder
 from util.data.imagenet import read_real_labels
 from util.data.loader import evaluation_view
@@ -51,6 +53,7 @@ NUM_MASKS = 4  # of the InfoNCE accuracy of masks
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
+    arguments.add_cache_flags(parser)
     arguments.add_run_flags(parser, "output_dir/evaluate")
     _add_encoder_flags(parser)
     _add_attentive_flags(parser)
@@ -136,6 +139,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "evaluate", argv)
     args.names = column_names(args.names, args.checkpoints)
     check_batch_size(args.batch_size)
+    if args.cache_images is not None and args.attentive and args.tokens != "kept":
+        raise UsageError("--cache_images has no crops for --attentive: use --tokens kept")
     return args
 
 
@@ -152,7 +157,8 @@ def named(flag: str, values: list[str]) -> dict[str, str]:
 
 def image_kind(flags: argparse.Namespace) -> tuple:
     """How an encoder's images are read; encoders of the same kind share theirs."""
-    return (flags.in_chans, *(flags.value_range or ()))
+    size = () if flags.cache_images is None else tuple(image_size(flags.input_size, 1))
+    return (flags.in_chans, size, *(flags.value_range or ()))
 
 
 def image_sets(flags: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
@@ -169,6 +175,7 @@ def image_sets(flags: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
             lambda found=found: load_test_folder(*found, value_range=flags.value_range)
         )
         check_same(tests[name].targets, train.classes, f"images of --test {name}", "folder")
+        tests[name] = cached(tests[name], flags, DATASETS[flags.dataset].crop_share)
     return train, tests
 
 

@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
+    arguments.add_cache_flags(parser)
     arguments.add_optimisation_flags(parser, "images_per_step")
     arguments.add_run_flags(parser, "output_dir/finetune")
     arguments.add_checkpoint_flags(parser)

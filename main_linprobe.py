@@ -52,6 +52,7 @@ MODELS = (*SIZES, "pixels")
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
+    arguments.add_cache_flags(parser)
     arguments.add_optimisation_flags(parser, "images_per_step")
     arguments.add_run_flags(parser, "output_dir/linprobe")
     arguments.add_checkpoint_flags(parser)
@@ -144,7 +145,8 @@ def main(args: argparse.Namespace) -> None:
         normalize = Normalize(args.mean, args.std).to(run.device)
         train_transform = CropAndFlip(args.input_size, args.min_crop, args.flip, tf_style=True)
         view = evaluation_view(args)
-        train_images, val_images = (load_images(args, split) for split in ("train", "val"))
+        train_images = load_images(args, "train", min_crop=1.0 if args.knn else args.min_crop)
+        val_images = load_images(args, "val")
         train_view = view if args.knn else train_transform
         train = TransformedImages(train_images, train_view, args.seed)
         val = TransformedImages(val_images, view, args.seed)

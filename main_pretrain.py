@@ -50,6 +50,7 @@ MODELS = models_mimae.MODELS | models_mae.MODELS | models_simmim.MODELS
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
+    arguments.add_cache_flags(parser)
     arguments.add_optimisation_flags(parser, "images_per_step * num_masks", least_epochs=0)
     arguments.add_run_flags(parser, "output_dir/pretrain")
     arguments.add_checkpoint_flags(parser)
@@ -216,7 +217,8 @@ def main(args: argparse.Namespace) -> None:
         crop = CropAndFlip(
             args.input_size, args.min_crop, args.flip, interpolation=args.interpolation
         )
-        data = TransformedImages(load_images(args, "pretrain"), crop, args.seed)
+        images = load_images(args, "pretrain", min_crop=args.min_crop)
+        data = TransformedImages(images, crop, args.seed)
         batches = open_batches(args, data, True, run.device)
         normalize = Normalize(args.mean, args.std).to(run.device)
         num_masks = model.masks.num_masks
@@ -302,12 +304,14 @@ def knn_monitor(args: argparse.Namespace, normalize: Normalize, precision) -> KN
     train, val = (
         open_batches(
             args,
-            TransformedImages(load_images(args, split), evaluation_view(args), args.seed),
+            TransformedImages(
+                load_images(args, split, min_crop=min_crop), evaluation_view(args), args.seed
+            ),
             False,
             precision.device,
             keep_workers=False,
         )
-        for split in ("train", "val")
+        for split, min_crop in (("train", args.min_crop), ("val", 1.0))  # the cache of training
     )
     return KNNMonitor(train, val, normalize, precision)
 

@@ -59,7 +59,9 @@ log = logging.getLogger(__name__)
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     add = dense_args.add_dense_data_flags(
-        parser, "a folder with images/ and annotations/, each with training/ and validation/"
+        parser,
+        "a folder with images/ and annotations/, each with training/ and validation/; or of tar "
+        "shards, or a pattern of them",
     )
     # fmt: off
     add("--classes", default="",

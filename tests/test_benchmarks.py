@@ -24,7 +24,8 @@ CASES = {
     "data_loading": (
         "--images 64 --rounds 1",
         r"ours, PIL, files +\d+ images/s of one core +[\d.]+ x[^$]*"
-        r"ours, PIL, shards +\d+ images/s of one core +[\d.]+ x",
+        r"ours, PIL, shards +\d+ images/s of one core +[\d.]+ x +[\d.]+ of files[^$]*"
+        r"ours, PIL, parquet .* of files[^$]*ours, PIL, cache .* of files",
     ),
     "start_up": (
         "--images 1000 --coco_images 20 --annotations 40 --ranks 1",

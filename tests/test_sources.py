@@ -1,14 +1,16 @@
-"""One set as files, as shards and as a list: every main takes each, and has the same numbers."""
+"""One set from each source: every main takes each, and has the same numbers."""
 
 import contextlib
 import io
 
+import pyarrow
 import pytest
+from pyarrow import ipc, parquet
 
 from tools import shards
 from util.entry import run_main
 
-SOURCES = ("image_folder", "shards", "csv")
+SOURCES = ("image_folder", "shards", "csv", "parquet", "arrow", "cache")
 SMALL = ("--input_size", 16, "--num_workers", 0, "--batch_size", 4, "--epochs", 1)
 
 
@@ -23,9 +25,18 @@ def sources(image_tree, tmp_path_factory) -> dict:
         paths = sorted((image_tree / split).rglob("*.png"))
         lines = [f"{path},{path.parent.name}\n" for path in paths]
         (root / f"{split}.csv").write_text("path,label\n" + "".join(lines))
+        images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+        table = pyarrow.table({"image": images, "label": [path.parent.name for path in paths]})
+        parquet.write_table(table, root / f"{split}.parquet", row_group_size=5)
+        with ipc.new_stream(str(root / f"{split}.arrow"), table.schema) as stream:
+            stream.write_table(table, max_chunksize=5)
     assert len(list((root / "shards").glob("train-*.tar"))) > 4
     places = {"image_folder": image_tree, "shards": root / "shards", "csv": root}
-    return {name: ("--dataset", name, "--data_path", path) for name, path in places.items()}
+    found = {name: ("--dataset", name, "--data_path", path) for name, path in places.items()}
+    for name in ("parquet", "arrow"):
+        found[name] = ("--dataset", "hugging_face", "--data_path", f"{root}/*.{name}")
+    cache = ("--cache_images", "--cache_dir", root / "cache")
+    return found | {"cache": (*found["image_folder"], *cache)}
 
 
 def numbers(outcome) -> list[dict]:
@@ -45,11 +56,12 @@ def numbers(outcome) -> list[dict]:
 )
 def test_training_has_the_same_numbers(run_main_here, sources, main, flags):
     found = [numbers(run_main_here(main, *sources[name], *SMALL, *flags)) for name in SOURCES]
-    assert found[0] == found[1] == found[2] and len(found[0][0]) >= 2
+    assert all(one == found[0] for one in found) and len(found[0][0]) >= 2
 
 
-def test_a_resumed_run_of_shards_goes_on_inside_its_epoch(run_main_here, sources):
-    flags = (*sources["shards"], *SMALL, "--model", "vit_tiny_patch4", "--epochs", 2)
+@pytest.mark.parametrize("source", ["shards", "parquet", "cache"])
+def test_a_resumed_run_goes_on_inside_its_epoch(run_main_here, sources, source):
+    flags = (*sources[source], *SMALL, "--model", "vit_tiny_patch4", "--epochs", 2)
     whole = numbers(run_main_here("main_finetune", *flags))
     stopped = run_main_here("main_finetune", *flags, "--max_steps", 2)
     assert stopped.status == 0 and len(whole) == 2
@@ -58,16 +70,18 @@ def test_a_resumed_run_of_shards_goes_on_inside_its_epoch(run_main_here, sources
 
 
 def test_evaluations_take_them(run_main_here, sources):
-    frozen, tested = [], []
+    frozen, tested = [], {}
     for name in SOURCES:
         data = (*sources[name], "--input_size", 16, "--num_workers", 0)
         outcome = run_main_here("main_evaluate", "pixels", *data, "--only", "logistic")
         assert outcome.status == 0, outcome.err
         frozen.append([line for line in outcome.out.splitlines() if "| logistic" in line])
+        if name in ("arrow", "cache"):
+            continue
         tuned = run_main_here("main_finetune", *sources[name], *SMALL, "--model", "vit_tiny_patch4")
         saved = tuned.folder / "checkpoint-last.pth"
         outcome = run_main_here("main_robustness", saved, *data, "--no-corrupt", "--names", "T")
         assert outcome.status == 0, outcome.err
-        tested.append(outcome.results()[f"T, {name}"])
-    assert frozen[0] == frozen[1] == frozen[2] != []
-    assert tested[0] == tested[1] == tested[2]
+        tested[name] = outcome.results()[f"T, {sources[name][1]}"]
+    assert all(one == frozen[0] for one in frozen) and frozen[0]
+    assert len(tested) == 4 and len(set(tested.values())) == 1

@@ -13,7 +13,7 @@ from ranks import in_ranks
 
 import main_finetune
 from util.cluster import agreement
-from util.data import image_folders, kept_index
+from util.data import image_cache, image_folders, kept_index
 from util.data.datasets import load_images
 from util.data.file_index import list_folder
 from util.data.same_data import check_same
@@ -87,6 +87,25 @@ def waits(rank: int, folder: str, seconds: float, ending: str) -> object:
 
 def test_all_ranks_wait_for_rank_0_longer_than_the_timeout(tmp_path):
     assert in_ranks(waits, 2, tmp_path, str(tmp_path), 9, "", minutes=0.1) == [[1, 2]] * 2
+
+
+def leads(rank: int, seconds: float) -> object:
+    """Rank 1 is the first of another node, where the action takes long."""
+    agreement.node_memory.node_leaders = lambda: [0, 1, 1]
+    done = []
+
+    def action() -> float:
+        time.sleep(seconds if rank == 1 and not done else 0)
+        done.append(time.monotonic())
+        return done[0]
+
+    return agreement.main_first(action)
+
+
+@pytest.mark.slow
+def test_the_first_of_each_node_may_take_longer_than_the_timeout_too(tmp_path):
+    first, second, third = in_ranks(leads, 3, tmp_path, 9, minutes=0.1)
+    assert first + 8 < second < third
 
 
 def test_what_stops_rank_0_stops_all(tmp_path):
@@ -197,6 +216,21 @@ def test_one_rank_lists_a_folder_for_all(tmp_path, image_tree):
     shutil.copytree(image_tree, tmp_path / "images")
     assert in_ranks(lists, 2, tmp_path, str(tmp_path / "images")) == [[0], []]
     assert in_ranks(lists, 2, tmp_path, str(tmp_path / "images")) == [[], []]
+
+
+def caches(rank: int, folder: str, data: str) -> list:
+    """Which rank made the cache, and what this one reads of it."""
+    made, make = [], image_cache._make
+    image_cache._make = lambda *about: made.append(rank) or make(*about)
+    flags = ["--data_path", data, "--input_size", "16", "--num_workers", "0", "--cache_images"]
+    args = main_finetune.parse_args([*flags, "--cache_dir", f"{folder}/cache"])
+    images = load_images(args, "train", min_crop=args.min_crop)
+    return [made, int(images.read(0).sum()), len(images)]
+
+
+def test_one_rank_caches_images_for_all(tmp_path, image_tree):
+    first, second = in_ranks(caches, 2, tmp_path, str(tmp_path), str(image_tree))
+    assert first[0] == [0] and second[0] == [] and first[1:] == second[1:] and first[2] == 12
 
 
 # ------------------------------------------------------------------------------------- precision

@@ -260,7 +260,7 @@ PROGRAMS = {
     "main_pretrain": [], "main_finetune": [], "main_linprobe": [], "main_evaluate": ["~/p"],
     "main_robustness": ["~/p"], "main_segmentation": [], "main_detection": [],
     "reproduce": ["table1"], "submitit_launch": [], "tools.statistics": [],
-    "tools.corrupt": ["~/p", "~/q"], "tools.scenes": ["~/p"],
+    "tools.corrupt": ["~/p", "~/q"], "tools.scenes": ["~/p"], "tools.shards": ["~/p", "~/q"],
 }  # fmt: skip
 
 

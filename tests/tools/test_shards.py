@@ -83,3 +83,29 @@ def test_what_cannot_be_written(folder, tmp_path):
     ):  # fmt: skip
         status, err = write(source, out)
         assert status == 2 and words in err and err.count("\n") == 1
+
+
+def test_tables_become_shards(tmp_path):
+    """Names that are paths, equal or absent; the classes keep their numbers and names."""
+    import pyarrow
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(file, "PNG")
+    names = ["/x/a.b.png", "a.b.png", None, "c.png"]
+    images = [{"bytes": file.getvalue(), "path": name} for name in names]
+    for split in ("train", "val"):
+        table = pyarrow.table({"image": images, "label": ["x", "x", "y/z", "y/z"]})
+        (tmp_path / "in").mkdir(exist_ok=True)
+        parquet.write_table(table, tmp_path / "in" / f"{split}.parquet")
+    assert write(tmp_path / "in", tmp_path / "out", "--dataset", "hugging_face") == (0, "")
+    with tarfile.open(tmp_path / "out" / "train-0000.tar") as shard:
+        assert shard.getnames()[::2] == ["x/a_b.png", "x/a_b-2.png", "y_z/0000002.png", "y_z/c.png"]
+    found = load("shards", "val", tmp_path / "out")
+    assert found.classes == ["x", "y_z"] and found.targets.tolist() == [0, 0, 1, 1]
+    parquet.write_table(
+        pyarrow.table({"image": [*images[:3], {"bytes": None, "path": "c.png"}], "label": [0] * 4}),
+        tmp_path / "in" / "train.parquet",
+    )
+    status, err = write(tmp_path / "in", tmp_path / "again", "--dataset", "hugging_face")
+    assert status == 2 and "has no bytes" in err and list((tmp_path / "again").iterdir()) == []

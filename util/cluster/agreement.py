@@ -72,7 +72,7 @@ def main_first(action: Callable[[], Result]) -> Result:
     """Run `action`, which must not wait for other ranks, on each rank: on rank 0 first.
 
     Then on one rank of each other node, then on all others: what the first ones keep on a disk,
-    the others find there. Rank 0 may take longer than --dist_timeout.
+    the others find there. Those first ones may take longer than --dist_timeout.
 
     Raises:
         RunError: on all ranks, where it failed on any; the line says on which, and why.
@@ -89,9 +89,8 @@ def main_first(action: Callable[[], Result]) -> Result:
 
     main_does(run)
     leaders = node_memory.node_leaders()
-    if leaders[distributed.rank()] == distributed.rank() and not outcomes:
-        run()
-    gather(None)  # the leaders are done
+    is_leader = leaders[distributed.rank()] == distributed.rank() and not outcomes
+    _wait_for(_Job(run) if is_leader else None)
 
     def outcome() -> Result:
         if not outcomes:
@@ -116,6 +115,19 @@ def main_does(action: Callable[[], Result]) -> Result:
     if not distributed.is_distributed():
         return action()
     job = _Job(action) if distributed.is_main() else None
+    _wait_for(job)
+    answer = [job.answer()] if job is not None else [None]
+    dist.broadcast_object_list(answer, 0, distributed.cpu_group())
+    result, problem = answer[0]
+    if job is not None and job.error is not None and not isinstance(job.error, RunError):
+        raise job.error
+    if problem is not None:
+        raise _as_error(*problem)
+    return result
+
+
+def _wait_for(job: "_Job | None") -> None:
+    """Wait on all ranks until the jobs of those that have one are done; with signs of life."""
     is_working = True
     while is_working:
         flag = torch.tensor(int(job is not None and not job.is_done(SIGN_OF_LIFE)))
@@ -126,14 +138,6 @@ def main_does(action: Callable[[], Result]) -> Result:
                 job.thread.join()
             raise
         is_working = bool(flag)
-    answer = [job.answer()] if job is not None else [None]
-    dist.broadcast_object_list(answer, 0, distributed.cpu_group())
-    result, problem = answer[0]
-    if job is not None and job.error is not None and not isinstance(job.error, RunError):
-        raise job.error
-    if problem is not None:
-        raise _as_error(*problem)
-    return result
 
 
 class _Job:

@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from util.data.datasets import DATASETS, load_images
+from util.data.hugging_face import SUFFIXES as TABLES
 from util.data.image_folders import image_tree
 from util.data.image_sets import FileImages, Images
 from util.data.split_files import JOINED
@@ -14,7 +15,11 @@ from util.errors import UsageError
 
 LISTS = (*SUFFIXES, ".txt")
 SPLITS = ("train", "val")
-WITH_ANY = ("csv", "shards")  # data sets whose files may be taken whatever split they are of
+WITH_ANY = (
+    "csv",
+    "shards",
+    "hugging_face",
+)  # data sets whose files may be taken whatever split they are of
 
 
 def source_of(path: str) -> str:
@@ -30,19 +35,22 @@ def source_of(path: str) -> str:
         return "shards"
     if first.endswith(LISTS):
         return "csv"
+    if first.endswith(TABLES):
+        return "hugging_face"
     if not os.path.isdir(path):
         raise UsageError(
-            f"IMAGES {path} is no folder, list ({', '.join(LISTS)}), shards (.tar) or data set's "
-            "name: check the path"
+            f"IMAGES {path} is no folder, list ({', '.join(LISTS)}), shards (.tar), "
+            f"{' or '.join(TABLES)} files or data set's name: check the path"
         )
     inside = [os.path.join(path, split) for split in SPLITS]
-    if any(_holds_shards(folder) for folder in (path, *inside)):
-        return "shards"
+    for source, suffixes in (("shards", (".tar",)), ("hugging_face", TABLES)):
+        if any(_holds(folder, suffixes) for folder in (path, *inside)):
+            return source
     return "image_folder" if any(map(os.path.isdir, inside)) else "flat"
 
 
-def _holds_shards(folder: str) -> bool:
-    return os.path.isdir(folder) and any(n.lower().endswith(".tar") for n in os.listdir(folder))
+def _holds(folder: str, suffixes: tuple[str, ...]) -> bool:
+    return os.path.isdir(folder) and any(n.lower().endswith(suffixes) for n in os.listdir(folder))
 
 
 def load_any(args: argparse.Namespace) -> Images:

@@ -11,6 +11,9 @@ import numpy as np
 
 from util.cluster import agreement
 from util.data.few_labels import balanced_draw
+from util.data.hugging_face import load_hugging_face
+from util.data.hugging_face_schema import Columns
+from util.data.image_cache import cached
 from util.data.image_folders import existing_folder, load_flat, load_image_folder
 from util.data.image_list import listed_positions
 from util.data.image_sets import ArrayImages, FileImages, Images, Subset
@@ -154,10 +157,11 @@ DATASETS = {
     "flat": DatasetInfo(load_flat, *_FOLDER),
     "shards": DatasetInfo(load_shards, *_FOLDER),
     "csv": DatasetInfo(load_table, *_FOLDER),
+    "hugging_face": DatasetInfo(load_hugging_face, *_FOLDER),
 }
 
 
-def load_images(args, split: str, is_normalised: bool = True) -> Images:
+def load_images(args, split: str, is_normalised: bool = True, min_crop: float = 1.0) -> Images:
     """Open a split of the data set that the flags name.
 
     The training split is what --subset_file and --train_fraction leave of it.
@@ -166,6 +170,7 @@ def load_images(args, split: str, is_normalised: bool = True) -> Images:
         split: `pretrain` (training images, with or without labels), `train` or `val`; of shards
             and lists `any`, too.
         is_normalised: --mean and --std are for them.
+        min_crop: the smallest area of the random crops that are taken of them, for --cache_images.
 
     Raises:
         UsageError: data that is missing, empty or without the labels that are needed; on all
@@ -174,11 +179,13 @@ def load_images(args, split: str, is_normalised: bool = True) -> Images:
     images = agreement.main_first(lambda: _load_own(args, split, is_normalised))
     drawn = ", --subset_file and --train_fraction" if split == "train" else ""
     check_same(images.targets, images.classes, f"{split} images", "--data_path" + drawn)
-    return images
+    return cached(images, args, DATASETS[args.dataset].crop_share, min_crop)
 
 
 def _load_own(args, split: str, is_normalised: bool) -> Images:
-    images = DATASETS[args.dataset].load(split, args.data_path, args.in_chans, args.download)
+    images = DATASETS[args.dataset].load(
+        split, args.data_path, args.in_chans, args.download, **columns_of(args)
+    )
     images.value_range = getattr(args, "value_range", None)
     if is_normalised and not isinstance(images, ArrayImages):
         check_scale(images, args)
@@ -190,3 +197,13 @@ def _load_own(args, split: str, is_normalised: bool) -> Images:
         draw = getattr(args, "draw", 0)  # a flag of fine-tuning alone
         images = Subset(images, balanced_draw(images.targets, args.train_fraction, draw))
     return images
+
+
+def columns_of(args) -> dict[str, Columns]:
+    """What --image_column and --label_column say to the source that has columns."""
+    names = [getattr(args, f"{what}_column", "") for what in ("image", "label")]
+    if args.dataset == "hugging_face":
+        return {"columns": Columns(*names)}
+    if any(names):
+        raise UsageError("--image_column and --label_column are of --dataset hugging_face alone")
+    return {}

@@ -82,6 +82,11 @@ class FileImages(Images):
     def relative_name(self, index: int) -> str:
         return os.fsdecode(self.paths[index])
 
+    def content(self, index: int) -> bytes:
+        """The bytes of an image's file."""
+        with open(self.name(index), "rb") as file:
+            return file.read()
+
     def files(self, index: int) -> tuple[str, ...]:
         return (self.name(index),)
 

@@ -28,6 +28,17 @@ TURNS = {
 }  # fmt: skip
 
 
+class NamedBytes(io.BytesIO):
+    """The bytes of a file, which Pillow's errors call by its name."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.called = name
+
+    def __repr__(self) -> str:
+        return repr(self.called)
+
+
 def read_image(path: str, in_chans: int = 3, value_range: Range | None = None) -> Tensor:
     """Read an image: [C, H, W], uint8, or float32 where the file has more than 8 bits a value.
 
@@ -89,16 +100,19 @@ def exif_orientation_of(image: Image.Image) -> object:
     return image.getexif().get(ORIENTATION, UPRIGHT)
 
 
-def open_picture(path: str) -> Image.Image:
-    """A picture as Pillow has it, loaded; metadata that cannot be parsed are passed over."""
+def open_picture(content: bytes, name: str) -> Image.Image:
+    """A picture as Pillow has it, loaded; metadata that cannot be parsed are passed over.
+
+    Args:
+        content: of its file, which errors call `name`.
+    """
     try:
-        image = Image.open(path)
+        image = Image.open(NamedBytes(content, name))
         image.load()
         return image
     except Exception as error:
         failed = error
-    with open(path, "rb") as file:
-        bare = without_metadata(file.read())
+    bare = without_metadata(content)
     if bare is None:
         raise failed
     try:

@@ -6,8 +6,6 @@ the synset with which its name begins. As a map, not a stream: the order, a resu
 and the number of processes are as with files.
 """
 
-import functools
-import io
 import json
 import os
 import re
@@ -15,7 +13,6 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,15 +20,16 @@ import torch
 from util.data.file_index import IMAGE_SUFFIXES, JUNK_FOLDERS
 from util.data.image_folders import published_set
 from util.data.image_sets import Images
-from util.data.images import decode_image
+from util.data.images import NamedBytes, decode_image
 from util.data.kept_index import Index, Made, indexed, stamp
 from util.data.label_numbers import Labels, check_labelled, classes_of, one_to_one, targets_of
+from util.data.packed_files import PackedFiles
 from util.data.split_files import needed_files, split_files
 from util.errors import UsageError
 
 NUM_THREADS = 8
+SHARD = ".tar"
 BLOCK = 512  # bytes, a tar's unit
-MOST_OPEN = 128  # shards at a time: systems allow 1024 files or so
 LARGEST = 2**20  # bytes of a label file
 LABEL_KEYS = ("label", "cls", "class", "target")  # of a sample's JSON
 NAME_KEYS = ("class_name", "synset", "wnid")
@@ -39,59 +37,49 @@ SYNSET = re.compile(r"(n\d{8})_")
 
 
 class ShardImages(Images):
-    """Images in tar files. Args: root: the folder below which `relative_name` names the shards."""
+    """Images in tar files, which `relative_name` names as seen from the folder that has them all.
+
+    Args:
+        index: of `shard_index`. shards: what it is of.
+    """
 
     def __init__(
         self, shards: Sequence[str], index: Index, targets: np.ndarray, classes: list[str],
         in_chans: int,
     ):  # fmt: skip
-        self.shards, self.in_chans = list(shards), in_chans
-        self.root = os.path.commonpath([os.path.dirname(path) for path in shards])
+        self.packed, self.in_chans = PackedFiles(shards, index), in_chans
         self.targets, self.classes = targets, classes
         arrays = index.arrays
         self.members, self.shard_of = arrays["members"], arrays["shards"]
         self.places = arrays["places"]  # [n, 2]: offset and size
-        stamps = dict(zip(arrays["made of"].tolist(), arrays["stamps"].tolist(), strict=True))
-        of_shards = (stamps[os.fsencode(os.path.realpath(path))] for path in shards)
-        self.stamps = [(modified, size) for modified, _, size, _ in of_shards]
 
     def read(self, index: int) -> torch.Tensor:
         """Raises: OSError, ValueError: as `read_image`, or a shard that has changed."""
+        data = NamedBytes(self.content(index), self.name(index))
+        return decode_image(data, self.name(index), self.in_chans, self.value_range)
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image's file."""
         number, (offset, size) = int(self.shard_of[index]), self.places[index].tolist()
-        known, name = self.stamps[number], self.name(index)
-        shard = _opened(self.shards[number], known)
-        data, now = os.pread(shard.fileno(), size, offset), os.fstat(shard.fileno())
-        if (now.st_mtime_ns, now.st_size) != known:
-            raise ValueError(f"{name}: its shard has changed since the run began: start anew")
-        return decode_image(io.BytesIO(data), name, self.in_chans, self.value_range)
+        return self.packed.part(number, offset, size, self.name(index))
 
     def name(self, index: int) -> str:
-        shard = self.shards[int(self.shard_of[index])]
+        shard = self.packed.paths[int(self.shard_of[index])]
         return os.path.join(shard, os.fsdecode(self.members[index]))
 
     def relative_name(self, index: int) -> str:
-        return os.path.relpath(self.name(index), self.root)
+        return os.path.relpath(self.name(index), self.packed.root)
 
     def files(self, index: int) -> tuple[str, ...]:
-        return (self.shards[int(self.shard_of[index])],)
-
-
-@functools.lru_cache(MOST_OPEN)
-def _opened(path: str, known: tuple[int, int]) -> BinaryIO:
-    """A shard; forked processes may share it. It is closed when nobody has it any more.
-
-    Args:
-        known: its time and size, by which another file of the name is another one.
-    """
-    return open(path, "rb")
+        return (self.packed.paths[int(self.shard_of[index])],)
 
 
 def load_shards(split: str, data_path: str, in_chans: int, download: bool) -> Images:
     """--dataset shards, as `util.data.datasets` has its sources."""
-    paths = needed_files(data_path, split, (".tar",))
+    paths = needed_files(data_path, split, (SHARD,))
     index = shard_index(paths)
     labels = known = _labels(index)
-    if split == "val" and (train := split_files(data_path, "train", (".tar",), deep=True)):
+    if split == "val" and (train := split_files(data_path, "train", (SHARD,), deep=True)):
         known = _labels(shard_index(train))
     if labels.numbered != known.numbered:
         raise UsageError(
@@ -116,7 +104,7 @@ def _labels(index: Index) -> Labels:
 
 
 @dataclass
-class _Sample:
+class Sample:
     """What lies under one key: images by name, with offset and size, and what labels it."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -161,7 +149,7 @@ def _made(paths: Sequence[str]) -> Made:
 
 def _images(path: str) -> Iterator[tuple[str, tuple[int, int], str | None, str | None, bool]]:
     """A shard's images: name, (offset, size), label, class's name, whether a file has the label."""
-    for key, sample in _samples(path).items():
+    for key, sample in samples(path).items():
         folder, stem = os.path.split(key)
         synset = SYNSET.match(stem)
         of_name = os.path.basename(folder) or (synset[1] if synset else None)
@@ -178,12 +166,12 @@ def _images(path: str) -> Iterator[tuple[str, tuple[int, int], str | None, str |
             yield name, sample.images[name], word, sample.name or of_name, has_file
 
 
-def _samples(path: str) -> dict[str, _Sample]:
+def samples(path: str) -> dict[str, Sample]:
     """What a shard's members are, by their keys, in order."""
-    found: dict[str, _Sample] = {}
+    found: dict[str, Sample] = {}
     for name, member, tar in _members(path):
         folder, base = os.path.split(name)
-        sample = found.setdefault(os.path.join(folder, base.split(".")[0]), _Sample())
+        sample = found.setdefault(os.path.join(folder, base.split(".")[0]), Sample())
         suffix = base.partition(".")[2].lower()
         if base.lower().endswith(IMAGE_SUFFIXES):
             sample.images[name] = member.offset_data, member.size
@@ -192,7 +180,7 @@ def _samples(path: str) -> dict[str, _Sample]:
     return found
 
 
-def _take_label(sample: _Sample, suffix: str, data: bytes, name: str) -> None:
+def _take_label(sample: Sample, suffix: str, data: bytes, name: str) -> None:
     text = data.decode(errors="replace").strip()
     if suffix != "json":
         sample.word = text or sample.word

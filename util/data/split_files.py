@@ -10,30 +10,33 @@ from util.errors import UsageError
 JOINED = "::"  # between patterns, as WebDataset has it
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
-SPLITS = {"train": r"train(ing)?", "val": r"val(id|idation)?|test(ing)?"}
+SPLITS = {"train": r"train(ing)?", "val": r"val(id|idation)?", "test": r"test(ing)?"}
 
 
 def split_files(data_path: str, split: str, suffix: tuple[str, ...], deep: bool) -> list[str]:
     """The files of a split, in the order of a pattern, or sorted; none where there are none.
 
     A file is of the split that its name says (`train-0001.tar`, `imagenet1k-validation-07.tar`),
-    or else the nearest folder's. Files that say nothing are of the training split.
+    or else the nearest folder's. Files that say nothing are of the training split. Those of a test
+    split are `val` where there is no validation split: many sets publish it without labels.
 
     Args:
-        data_path: files with {0000..0099}, {a,b} or wildcards, joined by `::`; or a folder.
+        data_path: files with {0000..0099}, {a,b} or wildcards, or folders, joined by `::`.
         split: `pretrain`, `train`, `val`, or `any`: all of them. suffix: of a folder's files. deep:
             those of folders in it, too.
 
     Raises:
         UsageError: files that there are not.
     """
-    wanted = "val" if split == "val" else "train"
-    named = _named(data_path, suffix, deep)
+    wanted = ("val", "test") if split == "val" else ("train",)
+    named = named_files(data_path, suffix, deep)
     if split == "any":
         return named
     is_folder = os.path.isdir(data_path)
     roots = (data_path if is_folder else os.path.join(os.path.dirname(p), "..") for p in named)
-    return [p for p, root in zip(named, roots, strict=True) if _split_of(p, root) == wanted]
+    of = [_split_of(path, root) for path, root in zip(named, roots, strict=True)]
+    found = next((one for one in wanted if one in of), None)
+    return [path for path, own in zip(named, of, strict=True) if own == found]
 
 
 def needed_files(
@@ -51,7 +54,8 @@ def needed_files(
     return found
 
 
-def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str]:
+def named_files(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str]:
+    """All files that a pattern or folders name; as `split_files`, of whichever split."""
     if not data_path:
         raise UsageError(f"--data_path is missing: name {' or '.join(suffix)} files, or a folder")
     if os.path.isdir(data_path):
@@ -67,6 +71,8 @@ def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str]:
         for path in _expanded(os.path.expanduser(pattern)):
             if os.path.isfile(path):
                 found.append(path)
+            elif os.path.isdir(path):
+                found += named_files(path, suffix, deep)
             elif matches := sorted(glob.glob(path)):
                 found += matches
             else:
@@ -98,7 +104,7 @@ def _split_of(path: str, root: str) -> str:
     """The split that a file's name says, or else the nearest folder's, below a root."""
     *folders, name = os.path.relpath(path, root).lower().split(os.sep)
     said = [s for s, words in SPLITS.items() if re.search(rf"(?<![a-z])({words})(?![a-z])", name)]
-    if len(said) == 1:
+    if said and (len(said) == 1 or "train" not in said):
         return said[0]
     for folder in reversed(folders):
         for split, words in SPLITS.items():

@@ -28,6 +28,13 @@ def resize(
     return functional.resize(image, list(size), interpolation=mode, antialias=antialias)
 
 
+def covering(height: int, width: int, box: Sequence[int]) -> list[int]:
+    """The size of an image that just covers a box, its shape kept."""
+    if box[0] * width >= box[1] * height:  # whole numbers: 103 · (256 / 103) is below 256
+        return [box[0], box[0] * width // height]
+    return [box[1] * height // width, box[1]]
+
+
 class Normalize(nn.Module):
     """Subtract mean and divide by std per channel: [B, C, H, W], uint8 or in 0..1 -> float32."""
 
@@ -60,10 +67,7 @@ class ResizeCenterCrop:
     def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[1:]
         box = self._box()
-        if box[0] * width >= box[1] * height:  # whole numbers: 103 · (256 / 103) is below 256
-            resized = [box[0], box[0] * width // height]
-        else:
-            resized = [box[1] * height // width, box[1]]
+        resized = covering(height, width, box)
         top, left = (round((a - b) / 2) for a, b in zip(resized, self.size, strict=True))
         if resized[0] * resized[1] > ELONGATED * box[0] * box[1]:
             return resized_window(image, tuple(resized), top, left, self.size, self.interpolation)

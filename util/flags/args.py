@@ -32,7 +32,12 @@ def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> No
         "image_folder. It brings the defaults of the flags whose help says 'by data set'")
     add("--data_path", default="",
         help="the data's folder; image_folder: with train/ and val/; shards: tars, as "
-        "'train-{0000..0099}.tar::val-{00..09}.tar', or their folder; csv: lists of path,label")
+        "'train-{0000..0099}.tar::val-{00..09}.tar', or their folder; csv: lists of path,label; "
+        "hugging_face: .parquet files, or what save_to_disk wrote")
+    add("--image_column", default="", metavar="NAME",
+        help="hugging_face: where there are several of images")
+    add("--label_column", default="", metavar="NAME",
+        help="hugging_face: where the features do not tell which column has the classes")
     add("--download", action="store_true", help="let torchvision download what is missing")
     # fmt: on
     if training:
@@ -43,6 +48,21 @@ def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> No
             help="train on the images listed in this file, a name a line")
         # fmt: on
     add_image_flags(add)
+
+
+def add_cache_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a cache of decoded images."""
+    add = parser.add_argument_group("cache").add_argument
+    # fmt: off
+    add("--cache_images", type=number(int, 1), nargs="?", const=0, metavar="PX",
+        help="decode the images once, into a file of raw pixels that all processes map. Larger "
+        "ones are reduced, their shape kept: as evaluations resize them, whose pixels stay the "
+        "same; for random crops so far that the smallest is not enlarged, or until the shorter "
+        "side has PX pixels, which takes less room and blurs small crops")
+    add("--cache_dir", default="",
+        help="where such files lie, best a disk of each node (default: mimae/images in the user's "
+        "cache folder)")
+    # fmt: on
 
 
 def add_image_flags(add: Callable) -> None:

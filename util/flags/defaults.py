@@ -13,7 +13,7 @@ _ENCODERS = {
     "digits": "vit_tiny_patch2", "fashion_mnist": "vit_tiny_patch4", "cifar10": "vit_tiny_patch4",
     "cifar100": "vit_tiny_patch4", "openclipart": "vit_tiny_patch4", "stl10": "vit_small_patch16",
     "scenes": "vit_small_patch16", "image_folder": "vit_base_patch16", "flat": "vit_base_patch16",
-    "shards": "vit_base_patch16", "csv": "vit_base_patch16",
+    "shards": "vit_base_patch16", "csv": "vit_base_patch16", "hugging_face": "vit_base_patch16",
 }  # fmt: skip
 _FLIPPED = {"digits": False, "fashion_mnist": True, "cifar10": True, "cifar100": True,
             "openclipart": True}  # fmt: skip

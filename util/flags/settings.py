@@ -13,9 +13,8 @@ log = logging.getLogger(__name__)
 _WITHOUT_EFFECT = {
     "output_dir", "resume", "device", "compile", "log_every", "log_seconds", "dist_timeout",
     "num_workers", "pin_mem", "download", "save_every_epochs", "save_every_steps",
-    "keep_checkpoints", "keep_epochs",
-    "knn_every", "visualize", "visualize_stats", "max_bad_images",
-    "max_rollbacks", "eval", "test_every", "grad_checkpointing", "help",
+    "keep_checkpoints", "keep_epochs", "cache_dir", "knn_every", "visualize", "visualize_stats",
+    "max_bad_images", "max_rollbacks", "eval", "test_every", "grad_checkpointing", "help",
     "monitor_every", "monitor_share", "log_to",
 }  # fmt: skip
 GIVEN = ("command line", "@")  # how the source of what the user gave begins

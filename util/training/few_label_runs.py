@@ -69,7 +69,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace) -> tuple[Images, Images]:
     """The training and the test images; with --hold_out the latter are a part of the former."""
-    train = load_images(args, "train")
+    train = load_images(args, "train", min_crop=args.min_crop)
     if args.hold_out is None:
         return train, load_images(args, "val")
     is_held = agreement.all_or_none(lambda: held_out(train.targets, args.hold_out))

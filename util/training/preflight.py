@@ -15,6 +15,8 @@ from util.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
+FROM_FILES = ("image_folder", "flat", "shards", "csv", "hugging_face", "ade20k")
+
 BlockShape = tuple[int, int, int]  # tokens per row, width, depth
 
 
@@ -37,7 +39,7 @@ def log_plan(
         getattr(args, "grad_checkpointing", False),
     )  # fmt: skip
     data = batches.dataset.images
-    from_files = args.dataset in ("image_folder", "flat", "shards", "csv", "ade20k")
+    from_files = args.dataset in FROM_FILES
     what = "the encoder's activations" if hasattr(args, "iterations") else "activations"
     base = getattr(args, "blr", None)
     rate = f"{args.lr:.4g}" + (f" (base {base:g})" if base is not None else "")

@@ -100,9 +100,9 @@ def test_maps_are_read_once_and_again_when_they_change(told, tmp_path, monkeypat
     first, read = told(), []
     read_values = Labels.read_values
 
-    def counted(self, path):
+    def counted(self, path, content=None):
         read.append(os.path.basename(path))
-        return read_values(self, path)
+        return read_values(self, path, content)
 
     monkeypatch.setattr(Labels, "read_values", counted)
     assert told() == first and read == ["0.png"]  # by the folder's own check of a first pair

@@ -6,8 +6,11 @@
 SPLIT is training or validation. A map holds numbers (grey or palette images of 8 or 16 bits, .npy),
 of which the first class has `first_class`: 1 in ADE20K, whose 0 is nothing. Where a palette file
 is given, maps are colours. 255, if it is no class, is nothing, too.
+
+Or pairs lie in tar shards (`pair_shards`), with classes.txt beside them.
 """
 
+import io
 import os
 import zlib
 from collections.abc import Sequence
@@ -19,13 +22,16 @@ from torch import Tensor
 
 from util.cluster import agreement
 from util.data.datasets import Images
+from util.data.dense.pair_shards import ShardPairs, are_sharded
 from util.data.image_folders import image_tree
-from util.data.images import open_picture, read_image
+from util.data.images import NamedBytes, decode_image, open_picture
 from util.data.same_data import check_same
+from util.data.shards import SHARD
 from util.errors import UsageError, first_line
 
 NOTHING = -1  # what is not labelled, and counts nowhere
 UNLABELLED = 255  # in a file; also what many tools write there
+CLASS_LISTS = ("classes.txt", "objectInfo150.txt", "classes_and_ground.txt")
 FIRST = 10  # pairs of which one must be whole
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 Colour = tuple[int, int, int]
@@ -50,15 +56,18 @@ class Labels:
             order = np.argsort(codes)
             self.codes, self.of_codes = codes[order], np.array([i for _, i in self.palette])[order]
 
-    def read(self, path: str) -> Tensor:
+    def read(self, path: str, content: bytes | None = None) -> Tensor:
         """A label map: int16 [H, W], classes from 0 on and NOTHING.
+
+        Args:
+            content: the file's bytes, where it is none of the disk.
 
         Raises:
             UsageError: a value or colour that is no class (the line says where), or a file whose
                 values are not what was drawn.
             OSError, ValueError: the file cannot be read.
         """
-        values = self.read_values(path)
+        values = self.read_values(path, content)
         classes, is_wrong = self.find(values, self.has_colours(path))
         if is_wrong.any():
             row, column = np.argwhere(is_wrong)[0]
@@ -73,16 +82,17 @@ class Labels:
         """Whether a map's values are colours, by their codes; arrays always hold numbers."""
         return self.palette is not None and not path.lower().endswith(".npy")
 
-    def read_values(self, path: str) -> np.ndarray:
+    def read_values(self, path: str, content: bytes | None = None) -> np.ndarray:
         """A map's numbers, or its colours' codes, as they stand in the file: [H, W].
 
         Raises: as `read` does.
         """
+        content = _content(path) if content is None else content
         if path.lower().endswith(".npy"):
-            values = np.load(path, allow_pickle=False)
+            values = np.load(io.BytesIO(content), allow_pickle=False)
         else:
-            with open_picture(path) as image:
-                _refuse_lossy(image, path)
+            with open_picture(content, path) as image:
+                _refuse_lossy(image, path, content)
                 if self.palette is not None:
                     return _code(np.asarray(image.convert("RGB")))
                 if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
@@ -147,12 +157,16 @@ class Labels:
         return found
 
 
-def _refuse_lossy(image: Image.Image, path: str) -> None:
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _refuse_lossy(image: Image.Image, path: str, content: bytes) -> None:
     """Raises UsageError for a file that keeps about the pixels that were drawn, and not those."""
     is_lossy = image.format in LOSSY or image.info.get("compression") == "jpeg"  # in a TIFF
     if image.format == "WEBP":
-        with open(path, "rb") as file:
-            is_lossy = b"VP8L" not in file.read(4096)  # the chunk of a lossless one
+        is_lossy = b"VP8L" not in content[:4096]  # the chunk of a lossless one
     if is_lossy:
         raise UsageError(
             f"{path} is a label map as {image.format}, which changes values where classes meet: "
@@ -174,11 +188,13 @@ def read_labels(data_path: str, classes: str, first_class: int, palette: str) ->
     Raises:
         UsageError: a file that is missing or cannot be understood.
     """
-    own = [os.path.join(data_path, name) for name in ("classes.txt", "objectInfo150.txt")]
+    is_pattern = SHARD in data_path and not os.path.isdir(data_path)
+    root = os.path.dirname(data_path) if is_pattern else data_path
+    own = [os.path.join(root, name) for name in CLASS_LISTS[:2]]
     path = classes or next((path for path in own if os.path.isfile(path)), "")
     if not path:
         raise UsageError(
-            f"--data_path {data_path} has no classes.txt: write one, a class a line, or name it "
+            f"--data_path {root} has no classes.txt: write one, a class a line, or name it "
             "with --classes"
         )
     lines = _lines(path, "--classes")
@@ -219,34 +235,63 @@ def _lines(path: str, flag: str) -> list[str]:
 # ----------------------------------------------------------------------------------------- images
 
 
-class MappedImages(Images):
-    """Images with their label maps; `read(i)` gives [C, H, W] and int16 [H, W]."""
+class FolderPairs:
+    """Pairs of an image and its label map below a folder, by number.
 
-    def __init__(self, root: str, split: str, labels: Labels, in_chans: int):
+    paths, map_paths: sorted, below `folder` and `map_folder`.
+    """
+
+    def __init__(self, root: str, split: str):
         self.folder = os.path.join(root, "images", split)
         self.map_folder = os.path.join(root, "annotations", split)
-        self.labels, self.classes, self.in_chans = labels, labels.classes, in_chans
         self.paths, self.map_paths = _paired(self.folder, self.map_folder)
-        if (split, len(self.paths), len(self.classes)) == ("validation", 2000, 150):
-            self.published = "ADE20K's validation set"
-        # In place of labels, for the ranks to compare.
-        self.targets = np.array([zlib.crc32(os.fsencode(path)) for path in self.paths])
-
-    def read(self, index: int) -> tuple[Tensor, Tensor]:
-        image = read_image(self.name(index), self.in_chans, self.value_range)
-        path = os.path.join(self.map_folder, self.map_paths[index])
-        labels = self.labels.read(path)
-        if image.shape[1:] != labels.shape:
-            raise ValueError(
-                f"{path} has {_size(labels)} pixels, its image {self.name(index)} {_size(image)}"
-            )
-        return image, labels
 
     def name(self, index: int) -> str:
         return os.path.join(self.folder, self.paths[index])
 
+    def map_name(self, index: int) -> str:
+        return os.path.join(self.map_folder, self.map_paths[index])
+
+    def content(self, index: int) -> bytes:
+        return _content(self.name(index))
+
+    def map_content(self, index: int) -> bytes:
+        return _content(self.map_name(index))
+
+    def map_stamp(self, index: int) -> list[int]:
+        """What changes where the map does: its size, and a time in nanoseconds."""
+        status = os.stat(self.map_name(index))
+        return [status.st_size, status.st_mtime_ns]
+
     def files(self, index: int) -> tuple[str, ...]:
-        return self.name(index), os.path.join(self.map_folder, self.map_paths[index])
+        return self.name(index), self.map_name(index)
+
+
+class MappedImages(Images):
+    """Images with their label maps; `read(i)` gives [C, H, W] and int16 [H, W]."""
+
+    def __init__(self, pairs: FolderPairs | ShardPairs, split: str, labels: Labels, in_chans: int):
+        self.pairs = pairs
+        self.labels, self.classes, self.in_chans = labels, labels.classes, in_chans
+        if (split, len(pairs.paths), len(self.classes)) == ("validation", 2000, 150):
+            self.published = "ADE20K's validation set"
+        # In place of labels, for the ranks to compare.
+        self.targets = np.array([zlib.crc32(os.fsencode(path)) for path in pairs.paths])
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        name, path = self.name(index), self.pairs.map_name(index)
+        data = NamedBytes(self.pairs.content(index), name)
+        image = decode_image(data, name, self.in_chans, self.value_range)
+        labels = self.labels.read(path, self.pairs.map_content(index))
+        if image.shape[1:] != labels.shape:
+            raise ValueError(f"{path} has {_size(labels)} pixels, its image {name} {_size(image)}")
+        return image, labels
+
+    def name(self, index: int) -> str:
+        return self.pairs.name(index)
+
+    def files(self, index: int) -> tuple[str, ...]:
+        return self.pairs.files(index)
 
 
 def _size(image: Tensor) -> str:
@@ -295,7 +340,8 @@ def load_mapped_images(
     """
 
     def load() -> MappedImages:
-        images, problem = MappedImages(data_path, split, labels, in_chans), ""
+        kind = ShardPairs if are_sharded(data_path) else FolderPairs
+        images, problem = MappedImages(kind(data_path, split), split, labels, in_chans), ""
         images.value_range = value_range
         for index in range(min(len(images), FIRST)):
             try:

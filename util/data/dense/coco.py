@@ -3,6 +3,7 @@
 A label is a category's place among the ids in ascending order, from 1 on; 0 is the background.
 """
 
+import io
 import json
 import logging
 import os
@@ -15,24 +16,29 @@ from torch import Tensor
 
 from util.cluster import agreement
 from util.data.dense.coco_file import outlined, read_annotations, sort_out
+from util.data.dense.image_places import FolderPlace, ShardPlace, place_of
 from util.data.image_sets import Images
-from util.data.images import read_image, stored_orientation
-from util.data.kept_index import Index, Made, Stamp, indexed, stamp
+from util.data.images import NamedBytes, decode_image, stored_orientation
+from util.data.kept_index import Index, Made, indexed, stamp
 from util.data.same_data import check_same
 from util.data.value_scale import check_scale
 from util.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-# Where a split's JSON and images lie below --data_path: COCO's layout, and that of our scenes.
+# Where a split's JSON and images lie below --data_path: as COCO has them, our scenes, and shards.
 LAYOUTS = (
     {"train": ("annotations/instances_train2017.json", "train2017"),
      "val": ("annotations/instances_val2017.json", "val2017")},
     {"train": ("instances_training.json", "images/training"),
      "val": ("instances_validation.json", "images/validation")},
 )  # fmt: skip
+SHARDED = {  # tools.shards
+    "train": ("instances_train.json", "train-*.tar"), "val": ("instances_val.json", "val-*.tar"),
+}  # fmt: skip
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
+Place = FolderPlace | ShardPlace
 # Label, COCO's `segmentation`, and whether that is a mask; else it is the object's box.
 Object = tuple[int, dict | list, bool]
 Annotated = tuple[int, list[Object]]  # of which image, by its index, and what is in it
@@ -55,15 +61,15 @@ class CocoImages(Images):
     `ids` are the images' ids in the file; `targets` stand for them where ranks compare their data.
 
     Args:
-        index: of the file, as `_indexed` has it. folder: of the image files. rows: which of the
-            index's images; by default all.
+        index: of the file, as `_made` has it. place: of the images. rows: which of the index's
+            images; by default all.
     """
 
     def __init__(
-        self, index: Index, folder: str, in_chans: int, categories: Categories,
+        self, index: Index, place: Place, in_chans: int, categories: Categories,
         rows: np.ndarray | None = None,
     ):  # fmt: skip
-        self.folder, self.in_chans, self.categories = folder, in_chans, categories
+        self.place, self.in_chans, self.categories = place, in_chans, categories
         self.classes, self.labels = categories.names, categories.labels()
         self.rows = np.arange(len(index.arrays["ends"])) if rows is None else rows
         ids, arrays = index.header["ids"], index.arrays
@@ -85,28 +91,35 @@ class CocoImages(Images):
 
     def read(self, index: int) -> tuple[Tensor, Annotated]:
         """Raises: OSError, ValueError: an unreadable image, or one of another size."""
-        image = read_image(self.name(index), self.in_chans, self.value_range)
         size = self.size(index)
+        data = NamedBytes(self.place.content(self._path(index)), self.name(index))
+        image = decode_image(data, self.name(index), self.in_chans, self.value_range)
         if tuple(image.shape[1:]) != size:
             raise ValueError(
                 f"{self.name(index)} has {image.shape[1]} x {image.shape[2]} pixels, its "
-                f"annotations are for {size[0]} x {size[1]}{self._why_turned(index, image)}"
+                f"annotations are for {size[0]} x {size[1]}{self._why_turned(index, image, data)}"
             )
         return image, (index, self.objects(index))
 
-    def _why_turned(self, index: int, image: Tensor) -> str:
+    def _why_turned(self, index: int, image: Tensor, data: io.BytesIO) -> str:
         if tuple(image.shape[:0:-1]) != self.size(index) or self.name(index).endswith(".npy"):
             return ""
-        with open(self.name(index), "rb") as file:
-            if stored_orientation(file) not in TURNED:
-                return ""
+        data.seek(0)
+        if stored_orientation(data) not in TURNED:
+            return ""
         return (
             ", the photograph's before its EXIF orientation turns it: annotate it as it is shown, "
             "or take the tag out of the file"
         )
 
+    def _path(self, index: int) -> str:
+        return os.fsdecode(self.paths[self.rows[index]])
+
     def name(self, index: int) -> str:
-        return os.path.join(self.folder, os.fsdecode(self.paths[self.rows[index]]))
+        return self.place.name(self._path(index))
+
+    def files(self, index: int) -> tuple[str, ...]:
+        return self.place.files(self._path(index))
 
 
 def load_coco(
@@ -129,8 +142,9 @@ def load_coco(
 
 
 def _load(args, split: str, categories: Categories | None) -> tuple[CocoImages, dict | None]:
-    path, folder = _find(args, split)
-    index = indexed(f"coco {split} 1", [path, folder], lambda: _made(path, folder, split))
+    path, where = _find(args, split)
+    place = place_of(where, f"--{split}_images")
+    index = indexed(f"coco {split} 1", [path, *place.of], lambda: _made(path, place, split))
     own = Categories(index.header["category ids"], index.header["categories"])
     if categories is not None:
         _check_known(own, categories, path)
@@ -145,14 +159,14 @@ def _load(args, split: str, categories: Categories | None) -> tuple[CocoImages, 
                 f"{path} has no object to train on: the log says what is wrong with them"
             )
         rows = None if args.empty_images else _said(filled, len(lengths), path)
-    images = CocoImages(index, folder, args.in_chans, categories or own, rows)
+    images = CocoImages(index, place, args.in_chans, categories or own, rows)
     images.value_range = getattr(args, "value_range", None)
     check_scale(images, args)
     truth = None if split == "train" else json.loads(index.arrays["truth"].tobytes())
     return images, truth
 
 
-def _made(path: str, folder: str, split: str) -> Made:
+def _made(path: str, place: Place, split: str) -> Made:
     """What `kept_index` keeps of a file: all that training, or an evaluation, needs of it.
 
     Arrays: `paths` [n], `sizes` [n, 2], and the objects of image i, as a JSON list of (category,
@@ -160,14 +174,14 @@ def _made(path: str, folder: str, split: str) -> Made:
     """
     made_of = [(os.path.realpath(path), stamp(path))]
     content = read_annotations(path)
-    listed, folders = _with_their_files(content["images"], folder, split)
+    listed = _with_their_files(content["images"], place, split)
     usable, truth, problems = sort_out(content, path)
     truth = None if split == "train" else truth
     listed.sort(key=lambda image: image["id"])
     # Text instead of a million objects; nothing is rounded, and ids may have any size.
     of_image = defaultdict(list)
-    for place, about in enumerate(usable):
-        usable[place], has_mask = None, about["segmentation"] is not None
+    for number, about in enumerate(usable):
+        usable[number], has_mask = None, about["segmentation"] is not None
         found = about["category_id"], outlined(about), has_mask
         of_image[about["image_id"]].append(json.dumps(found))
     texts = [f"[{', '.join(of_image.pop(image['id'], []))}]".encode() for image in listed]
@@ -185,7 +199,7 @@ def _made(path: str, folder: str, split: str) -> Made:
         "ids": [image["id"] for image in listed], "category ids": category_ids,
         "categories": names, "problems": problems,
     }  # fmt: skip
-    return header, arrays, made_of + folders
+    return header, arrays, made_of + place.looked_into
 
 
 def _said(filled: np.ndarray, count: int, path: str) -> np.ndarray:
@@ -207,18 +221,15 @@ def _find(args, split: str) -> tuple[str, str]:
             "--data_path is missing: name a folder in COCO's layout, or make one: python -m "
             f"tools.scenes OUT; or name --{split}_json and --{split}_images"
         )
-    known = next(
-        (layout for layout in LAYOUTS if os.path.exists(f"{args.data_path}/{layout[split][0]}")),
-        LAYOUTS[0],
-    )[split]
+    layouts = [one for one in (*LAYOUTS, SHARDED)
+               if os.path.exists(os.path.join(args.data_path, one[split][0]))]  # fmt: skip
+    known = (layouts or LAYOUTS)[0][split]
     path, folder = (os.path.join(args.data_path, g or k) for g, k in zip(given, known, strict=True))
     if not os.path.isfile(path):
         raise UsageError(
             f"--data_path {args.data_path} has no {os.path.relpath(path, args.data_path or '.')}: "
             f"name the file with --{split}_json"
         )
-    if not os.path.isdir(folder):
-        raise UsageError(f"{folder} is not a folder: name that of the images, --{split}_images")
     return path, folder
 
 
@@ -240,34 +251,14 @@ def _check_known(own: Categories, known: Categories, path: str) -> None:
             )
 
 
-def _with_their_files(
-    images: list[dict], folder: str, split: str
-) -> tuple[list[dict], list[tuple[str, Stamp]]]:
-    """The images with the names of files that there are; a Windows path gets its slashes turned.
-
-    Also the folders that were looked into.
-    """
-    listed: dict[str, set[str]] = {}
-    looked_into: list[tuple[str, Stamp]] = []
-
-    def exists(path: str) -> bool:
-        inner, name = os.path.split(path)
-        if inner not in listed:
-            place = os.path.join(os.path.realpath(folder), inner)
-            looked_into.append((place, stamp(place)))
-            listed[inner] = set(os.listdir(place)) if os.path.isdir(place) else set()
-        return name in listed[inner]
-
-    found, absent = [], []
-    for image in images:
-        names = image["file_name"], image["file_name"].replace("\\", "/")
-        name = next((name for name in names if exists(name)), None)
-        if name is None:
-            absent.append(image["file_name"])
-        found.append(image | {"file_name": name})
+def _with_their_files(images: list[dict], place: Place, split: str) -> list[dict]:
+    """The images with the names of files that there are."""
+    found = [image | {"file_name": place.find(image["file_name"])} for image in images]
+    absent = [old["file_name"] for old, new in zip(images, found, strict=True)
+              if new["file_name"] is None]  # fmt: skip
     if absent:
         raise UsageError(
-            f"{folder} lacks {len(absent)} of {len(images)} images (the first is {absent[0]}): "
-            f"name the right folder with --{split}_images"
+            f"{place.folder} lacks {len(absent)} of {len(images)} images (the first is "
+            f"{absent[0]}): name the right folder with --{split}_images"
         )
-    return found, looked_into
+    return found

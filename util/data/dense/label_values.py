@@ -39,12 +39,13 @@ def tell(images: MappedImages, split: str) -> None:
 def _tell(images: MappedImages, split: str) -> None:
     labels, num = images.labels, 0
     count: Counter[tuple[int, bool]] = Counter()  # of maps, by value and whether it is a colour
-    for path, values in _values_of_each(images, split):
+    for index, values in _values_of_each(images, split):
+        path = images.pairs.map_name(index)
         if values is None:
             continue  # unreadable: who needs it will say so
         are_colours = labels.has_colours(path)
         if labels.find(np.array(values, dtype=np.int64), are_colours)[1].any():
-            labels.read(os.path.join(images.map_folder, path))  # which says what and where
+            labels.read(path, images.pairs.map_content(index))  # which says what and where
         num += 1
         count.update((value, are_colours) for value in values)
     classes_of = {key: _class_of(labels, *key) for key in count}
@@ -99,19 +100,19 @@ def _absent_line(labels: Labels, absent: Sequence[int], split: str, has_nothing:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def _values_of_each(images: MappedImages, split: str) -> Iterator[tuple[str, list[int] | None]]:
-    """Each map's path and values; None where it cannot be read. Fills the cache."""
-    labels, folder, paths = images.labels, images.map_folder, images.map_paths
-    cache_path = _cache_path(folder, labels)
+def _values_of_each(images: MappedImages, split: str) -> Iterator[tuple[int, list[int] | None]]:
+    """Each map's number and values; None where it cannot be read. Fills the cache."""
+    labels, pairs = images.labels, images.pairs
+    paths, cache_path = pairs.map_paths, _cache_path(pairs.map_folder, labels)
     known, fresh = _read_cache(cache_path), {}
 
-    def look(path: str) -> Entry | None:
+    def look(index: int) -> Entry | None:
         try:
-            status = os.stat(os.path.join(folder, path))
-            stamp = [status.st_size, status.st_mtime_ns]
+            stamp, path = pairs.map_stamp(index), paths[index]
             if path in known and known[path][:2] == stamp:
                 return known[path]
-            return [*stamp, _distinct(labels.read_values(os.path.join(folder, path)))]
+            content = pairs.map_content(index)
+            return [*stamp, _distinct(labels.read_values(pairs.map_name(index), content))]
         except UsageError:
             raise
         except Exception:  # whatever a decoder makes of a damaged file
@@ -120,11 +121,11 @@ def _values_of_each(images: MappedImages, split: str) -> Iterator[tuple[str, lis
     line = ProgressLine(f"looking at the {split} maps", len(paths))
     threads = ThreadPoolExecutor(NUM_THREADS)
     try:
-        for done, (path, entry) in enumerate(zip(paths, threads.map(look, paths), strict=True), 1):
+        for index, entry in enumerate(threads.map(look, range(len(paths)))):
             if entry is not None:
-                fresh[path] = entry
-            line.update(done)
-            yield path, entry and entry[2]
+                fresh[paths[index]] = entry
+            line.update(index + 1)
+            yield index, entry and entry[2]
     finally:  # a wrong value ends it at once
         threads.shutdown(cancel_futures=True)
         line.close()

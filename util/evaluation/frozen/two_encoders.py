@@ -13,7 +13,7 @@ from util.data.loader import Batches
 from util.data.transformed import TransformedImages
 from util.errors import UsageError
 from util.evaluation.frozen.alignment import LEAST, Alignment
-from util.logging import ProgressLine
+from util.progress import ProgressLine
 
 
 class TwoViews(TransformedImages):
