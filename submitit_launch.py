@@ -41,7 +41,8 @@ MAINS = {
         main_robustness, main_segmentation,
     )
 }  # fmt: skip
-ROOMS = ("encoders", "heads", "util", "tools", "recipes")  # what a job needs, beside the root
+# What a job needs, beside the root.
+ROOMS = ("encoders", "exports", "heads", "util", "tools", "recipes")
 CODE_SUFFIXES = (".py", ".args", ".txt", ".json")
 
 

@@ -67,4 +67,5 @@ def _square(num_patches: int) -> Size | None:
 
 
 def in_words(grid: Sequence[int]) -> str:
+    """A grid of patches as people write it: (4, 8) is `4 x 8`."""
     return " x ".join(map(str, grid))

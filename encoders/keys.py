@@ -49,6 +49,25 @@ TRANSFORMERS: Rules = (
     (".layernorm_before.", ".norm1."), (".layernorm_after.", ".norm2."),
     (".layer_scale1.lambda1", ".ls1.gamma"), (".layer_scale2.lambda1", ".ls2.gamma"),
     (".lambda_1", ".gamma_1"), (".lambda_2", ".gamma_2"),
+    # transformers 5.24 saves a ViT-MAE that it has not loaded under the second name.
+    ("^decoder.decoder_layers.", "decoder_blocks."),
+    ("^decoder.decoder_encoder.layer.", "decoder_blocks."), ("^decoder.decoder_", "decoder_"),
+    ("^decoder.mask_token", "mask_token"), ("^embeddings.mask_token", "mask_token"),
+)  # fmt: skip
+# Its Swin's become SimMIM's names, which `convert_simmim` makes this project's.
+TRANSFORMERS_SWIN: Rules = (
+    ("^embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("^embeddings.norm.", "patch_embed.norm."), ("^embeddings.mask_token", "mask_token"),
+    ("^encoder.layers.", "layers."), ("^layernorm.", "norm."), ("^classifier.", "head."),
+    ("^decoder.", "decoder."),
+    (".attention.self.", ".attention."),
+    (".attention.query.", ".attn.q."), (".attention.q_proj.", ".attn.q."),
+    (".attention.key.", ".attn.k."), (".attention.k_proj.", ".attn.k."),
+    (".attention.value.", ".attn.v."), (".attention.v_proj.", ".attn.v."),
+    (".attention.output.dense.", ".attn.proj."), (".attention.o_proj.", ".attn.proj."),
+    (".attention.relative_position_bias.", ".attn."), (".attention.relative_", ".attn.relative_"),
+    (".intermediate.dense.", ".mlp.fc1."), (".output.dense.", ".mlp.fc2."),
+    (".layernorm_before.", ".norm1."), (".layernorm_after.", ".norm2."),
 )  # fmt: skip
 
 
@@ -61,8 +80,9 @@ def convert(raw: Weights, prefix: str, rules: Rules | None) -> tuple[Weights, li
     """
     weights, left_over = {}, []
     for key, value in raw.items():
-        # transformers keeps a classifier, and BEiT's last norm, beside the encoder.
-        beside = rules is TRANSFORMERS and key.startswith(("layernorm.", "classifier."))
+        # transformers keeps a classifier, a decoder, and BEiT's last norm, beside the encoder.
+        is_theirs = rules in (TRANSFORMERS, TRANSFORMERS_SWIN)
+        beside = is_theirs and key.startswith(("layernorm.", "classifier.", "decoder."))
         inside = key.startswith(prefix) or beside
         new = _rename(key.removeprefix(prefix), rules) if inside else None
         if new is None:

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 
 from encoders.file_parts import ANCHORS, find_weights
 from encoders.grids import find_grid, told_sizes
-from encoders.keys import MMPRETRAIN, TORCHVISION, TRANSFORMERS, Rules, Weights, convert
+from encoders.keys import (
+    MMPRETRAIN,
+    TORCHVISION,
+    TRANSFORMERS,
+    TRANSFORMERS_SWIN,
+    Rules,
+    Weights,
+    convert,
+)
 from util.errors import UsageError
 from util.weights.formats import read_weights
 
@@ -54,6 +62,9 @@ _HF = "embeddings.patch_embeddings.projection.weight"
 # The first whose marks a file has is its layout.
 LAYOUTS = {
     "this project's": Layout(("config.model=",), normalization=None),
+    "transformers' Swin": Layout(
+        (_HF, "relative_position_bias_table", "downsample.reduction.weight"), TRANSFORMERS_SWIN
+    ),
     "Swin's, SimMIM's": Layout(("layers.0.downsample.reduction.weight", "relative_position_bias")),
     "timm's Swin": Layout(("layers.0.blocks.0.attn.relative_position_bias_table",)),
     "SimMIM's ViT": Layout(("encoder.blocks.0.attn.q_bias",)),
@@ -93,7 +104,8 @@ class Foreign:
 
     normalization: mean and std of its images; None where it cannot be known. left_over: keys that
     are no part of the encoder, and other models of the file. config: the file's, or its folder's.
-    flags: those of the training run that left them in its file.
+    flags: those of the training run that left them in its file. run: its `progress`, `history` and
+    `flag_sources`, of a run of this project.
     """
 
     named: str  # the flag and the path that it gives, for errors
@@ -104,10 +116,15 @@ class Foreign:
     normalization: Normalization | None
     left_over: list[str]
     flags: dict = field(default_factory=dict)
+    run: dict = field(default_factory=dict)
 
     def grid(self) -> tuple[int, tuple[int, int]] | None:
         """How many tokens before the patches have a position, and the patches' grid."""
-        return find_grid(self.weights, told_sizes(self.config, self.flags))
+        return find_grid(self.weights, self.told_sizes())
+
+    def told_sizes(self) -> list[tuple[int, int]]:
+        """The image sizes (height, width), in pixels, that the file names."""
+        return told_sizes(self.config, self.flags)
 
     def architecture(self, num_heads: int | None = None) -> dict:
         """The model that the weights are of, in plain values: `family`, `eps`, and the arguments of
@@ -163,7 +180,10 @@ def open_encoder(path: str, flag: str = "--finetune") -> Foreign:
     weights, left_over = convert(raw, prefix, LAYOUTS[name].rules)
     flags = _flags(state.get("args"))
     normalization = _normalization(name, config, weights, flags)
-    return Foreign(named, name, weights, raw, config, normalization, left_over + set_aside, flags)
+    told = ("progress", "history", "flag_sources")
+    run = {k: state[k] for k in told if isinstance(state.get(k), dict)}
+    left_over += set_aside
+    return Foreign(named, name, weights, raw, config, normalization, left_over, flags, run)
 
 
 def _flags(args: object) -> dict:
@@ -249,7 +269,9 @@ def _count(weights: Weights, start: str) -> int:
 def _num_heads(foreign: Foreign, width: int) -> int:
     config, layout = foreign.config, LAYOUTS[foreign.layout]
     table = foreign.weights.get("blocks.0.attn.relative_position_bias_table")  # [·, heads]
+    model = config.get("model_args")  # of timm's function that makes it
     said = config.get("num_attention_heads")
+    said = said or (model.get("num_heads") if isinstance(model, dict) else None)
     heads = table.shape[1] if table is not None else said
     heads = heads or layout.heads.get(width) or HEADS.get(width)
     if heads is None and width % 64:

@@ -174,6 +174,12 @@ def load_classifier(pretrained: vit.Pretrained, args: argparse.Namespace) -> nn.
             f"{pretrained.foreign.named} has no classifier (no head.weight): fine-tune it with "
             "main_finetune.py first"
         )
+    of_mean = pretrained.config.get("global_pool") == "avg" and "cls_token" in pretrained.weights
+    if of_mean and "norm.weight" in pretrained.weights:  # timm says so in a model's folder
+        raise UsageError(
+            f"{pretrained.path} classifies the mean of normed patch tokens, where this project's "
+            "models norm their mean: fine-tune with fc_norm"
+        )
     model = build_encoder(
         args.model, len(head), args.input_size, args.in_chans,
         global_pool="fc_norm.weight" in pretrained.weights,

@@ -136,19 +136,22 @@ class Pretrained:
             return dict(self.config)
         kernel = self.weights["patch_embed.proj.weight"]
         config: dict[str, object] = {"in_chans": kernel.shape[1]}
-        if kernel.shape[1] == 3:
-            if self.foreign.normalization is None:
-                log.warning(
-                    "%s does not tell its images' mean and std: ImageNet's are used; for timm's "
-                    "augreg models and mmpretrain's fine-tuned BEiT (not v2), give --mean 0.5 "
-                    "--std 0.5",
-                    self.path,
-                )
-            mean, std = self.foreign.normalization or IMAGENET
-            config |= {"mean": list(mean), "std": list(std)}
-        found = self.foreign.grid()
+        said = self.foreign.normalization
+        if said is None and kernel.shape[1] == 3:
+            log.warning(
+                "%s does not tell its images' mean and std: ImageNet's are used; for timm's "
+                "augreg models and mmpretrain's fine-tuned BEiT (not v2), give --mean 0.5 "
+                "--std 0.5",
+                self.path,
+            )
+            said = IMAGENET
+        if said is not None and len(said[0]) == kernel.shape[1]:  # a layout's are of three
+            config |= {"mean": list(said[0]), "std": list(said[1])}
+        found, told = self.foreign.grid(), self.foreign.told_sizes()
         if found is not None:
             config["input_size"] = [n * p for n, p in zip(found[1], kernel.shape[2:], strict=True)]
+        elif "pos_embed" not in self.weights and told:
+            config["input_size"] = list(told[0])
         return config
 
     def load_into(self, model: nn.Module) -> None:

@@ -73,15 +73,15 @@ def _in_full(outputs):
 
 
 class FullRPNHead(FullPrecision, RPNHead):
-    pass
+    """torchvision's, in full precision."""
 
 
 class FullBoxPredictor(FullPrecision, FastRCNNPredictor):
-    pass
+    """torchvision's, in full precision."""
 
 
 class FullMaskPredictor(FullPrecision, MaskRCNNPredictor):
-    pass
+    """torchvision's, in full precision."""
 
 
 class Detector(GeneralizedRCNN):

@@ -62,6 +62,7 @@ def seconds(run: JobState) -> str:
 
 
 def hardware(run: JobState) -> str:
+    """On what a run was made: `8 × NVIDIA V100`."""
     return f"{run.results['processes']} × {run.results['device']}"
 
 

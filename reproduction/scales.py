@@ -38,6 +38,7 @@ def recipe_word(recipe: str) -> str:
 
 
 def recipe_path(recipe: str) -> str:
+    """Where a recipe's file is, whatever the folder one stands in."""
     return os.path.join(ROOT, recipe_word(recipe)[1:])
 
 

@@ -31,18 +31,22 @@ GRAD_HOOKS = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf
 
 
 def is_distributed() -> bool:
+    """Whether there is a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """This process's number; 0 where there is no group."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
+    """W, the processes of the group; 1 where there is none."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def is_main() -> bool:
+    """Whether this is rank 0, which writes files and talks."""
     return rank() == 0
 
 
@@ -261,6 +265,7 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside of DDP, or the model itself."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
@@ -272,6 +277,7 @@ def without_exchange(model: nn.Module, hold: bool) -> contextlib.AbstractContext
 
 
 def barrier() -> None:
+    """Wait for all ranks."""
     if is_distributed():
         dist.barrier()
 

@@ -19,7 +19,8 @@ def read_mask(path: str, grid: Sequence[int], units: int) -> Tensor:
     """
     across = math.isqrt(grid[0] * grid[1] // units)  # patches that a unit is wide
     try:
-        picture = open_picture(path).convert("L")
+        with open(path, "rb") as file:
+            picture = open_picture(file.read(), path).convert("L")
     except Exception as error:  # whatever a decoder makes of a damaged file
         raise UsageError(f"--mask {path} cannot be read: {first_line(error)}") from None
     size = (grid[1] // across, grid[0] // across)

@@ -8,6 +8,7 @@ from util.evaluation.paired import Difference
 
 
 def row(label: str, cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {label} | {' | '.join(cells)} |"
 
 
@@ -17,10 +18,12 @@ def rule(names: Sequence[str]) -> str:
 
 
 def shown_number(value: float | None) -> str:
+    """Two decimals; – where there is none."""
     return "–" if value is None else f"{value:.2f}"
 
 
 def shown_difference(found: Difference) -> str:
+    """A difference with its interval and verdict."""
     return f"{found.difference:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {found.verdict}"
 
 

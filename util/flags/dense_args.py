@@ -26,6 +26,7 @@ def add_dense_data_flags(parser: argparse.ArgumentParser, data_path_help: str):
 
 
 def add_iteration_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of runs that are counted in iterations."""
     add = parser.add_argument_group("optimisation").add_argument
     # fmt: off
     add("--iterations", type=number(int, 1), help="optimiser steps of the schedule")
@@ -48,6 +49,7 @@ def add_backbone_flags(parser: argparse.ArgumentParser, models: tuple[str, ...])
 
 
 def add_dense_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of when a run by rounds is saved."""
     add = parser.add_argument_group("checkpoints").add_argument
     add_saving_flags(add)
     parser.set_defaults(save_every_epochs=1, keep_epochs=[])  # a checkpoint for every evaluation

@@ -100,5 +100,6 @@ def folded(summary: str, html: str) -> str:
 
 
 def bullets(lines: Iterable[str], kind: str = "") -> str:
+    """A list of texts, in the look of a class; empty without any."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<ul class="{kind}">{items}</ul>' if items else ""

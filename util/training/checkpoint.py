@@ -34,6 +34,8 @@ MEAN_PATCH = "mean_patch"  # of pre-training; older checkpoints lack it, which i
 
 
 class Stateful(Protocol):
+    """What a checkpoint saves and loads."""
+
     def state_dict(self) -> dict: ...
 
     def load_state_dict(self, state: dict) -> Any: ...

@@ -36,6 +36,7 @@ Finetune = Callable[[argparse.Namespace], None]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of runs on draws of few labels."""
     add = parser.add_argument_group("few labels").add_argument
     # fmt: off
     add("--draw", type=number(int, 0), default=0,

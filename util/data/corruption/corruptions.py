@@ -38,6 +38,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
+    """Pixels [H, W, 1 or 3] uint8 as Pillow's image."""
     return Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
 
 
@@ -54,6 +55,7 @@ def _to_levels(image: np.ndarray) -> np.ndarray:
 
 
 def gaussian_noise(image: np.ndarray, rng: Rng, std: float) -> np.ndarray:
+    """Noise of one standard deviation, of pixels in 0..1, on all of them."""
     return _to_unit(image) + std * rng.standard_normal(image.shape, dtype=np.float32)
 
 
@@ -73,6 +75,7 @@ def impulse_noise(image: np.ndarray, rng: Rng, share: float) -> np.ndarray:
 
 
 def defocus_blur(image: np.ndarray, rng: Rng, radius: float, alias_blur: float) -> np.ndarray:
+    """A disc of `radius` pixels, itself blurred against aliasing."""
     return filters.convolve(_to_unit(image), filters.disc_kernel(radius, alias_blur))
 
 
@@ -114,6 +117,7 @@ def _glass_sources(height: int, width: int, max_delta: int, rng: Rng) -> np.ndar
 
 
 def motion_blur(image: np.ndarray, rng: Rng, radius: float, sigma: float) -> np.ndarray:
+    """A blur along a line of a random direction within 45 degrees of the horizontal."""
     blurred = filters.motion(image.astype(np.float32), radius, sigma, rng.uniform(-45, 45))
     return (blurred + 0.5).clip(0, 255).astype(np.uint8)  # ImageMagick rounds to the nearest
 
@@ -158,6 +162,7 @@ def frost(
 
 
 def fog(image: np.ndarray, rng: Rng, thickness: float, decay: float) -> np.ndarray:
+    """A plasma fractal laid over the image, darkened so that the brightest stays."""
     image = _to_unit(image)
     height, width, _ = image.shape
     side = 1 << (max(height, width) - 1).bit_length()
@@ -178,6 +183,7 @@ def brightness(image: np.ndarray, rng: Rng, added: float) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, rng: Rng, factor: float) -> np.ndarray:
+    """Pixels drawn to each channel's mean, by `factor`."""
     image = _to_unit(image)
     means = image.mean((0, 1), keepdims=True)
     return (image - means) * factor + means
@@ -210,12 +216,14 @@ def elastic_transform(
 
 
 def pixelate(image: np.ndarray, rng: Rng, share: float) -> np.ndarray:
+    """Reduced to a `share` of its sides and enlarged, by boxes."""
     height, width, _ = image.shape
     small = to_pil(image).resize((int(width * share), int(height * share)), Image.BOX)
     return np.array(small.resize((width, height), Image.BOX)).reshape(image.shape)
 
 
 def jpeg_compression(image: np.ndarray, rng: Rng, quality: int) -> np.ndarray:
+    """Stored as a JPEG of a quality."""
     data = io.BytesIO()
     to_pil(image).save(data, "JPEG", quality=quality)
     return np.array(Image.open(data)).reshape(image.shape)

@@ -106,6 +106,7 @@ def score(truth: dict, own: list[dict], output_dir: str) -> dict[str, float]:
 
 
 def write_predictions(predictions: list[dict], path: str) -> None:
+    """Write COCO's format of results, whole or not at all."""
     with open(f"{path}.tmp", "w") as file:
         json.dump(predictions, file, separators=(",", ":"))
     os.replace(f"{path}.tmp", path)

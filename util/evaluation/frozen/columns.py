@@ -47,6 +47,7 @@ class Columns:
 
 
 def as_columns(features: Tensor | Columns) -> Columns:
+    """Features [n, D] as `Columns`, which stay as they are."""
     return features if isinstance(features, Columns) else Columns([features])
 
 

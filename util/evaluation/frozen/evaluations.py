@@ -121,6 +121,7 @@ def _rows_of(store: FeatureStore, ids: Tensor) -> Tensor:
 
 
 def by_kind(store: FeatureStore, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    """A set's features [n, D] by kind."""
     return {kind: store.read(kind) for kind in kinds}
 
 

@@ -66,6 +66,7 @@ def with_both(features: ByKind) -> dict[str, Columns]:
 
 
 def side_by_side(features: ByKind) -> Columns:
+    """All kinds beside each other, without a copy."""
     return Columns([*features.values()])
 
 

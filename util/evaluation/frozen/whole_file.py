@@ -105,6 +105,7 @@ def _remove(paths: Sequence[str]) -> None:
 
 
 def write_json(path: str, content: object) -> None:
+    """Write JSON, whole or not at all."""
     write_aside(path, lambda file: file.write(json.dumps(content, indent=1).encode() + b"\n"))
 
 
