@@ -39,7 +39,8 @@ def train_one_round(
     model.train()
     for step in run.steps():
         micro_batches = (
-            prepare(*batch, step, micro) for micro, batch in enumerate(run.micro_batches(step))
+            run.record.seen(prepare(*batch, step, micro))
+            for micro, batch in enumerate(run.micro_batches(step))
         )
         set_lr(optimizer, run.learning_rate(step))
         losses = train_step(  # loads, forward, backward, update

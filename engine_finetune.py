@@ -45,10 +45,10 @@ def train_one_epoch(
     model.train()
     for step in run.steps():
         micro_batches = (
-            prepare(
+            run.record.seen(prepare(
                 inputs.to(run.device, non_blocking=True),
                 targets.to(run.device, non_blocking=True), step, micro,
-            )
+            ))
             for micro, (inputs, targets) in enumerate(run.micro_batches(step))
         )  # fmt: skip
         set_lr(optimizer, run.learning_rate(step))

@@ -37,7 +37,8 @@ def train_one_epoch(
         shape = bare.masks.noise_shape(num_images)
         noise = step_noise(shape, run.num_micro_batches(step), args.seed, step, run.device)
         micro_batches = (
-            normalize(imgs.to(run.device, non_blocking=True)) for imgs, _ in run.micro_batches(step)
+            run.record.seen(normalize(imgs.to(run.device, non_blocking=True)))
+            for imgs, _ in run.micro_batches(step)
         )
         set_lr(optimizer, run.learning_rate(step))
         losses, latent = train_step(  # loads, forward, backward, update

@@ -40,10 +40,10 @@ def train_one_round(
     model.train()
     for step in run.steps():
         micro_batches = (
-            prepare(
+            run.record.seen(prepare(
                 imgs.to(run.device, non_blocking=True), maps.to(run.device, non_blocking=True),
                 step, micro,
-            )
+            ))
             for micro, (imgs, maps) in enumerate(run.micro_batches(step))
         )  # fmt: skip
         set_lr(optimizer, run.learning_rate(step))

@@ -59,14 +59,9 @@ def own_modules() -> Iterator[None]:
 
 with own_modules():
     import main_pretrain
-    from encoders import load, swin
+    from encoders import load
     from encoders.vit import Pretrained
     from util.errors import UsageError
-    from util.weights.fit import load_weights
-
-MAES_FLAGS = ("mask_ratio", "norm_pix_loss")  # that its files tell and a model has
-# What one pre-training model has and another may not: left out where it is not asked for.
-ONLY_MI = ("approximation.", "mi_head.")
 
 
 def _pretraining_model(name: str, checkpoint: str | None = None, **options) -> nn.Module:
@@ -82,20 +77,7 @@ def _pretraining_model(name: str, checkpoint: str | None = None, **options) -> n
     """
     if checkpoint is None:
         return main_pretrain.MODELS[name](**options)
-    found = Pretrained(str(checkpoint))
-    args = main_pretrain.parse_args(["--model", name, "--dataset", "image_folder"])
-    flags = found.foreign.flags  # those of MAE's have the same names
-    known = flags if found.is_ours else {k: flags[k] for k in MAES_FLAGS if k in flags}
-    vars(args).update(known | {"model": name})
-    told = found.encoder_config()
-    vars(args).update({flag: told[flag] for flag in ("input_size", "in_chans") if flag in told})
-    model = main_pretrain.MODELS[name](**main_pretrain.model_options(args) | options)
-    known = model.state_dict()
-    weights = swin.convert_simmim(found.raw)
-    weights = {k: v for k, v in weights.items() if k in known or not k.startswith(ONLY_MI)}
-    what = "checkpoint, the model's name, img_size and in_chans"
-    load_weights(model, weights, str(checkpoint), may_miss=ONLY_MI, check=what)
-    return model
+    return main_pretrain.restored(Pretrained(str(checkpoint)), name, **options)
 
 
 def _encoder(

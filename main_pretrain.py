@@ -15,7 +15,9 @@ from torch import nn
 import models_mae
 import models_mimae
 import models_simmim
+from encoders import swin
 from encoders.load import describe
+from encoders.vit import Pretrained
 from engine_pretrain import explained, train_one_epoch
 from util.cluster import distributed
 from util.data.datasets import load_images
@@ -26,7 +28,7 @@ from util.data.transforms import CropAndFlip, Normalize
 from util.entry import run_main
 from util.errors import UsageError
 from util.evaluation.frozen.knn import KNNMonitor
-from util.evaluation.pictures import reconstruction_sheet
+from util.evaluation.pretraining_monitor import Monitor, reconstructions
 from util.flags import args as arguments
 from util.flags.defaults import shown
 from util.flags.parser import ArgumentParser, loss_or_share, number
@@ -34,10 +36,14 @@ from util.training import optim, preflight
 from util.training.checkpoint import MEAN_PATCH, BufferState
 from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
+from util.weights.fit import load_weights
 
 log = logging.getLogger(__name__)
 
 LITTLE = 0.05  # a run that explains less of the pixels is warned of
+MAES_FLAGS = ("mask_ratio", "norm_pix_loss")  # that its files tell and a model has
+# What one pre-training model has and another may not: left out where it is not asked for.
+ONLY_MI = ("approximation.", "mi_head.")
 MODELS = models_mimae.MODELS | models_mae.MODELS | models_simmim.MODELS
 
 
@@ -129,6 +135,12 @@ def _add_monitoring_flags(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add("--knn_every", type=number(int, 0), default=0,
         help="epochs between k-NN evaluations of the class token; 0: none")
+    add("--monitor_every", type=number(int, 0), default=0, metavar="EPOCHS",
+        help="epochs between looks at the same 512 images: effective rank, image share, alignment "
+        "and uniformity; reconstructions, attention, patch features, neighbours and the latents "
+        "in the plane; to TensorBoard, report.html and pictures/. 0: none")
+    add("--monitor_share", type=number(float, 0), default=0.05, metavar="SHARE",
+        help="of the training time that these may take: they are left out while it is more")
     add("--visualize", type=number(int, 0), nargs="?", const=4, default=0, metavar="IMAGES",
         help="at the end, write reconstructions of so many images (4) to reconstructions.png")
     add("--visualize_stats", choices=("true", "visible"), default="true",
@@ -173,6 +185,30 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     return MODELS[args.model](**model_options(args))
 
 
+def restored(found: Pretrained, name: str, **options) -> nn.Module:
+    """The model `name` of MODELS with the weights of a checkpoint of this project, MAE or SimMIM.
+
+    Args:
+        options: the model's own, as `img_size` and `num_masks`; by default those of the
+            checkpoint's run, else the model's.
+
+    Raises:
+        UsageError: a checkpoint of another architecture.
+    """
+    args = parse_args(["--model", name, "--dataset", "image_folder"])
+    flags = found.foreign.flags  # those of MAE's have the same names
+    known = flags if found.is_ours else {k: flags[k] for k in MAES_FLAGS if k in flags}
+    vars(args).update(known | {"model": name})
+    told = found.encoder_config()
+    vars(args).update({flag: told[flag] for flag in ("input_size", "in_chans") if flag in told})
+    model = MODELS[name](**model_options(args) | options)
+    own, weights = model.state_dict(), swin.convert_simmim(found.raw)
+    weights = {k: v for k, v in weights.items() if k in own or not k.startswith(ONLY_MI)}
+    what = "checkpoint, the model's name, img_size and in_chans"
+    load_weights(model, weights, found.path, may_miss=ONLY_MI, check=what)
+    return model
+
+
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         model = build_model(args)
@@ -200,15 +236,11 @@ def main(args: argparse.Namespace) -> None:
         if mi is not None:
             objects["gate"] = BufferState(mi.gate)
         uses_mi = mi is not None and mi.is_used
-        if uses_mi and args.accum_iter > 1 and not args.exact_accum:
-            log.info(
-                "the MI losses see one micro-batch of the %d at a time: InfoNCE has its negatives "
-                "in it, CLUB is followed where it is above zero there; --exact_accum sees the step",
-                args.accum_iter,
-            )
+        tell_of_micro_batches(args, uses_mi)
         run.start(
             objects, describe(args, patch_size=model.patch_size, grid=list(model.grid)), batches
         )
+        look = Monitor(args, batches.dataset.images, normalize) if args.monitor_every else None
         if args.compile:
             distributed.compile_in_place(model, args.grad_checkpointing)
         wrapped = distributed.wrap(model, run.device, args.grad_compression, sync_buffers=False)
@@ -221,6 +253,8 @@ def main(args: argparse.Namespace) -> None:
                 if monitor and run.is_due(args.knn_every):
                     extra |= neighbours(run, monitor, model)
                 run.log_epoch(means, extra)
+                if look and distributed.is_main():
+                    look(model, run)
                 run.save_epoch()
             except NonFiniteLoss as error:
                 run.recover(error)
@@ -232,6 +266,16 @@ def main(args: argparse.Namespace) -> None:
         if run.progress.total_steps and distributed.is_main():
             warn_of_little_learnt(run.journal.last_line(), args, uses_mi)
         run.finish()
+
+
+def tell_of_micro_batches(args: argparse.Namespace, uses_mi: bool) -> None:
+    """Say that the MI losses see a part of a step, where they do."""
+    if uses_mi and args.accum_iter > 1 and not args.exact_accum:
+        log.info(
+            "the MI losses see one micro-batch of the %d at a time: InfoNCE has its negatives "
+            "in it, CLUB is followed where it is above zero there; --exact_accum sees the step",
+            args.accum_iter,
+        )
 
 
 def warn_of_little_learnt(found: dict[str, float], args: argparse.Namespace, uses_mi: bool) -> None:
@@ -281,15 +325,13 @@ def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) ->
     imgs = normalize(imgs.to(run.device))
     generator = torch.Generator().manual_seed(args.seed)
     noise = torch.rand(model.masks.noise_shape(count), generator=generator)
-    is_masked, predicted = model.reconstruct(imgs, noise.to(run.device), args.visualize_stats)
-    is_masked = is_masked.view(count, -1, *model.grid)
-    is_masked = is_masked.repeat_interleave(model.patch_size, 2)
-    is_masked = is_masked.repeat_interleave(model.patch_size, 3)  # [B, N, H, W]
     what = f"{args.visualize_stats} patch statistics" if args.norm_pix_loss else "predicted pixels"
-    sheet = reconstruction_sheet(
-        normalize.inverse(imgs),
-        is_masked,
-        normalize.inverse(predicted).unflatten(0, (count, -1)),
+    sheet = reconstructions(
+        model,
+        imgs,
+        noise.to(run.device),
+        normalize,
+        args.visualize_stats,
         f"{args.model}, epoch {run.progress.epoch}, mask ratio {args.mask_ratio:g}: masked patches "
         f"shown with {what}, visible ones as they are",
     )

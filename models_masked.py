@@ -41,6 +41,18 @@ class RandomMasks:
         return noise.argsort(dim=1).unsqueeze(1)
 
 
+class DrawnMask(RandomMasks):
+    """One mask, the same for all images; is_masked [L] says which patches it hides."""
+
+    def __init__(self, is_masked: Tensor):
+        self.num_patches, self.num_visible = len(is_masked), int((~is_masked).sum())
+        self.is_masked = is_masked
+
+    def order(self, noise: Tensor) -> Tensor:
+        hidden_last = self.is_masked.float().expand_as(noise).to(noise.device)
+        return hidden_last.argsort(dim=1, stable=True).unsqueeze(1)
+
+
 def take_rows(x: Tensor, ids: Tensor) -> Tensor:
     """Rows of x [B, L, D] at ids [B, N, M], all masks in one batch: [B·N, M, D]."""
     index = ids.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[2])  # [B, N·M, D]

@@ -84,8 +84,8 @@ def latent_similarities(latents: Tensor, temperature: float) -> Tensor:
     """
     latents = F.normalize(full_precision(latents), dim=1)
     similarities = latents @ distributed.gather_with_grad(latents).T / temperature
-    row = torch.arange(len(latents), device=latents.device)
-    similarities[row, row + distributed.rank() * len(latents)] = -math.inf
+    # Where a row meets itself; by indices the number would wait for the GPU to be copied to it.
+    similarities.diagonal(distributed.rank() * len(latents)).fill_(-math.inf)
     return similarities
 
 

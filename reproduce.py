@@ -19,6 +19,7 @@ from reproduction import (
     collect,
     figures,
     judge,
+    page,
     paper,
     places,
     rows,
@@ -229,10 +230,10 @@ class Reproduction:
     # --------------------------------------------------------------------------------- to collect
 
     def collect(self) -> None:
-        """Write the tables and figures, and print the tables."""
+        """Write the tables, the figures and a page of all, and print the tables."""
         folder, paths = os.path.join(self.out, "tables"), []
         os.makedirs(folder, exist_ok=True)
-        states = self.states()
+        states, texts, verdicts = self.states(), {}, []
         for found in states:
             if found.state in OTHERS:
                 log.warning("left out: %s is %s: %s", found.job.name, found.state, found.detail)
@@ -242,7 +243,8 @@ class Reproduction:
             below = explained_lines(self.graph, *about)
             below += share_lines(self.graph, *about) if table.of_losses else ""
             paths += collect.write(folder, name, table, cells, scale, below)
-            print(collect.table_lines(table, cells, scale) + below)
+            texts[table.title] = collect.table_lines(table, cells, scale) + below
+            print(texts[table.title])
             if table.picture and any(cell.values for row in cells for cell in row):
                 paths.append(os.path.join(folder, f"{name}.png"))
                 figures.figure2(cells).save(paths[-1])
@@ -256,7 +258,11 @@ class Reproduction:
             with open(paths[-1], "w") as file:
                 file.write(text)
             print(text)
+            texts = {"Claims": text} | texts
         print(rows.told_left_out(self.graph.scale, self.tables, self.args.rows))
+        drawn = [path for path in paths if path.endswith(".png")]
+        title = f"The paper's tables, scale {self.graph.scale.name}"
+        paths += page.write(folder, title, verdicts, texts, drawn, states)
         print("written:", " ".join(paths))
 
     def _collect_curves(self, folder: str) -> list[str]:

@@ -7,7 +7,7 @@ so that each one's memory is its own.
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -125,10 +125,14 @@ def _memory(kind: str) -> int:
     return int(fields[kind].split()[0]) * 1024
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second that square matrix products reach on the device, the best of some sizes."""
+def matmul_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] = ()) -> float:
+    """FLOPs per second that square matrix products reach on the device, the best of some sizes.
+
+    Args:
+        sides: of the matrices; by default large ones.
+    """
     best = 0.0
-    for side in (1024, 2048) if device.type == "cpu" else (4096, 8192):
+    for side in sides or ((1024, 2048) if device.type == "cpu" else (4096, 8192)):
         a, b = torch.randn(2, side, side, device=device).to(dtype)
         for _ in range(3):
             a @ b

@@ -268,7 +268,10 @@ def main() -> None:
     if not settings:
         sys.exit(f"error: --study {args.study} has no runs: leave --report away")
     for shared, records in settings.items():
-        print(f"\n{shared}\n\n{study.report(records, args.reference)}")
+        try:
+            print(f"\n{shared}\n\n{study.report(records, args.reference)}")
+        except ImportError as error:
+            sys.exit(f"error: verdicts need {error.name}: install it, then --report tells them")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from util.training.precision import Precision
 
 ROOT = sys.path[0]
 MODELS = {
+    "nano": "vit_nano_patch7",  # to try a benchmark
     "small": "vit_small_patch16", "base": "vit_base_patch16", "large": "vit_large_patch16",
     "huge": "vit_huge_patch14",
 }  # fmt: skip
@@ -68,7 +69,7 @@ def _images(args: argparse.Namespace, images: int) -> torch.Tensor:
 
 
 def precision_of(amp: str, device: torch.device) -> Precision:
-    return Precision(amp, device, width=384)  # all MODELS are at least so wide
+    return Precision(amp, device, width=384)  # nearly all MODELS are at least so wide
 
 
 def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *flags: str):

@@ -23,10 +23,10 @@ from util.evaluation.dense import windows
 STEPS, BATCH = 160_000, 16  # published
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = step_parser(__doc__)
     parser.set_defaults(images=2, input_size=512, classes=150, rounds=3)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.images < 2:
         parser.error("--images 1: BatchNorm needs 2 crops at least")
     return args

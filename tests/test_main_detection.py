@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pages import check_page
 from PIL import Image
 
 import main_detection
@@ -77,6 +78,8 @@ def test_it_learns_and_logs_by_rounds(detected):
     parts = ("classifier", "box_reg", "mask", "objectness", "rpn_box_reg")
     total = sum(last[f"train_{part}"] for part in parts)
     assert last["train_loss"] == pytest.approx(total, rel=1e-5)
+    assert "Places of proposals" in check_page(detected.folder / "report.html").text
+    assert (detected.folder / "inputs.png").exists()
 
 
 def test_eval_reproduces_what_training_logged(run_main_here, detected):

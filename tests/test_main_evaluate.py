@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pages import check_page
 from PIL import Image
 
 from encoders.frozen import CLASS_TOKEN, PATCH_MEAN, FrozenEncoder
@@ -45,6 +46,7 @@ def test_the_table_has_every_evaluation_with_its_protocol(evaluated):
     pair = found["encoders"]["none"]["against MI-MAE"]["logistic, patch mean"]
     assert pair["low"] < pair["difference"] < pair["high"] and 0 <= pair["mcnemar_p"] <= 1
     assert evaluated.results()["raw, logistic, chosen"] > 80
+    assert "Logistic regression" in check_page(evaluated.folder / "report.html").text
     for name in ("blocks.png", "few_labels.png"):
         assert Image.open(evaluated.folder / name).size == (640, 420)
 

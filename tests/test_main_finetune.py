@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mains import run_in_process
+from pages import check_page
 from PIL import Image
 from ranks import in_ranks
 
@@ -24,6 +25,7 @@ def test_it_learns_and_logs(finetuned):
     assert 13 < last["test_acc1"] <= last["test_acc5"]  # a tenth by chance
     assert last["max_acc1"] == max(line["test_acc1"] for line in finetuned.log())
     assert finetuned.results()["test_acc1"] == last["test_acc1"]
+    assert "test images" in check_page(finetuned.folder / "report.html").text
     assert "new: fc_norm, head" in finetuned.out
     assert "left over: approximation, decoder_" in finetuned.out
 

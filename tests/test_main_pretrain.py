@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pages import check_page
 from PIL import Image
 
 SHORT = ("--batch_size", 32, "--max_steps", 3, "--mi_start_loss", "inf")
@@ -32,6 +33,10 @@ def test_a_run_leaves_its_log_its_results_and_its_checkpoints(pretrained):
     state = torch.load(pretrained.folder / "checkpoint-last.pth", weights_only=True)
     assert state["epoch"] == 2 and state["config"]["grid"] == [4, 4]
     assert pretrained.err == ""
+    report = check_page(pretrained.folder / "report.html")
+    for word in ("finished", "Reconstruction L_rec", "Throughput", "k-NN accuracy", "Inputs"):
+        assert word in report.text
+    assert (pretrained.folder / "inputs.png").exists()
 
 
 def test_the_picture_of_reconstructions_is_legible(pretrained):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mains import run_in_process
+from pages import check_page
 from PIL import Image
 from ranks import in_ranks
 
@@ -60,6 +61,7 @@ def test_digits_corrupted_on_the_fly(compared, finetuned):
     assert pair["low"] <= pair["difference"] <= pair["high"]
     assert Image.open(outcome.folder / "severity.png").size == (640, 420)
     assert outcome.results()["tuned, digits"] == saved["classifiers"]["tuned"]["accuracy"]["digits"]
+    assert "McNemar" in check_page(outcome.folder / "report.html").text
 
 
 def test_it_goes_on_where_it_stopped_and_gives_the_same_bytes(

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from pages import check_page
 from PIL import Image
 
 import main_segmentation
@@ -55,6 +56,8 @@ def test_it_learns_and_logs_by_rounds(segmented):
         last["train_main"] + 0.4 * last["train_auxiliary"], rel=1e-5
     )
     results = segmented.results()
+    assert check_page(segmented.folder / "report.html").num_charts > 5
+    assert (segmented.folder / "inputs.png").exists()
     assert (results["IoU dark"] + results["IoU bright"]) / 2 == pytest.approx(last["test_mIoU"])
     assert "24 in all, 12.0 passes over the data; evaluated and saved every 8" in segmented.out
 

@@ -18,7 +18,7 @@ import logging
 from util.data.loader import num_cores
 from util.data.scenes.compose import World
 from util.data.scenes.files import open_folder, write_world
-from util.data.scenes.grounds import Photographs, Textures
+from util.data.scenes.grounds import Photographs, Plain, Textures
 from util.data.scenes.stickers import DEBIAN_STAMPS, SOURCES, SPLITS
 from util.entry import run_main
 from util.errors import UsageError
@@ -40,8 +40,11 @@ def parse_args(argv: list[str] | None = None):
     add("--val_images", type=number(int, 1), help="validation scenes (default: a fifth as many)")
     add("--one_class", default="", metavar="NAME",
         help="all objects are of this class (default: of their sources')")
-    add("--size", type=number(int, 64, 4096), nargs="+", default=[128], metavar="PX",
-        help="pixels: one number, or height and width; at least 64")
+    add("--size", type=number(int, 32, 4096), nargs="+", default=[128], metavar="PX",
+        help="pixels: one number, or height and width; at least 64, with --tiles 32")
+    add("--tiles", type=number(int, 8), default=0, metavar="PX",
+        help="one object in each square of so many pixels, upright, white on black, in place of "
+        "some of all sizes on textures: which class it is can be learnt in minutes")
     add("--seed", type=number(int, 0), default=0, help="every scene is a function of it")
     add("--data_path", default="",
         help=f"the source's folder (fashion_mnist: Debian's; stamps: {DEBIAN_STAMPS})")
@@ -53,6 +56,10 @@ def parse_args(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     if len(args.size) > 2:
         parser.error(f"--size {args.size} takes one number, or a height and a width")
+    if args.tiles > min(args.size) or (not args.tiles and min(args.size) < 64):
+        parser.error(f"--size {min(args.size)} is below {args.tiles or 64}: use more pixels")
+    if args.tiles and args.grounds:
+        parser.error("--tiles lie on black: leave --grounds")
     args.val_images = args.val_images or max(1, args.images // 5)
     return args
 
@@ -61,10 +68,14 @@ def main(args) -> None:
     setup_logging()
     height, width = args.size[0], args.size[-1]
     stickers = SOURCES[args.source](args.data_path, args.download)
-    grounds = Photographs(args.grounds) if args.grounds else Textures()
-    world = World(stickers, grounds, args.seed, height, width, args.one_class)
+    if args.tiles:
+        grounds = Plain()
+    else:
+        grounds = Photographs(args.grounds) if args.grounds else Textures()
+    world = World(stickers, grounds, args.seed, height, width, args.one_class, args.tiles)
     names = ("source", "images", "val_images", "seed", "data_path", "grounds", "one_class")
     flags = {name: getattr(args, name) for name in names}
+    flags |= {"tiles": args.tiles} if args.tiles else {}  # as before there were any
     flags |= {"size": [height, width], "version": VERSION}
     counts = dict(zip(SPLITS, (args.images, args.val_images), strict=True))
     try:

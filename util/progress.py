@@ -4,7 +4,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from util.cluster import distributed
@@ -13,6 +13,10 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+# What a narrow terminal need not have room for.
+LAST_SHOWN = (
+    "mean_patch", "apx", "info_nce_accuracy", "min_mi_followed", "grad_norm", "image_share",
+)  # fmt: skip
 CELLS = 8  # of a bar: 80 columns hold a loss, too
 FIRST_PAUSE = 5.0  # seconds between the first two lines; each pause is twice the one before
 
@@ -23,6 +27,12 @@ def short(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def in_a_line(numbers: Mapping[str, object]) -> str:
+    """Numbers by their names, those of LAST_SHOWN at the end."""
+    order = sorted(numbers, key=LAST_SHOWN.__contains__)
+    return "  ".join(f"{name} {short(numbers[name])}" for name in order)
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,9 @@ from util.evaluation.pictures import (
     MARGIN,
     MASKED,
     captioned_sheet,
+    heat_map,
+    picture_sheet,
+    principal_colours,
     reconstruction_sheet,
     to_image,
 )
@@ -51,6 +54,36 @@ def test_the_caption_fits_above_few_columns():
     ink = np.asarray(sheet.convert("L"))[:18] < 128
     assert not ink[:, -MARGIN:].any() and ink[:, -4 * MARGIN : -MARGIN].any()
     assert wider.width > sheet.width > reconstruction_sheet(*args, "").width
+
+
+def test_components_tell_groups_apart_whatever_the_features_scale_and_width():
+    torch.manual_seed(0)
+    for width in (2, 3, 16):
+        groups = torch.randint(0, 2, (3, 4, 5))
+        features = torch.randn(2, width)[groups] * 1000 + torch.randn(3, 4, 5, width)
+        colours = principal_colours(features)
+        assert colours.shape == (3, 3, 4, 5) and colours.min() >= 0 and colours.max() <= 1
+        red = colours[:, 0]
+        assert abs(red[groups == 0].mean() - red[groups == 1].mean()) > 0.8
+        torch.testing.assert_close(principal_colours(features * 3), colours, atol=1e-4, rtol=0)
+
+
+def test_heat_maps_are_brighter_where_values_are_larger():
+    values = torch.arange(6.0).view(2, 3)
+    pixels = np.asarray(heat_map(values, (6, 4)).convert("L"), float)
+    cells = pixels.reshape(2, 2, 3, 2)
+    assert (cells == cells[:, :1, :, :1]).all()
+    assert (np.diff(cells[:, 0, :, 0].ravel()) > 0).all()
+    heat_map(torch.zeros(2, 2), (4, 4))  # all alike
+
+
+def test_large_pictures_fit_and_names_do_not_run_into_each_other():
+    columns = {"a long name of a column": [Image.new("RGB", (1024, 512))] * 2,
+               "b": [Image.new("RGB", (8, 4))] * 2}  # fmt: skip
+    sheet = picture_sheet(columns, max_cell=100)
+    font = ImageFont.load_default(size=12)
+    width = int(font.getlength("a long name of a column"))
+    assert width < sheet.width < 400 and 2 * 50 < sheet.height < 200
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (3, 90), (160, 160), (700, 1024), (1, 1)])

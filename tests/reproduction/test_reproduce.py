@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import check_page
 from slurm_cluster import wait_for
 
 import reproduce
@@ -83,6 +84,7 @@ def test_from_nothing_to_a_table(table):
     (line,) = (line for line in said.splitlines() if line.startswith("| no pre-training"))
     assert len(re.findall(r"\d+\.\d", line)) == 3  # AP of boxes and masks, mIoU
     assert (out / "demo/tables/table3a.tex").exists() and (out / "demo/tables/table3a.csv").exists()
+    assert "no pre-training" in check_page(out / "demo/tables/report.html").text
 
 
 def test_what_is_done_is_not_done_again(table):

@@ -17,7 +17,7 @@ from tools import scenes
 from util.data.dense import rle
 from util.data.scenes import files as scene_files
 from util.data.scenes.compose import World, compose
-from util.data.scenes.grounds import Photographs, Textures
+from util.data.scenes.grounds import Photographs, Plain, Textures
 from util.data.scenes.stickers import SOURCES, SPLITS
 from util.entry import run_main
 
@@ -286,6 +286,24 @@ def test_masks_are_exact_and_scales_spread(source, data_path):
     assert max(sides) >= 8 * min(sides)
 
 
+@pytest.mark.parametrize("source", sorted(SOURCES))
+def test_tiles_hold_one_whole_object_each_on_black(source, data_path):
+    world = World(SOURCES[source](data_path[source], False), Plain(), 0, 60, 84, tile=28)
+    labels = []
+    for index in range(10):
+        image, things = compose(world, "training", index)
+        assert len(things) == 2 * 3 and image.shape == (60, 84, 3)
+        labels += [thing.label for thing in things]
+        for thing, corner in zip(things, np.ndindex(2, 3), strict=True):
+            ys, xs = np.nonzero(thing.visible)
+            assert (ys // 28 == corner[0]).all() and (xs // 28 == corner[1]).all()
+            assert 0.8 * 28 <= max(np.ptp(ys), np.ptp(xs)) + 1 <= 28
+            h, w = thing.pixels.shape[:2]
+            image[thing.top : thing.top + h, thing.left : thing.left + w] = 0
+        assert not image.any()
+    assert len(set(labels)) == len(world.classes)
+
+
 def test_an_object_that_is_hidden_is_left_out(monkeypatch):
     monkeypatch.setattr("util.data.scenes.compose.SMALLEST", 0.8)  # all are large
     world = World(SOURCES["digits"]("", False), Textures(), 0, 64, 64)
@@ -326,7 +344,9 @@ def test_scenes_on_photographs(tmp_path):
     ("flags", "words"),
     [
         (("--source", "cats"), ("--source", "cats", "digits")),
-        (("--size", 32), ("--size", "between 64 and 4096")),
+        (("--size", 31), ("--size", "between 32 and 4096")),
+        (("--size", 32), ("--size 32", "64")),
+        (("--tiles", 70, "--size", 64), ("--size 64", "70")),
         (("--size", 64, 64, 64), ("--size", "height and a width")),
         (("--images", 0), ("--images", "at least 1")),
         (("--source", "stamps", "--data_path", "absent"), ("tuxpaint-stamps-default", "absent")),

@@ -1,7 +1,8 @@
-"""A picture of what a masked autoencoder does: originals, masked views, reconstructions."""
+"""Sheets of pictures in named columns: of what a masked autoencoder does, and of any others."""
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -11,6 +12,11 @@ from util.evaluation.charts import shortened
 MARGIN, HEADER, BACKGROUND, INK = 6, 20, (255, 255, 255), (20, 20, 20)
 FRAME = (225, 225, 225)  # around a picture
 MASKED = (0.36, 0.47, 0.66)  # a colour that no grey image has
+# Matplotlib's viridis at equal steps: as bright as large, also for colour-blind readers.
+HEAT = (
+    (68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140), (40, 174, 128),
+    (94, 201, 98), (173, 220, 48), (253, 231, 37),
+)  # fmt: skip
 
 
 def reconstruction_sheet(
@@ -23,47 +29,58 @@ def reconstruction_sheet(
         is_masked: [B, N, H, W], True where a mask hides a pixel.
         caption: what the predictions show, written above them.
     """
-    num_images, num_masks, _, height, width = predicted.shape
-    scale = max(1, -(-min_cell // min(height, width)))
-    cell_w, cell_h = width * scale, height * scale
-    columns = 1 + 2 * num_masks
-    font = ImageFont.load_default(size=12)
-    sheet_w = max(columns * (cell_w + MARGIN), int(font.getlength(caption)) + MARGIN) + MARGIN
-    sheet_h = 2 * HEADER + num_images * (cell_h + MARGIN) + MARGIN
-    sheet = Image.new("RGB", (sheet_w, sheet_h), BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 4), caption, INK, font)
-    for column in range(columns):
-        mask = (column + 1) // 2
-        label = "original" if column == 0 else f"mask {mask}" if column % 2 else f"predicted {mask}"
-        draw.text((MARGIN + column * (cell_w + MARGIN), HEADER + 2), label, INK, font)
-    for row in range(num_images):
-        original = to_image(originals[row])
-        cells = [original]
-        for mask in range(num_masks):
-            cells += [_hide(original, is_masked[row, mask]), to_image(predicted[row, mask])]
-        for column, cell in enumerate(cells):
-            image = cell.resize((cell_w, cell_h), Image.NEAREST)
-            left = MARGIN + column * (cell_w + MARGIN)
-            sheet.paste(image, (left, 2 * HEADER + row * (cell_h + MARGIN)))
-    return sheet
+    columns = {"original": [to_image(image) for image in originals]}
+    columns |= reconstruction_columns(originals, is_masked, predicted)
+    return picture_sheet(columns, min_cell, caption)
 
 
-def picture_sheet(columns: Mapping[str, Sequence[Image.Image]], min_cell: int = 160) -> Image.Image:
-    """Named columns of pictures of one size, a row each; small ones are shown larger."""
+def reconstruction_columns(
+    originals: Tensor, is_masked: Tensor, predicted: Tensor
+) -> dict[str, list[Image.Image]]:
+    """For each mask a column of what it sees and one of what is predicted from it; arguments as
+    above."""
+    columns = {}
+    for mask in range(predicted.shape[1]):
+        views = zip(originals, is_masked[:, mask], strict=True)
+        columns[f"mask {mask + 1}"] = [_hide(to_image(image), hidden) for image, hidden in views]
+        columns[f"predicted {mask + 1}"] = [to_image(image) for image in predicted[:, mask]]
+    return columns
+
+
+def picture_sheet(
+    columns: Mapping[str, Sequence[Image.Image]], min_cell: int = 160, caption: str = "",
+    max_cell: int | None = None,
+) -> Image.Image:  # fmt: skip
+    """Named columns of pictures, a row each. Small pictures are enlarged by a whole factor, pixel
+    by pixel, and a column is as wide as its name.
+
+    Args:
+        min_cell: pixels that the first picture's shorter side has at least, and all of its size.
+        max_cell: pixels that a longer side has at most; None: any.
+        caption: written above.
+    """
     rows = len(next(iter(columns.values())))
     sides = next(iter(columns.values()))[0].size
     scale = max(1, -(-min_cell // min(sides)))
-    cell_w, cell_h = (side * scale for side in sides)
-    step, top = cell_w + MARGIN, HEADER + MARGIN
-    size = (len(columns) * step + MARGIN, top + rows * (cell_h + MARGIN))
+    if max_cell and max(sides) * scale > max_cell:
+        scale = max_cell / max(sides)
+    cell_w, cell_h = (max(1, round(side * scale)) for side in sides)
+    font = ImageFont.load_default(size=max(12, min(cell_w, cell_h) // 18))
+    header = HEADER + font.size - 12
+    widths = [max(cell_w, int(font.getlength(name)) + MARGIN) + MARGIN for name in columns]
+    top = header * (1 + bool(caption))
+    size = (max(sum(widths), int(font.getlength(caption)) + MARGIN) + MARGIN,
+            top + rows * (cell_h + MARGIN) + MARGIN)  # fmt: skip
     sheet = Image.new("RGB", size, BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-    for column, (name, pictures) in enumerate(columns.items()):
-        draw.text((MARGIN + column * step, MARGIN), name, INK, font)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, 4), caption, INK, font)
+    left, how = MARGIN, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    for (name, pictures), width in zip(columns.items(), widths, strict=True):
+        draw.text((left, top - header + 2), name, INK, font)
         for row, picture in enumerate(pictures):
-            place = (MARGIN + column * step, top + row * (cell_h + MARGIN))
-            sheet.paste(picture.resize((cell_w, cell_h), Image.Resampling.NEAREST), place)
+            place = (left, top + row * (cell_h + MARGIN))
+            sheet.paste(picture.resize((cell_w, cell_h), how), place)
+        left += width
     return sheet
 
 
@@ -114,3 +131,40 @@ def to_image(x: Tensor) -> Image.Image:
     x = x.detach().float().cpu().clamp(0, 1)
     x = x[:3] if x.shape[0] >= 3 else x[:1].expand(3, -1, -1)
     return Image.fromarray((x * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def heat_map(values: Tensor, size: tuple[int, int]) -> Image.Image:
+    """Values [h, w] as colours from dark (their least) to bright (their greatest), one block each.
+
+    Args:
+        size: (width, height) of the picture, pixels.
+    """
+    values = values.detach().float().cpu()
+    span = (values.max() - values.min()).clamp_min(1e-12)
+    places = ((values - values.min()) / span).numpy() * (len(HEAT) - 1)
+    steps = np.arange(len(HEAT))
+    channels = [np.interp(places, steps, [colour[c] for colour in HEAT]) for c in range(3)]
+    picture = Image.fromarray(np.stack(channels, -1).round().astype("uint8"))
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def principal_colours(features: Tensor) -> Tensor:
+    """The first three principal components of features [n, h, w, D], over all n, as red, green and
+    blue: [n, 3, h, w] in 0..1.
+
+    From the 1st to the 99th percentile each, so that single patches do not decide the scale. The
+    sign of a component is that of its largest weight, and so always the same.
+    """
+    rows = features.detach().float().cpu().flatten(0, 2)
+    centred = (rows - rows.mean(0)).double()
+    _, vectors = torch.linalg.eigh(centred.T @ centred)  # [D, D], the largest last
+    chosen = vectors[:, -3:].flip(1)
+    chosen = chosen * chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
+    scores = centred @ chosen  # [n·h·w, at most 3]
+    low, high = (np.quantile(scores.numpy(), q, axis=0) for q in (0.01, 0.99))
+    scores = (scores - torch.from_numpy(low)) / torch.from_numpy(high - low).clamp_min(1e-12)
+    colours = scores.clamp(0, 1).float().unflatten(0, features.shape[:3])
+    missing = 3 - colours.shape[-1]
+    if missing:  # features of one or two dimensions
+        colours = torch.cat([colours, colours.new_zeros(*colours.shape[:3], missing)], -1)
+    return colours.permute(0, 3, 1, 2)

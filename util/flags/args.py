@@ -8,7 +8,14 @@ from util.cluster.distributed import launcher_environment
 from util.data.datasets import DATASETS
 from util.errors import UsageError
 from util.flags import defaults
-from util.flags.parser import ArgumentParser, Share, epochs_or_share, number, refuse_second_rate
+from util.flags.parser import (
+    ArgumentParser,
+    Share,
+    epochs_or_share,
+    number,
+    refuse_second_rate,
+    service,
+)
 from util.flags.settings import Settings, fit_image_flags
 
 
@@ -189,6 +196,9 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
         help="send gradients between processes in 16 bits: half the bytes, rounded sums")
     add("--dist_timeout", type=number(float, 0.01), default=10.0,
         help="minutes to wait for the other ranks")
+    add("--log_to", type=service, default="", metavar="SERVICE",
+        help="wandb or trackio, or SERVICE:PROJECT: what TensorBoard gets goes there, too; a "
+        "requeued run goes on there")
     # fmt: on
 
 

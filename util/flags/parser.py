@@ -1,6 +1,7 @@
 """argparse with `@file`, errors of one line, and what a command line itself says."""
 
 import argparse
+import importlib.util
 import os
 import re
 import shlex
@@ -164,6 +165,19 @@ def loss_or_share(text: str) -> float | str:
     if text.endswith("%"):
         return f"{number(float, 0)(text[:-1]):g}%"
     return text if text == "auto" else number(float, 0)(text)
+
+
+SERVICES = ("wandb", "trackio")
+
+
+def service(text: str) -> str:
+    """An argparse type: a service that keeps a run's numbers, or SERVICE:PROJECT; empty: none."""
+    name = text.partition(":")[0]
+    if text and name not in SERVICES:
+        raise argparse.ArgumentTypeError(f"{text} is not {' or '.join(SERVICES)}, or NAME:PROJECT")
+    if text and importlib.util.find_spec(name) is None:
+        raise argparse.ArgumentTypeError(f"{name} is not installed: pip install {name}")
+    return text
 
 
 # ----------------------------------------------------------------- a command line's own words

@@ -15,6 +15,7 @@ _WITHOUT_EFFECT = {
     "num_workers", "pin_mem", "download", "save_every_epochs", "save_every_steps",
     "keep_checkpoints", "keep_epochs", "cache_dir", "knn_every", "visualize", "visualize_stats",
     "max_bad_images", "max_rollbacks", "eval", "test_every", "grad_checkpointing", "help",
+    "monitor_every", "monitor_share", "log_to",
 }  # fmt: skip
 GIVEN = ("command line", "@")  # how the source of what the user gave begins
 AUTO = "auto"  # the source of what such a flag has taken
@@ -47,6 +48,13 @@ class Settings:
         """The values of the flags that can change a run's numbers, by name."""
         names = [name for group in self.groups.values() for name in group]
         return {n: getattr(args, n) for n in names if n not in _WITHOUT_EFFECT}
+
+    def every(self, args: argparse.Namespace) -> dict[str, object]:
+        """The values of all flags, by name, as JSON can have them."""
+        names = [name for group in self.groups.values() for name in group if name != "help"]
+        plain = (bool, int, float, str, list, tuple, type(None))
+        values = {name: getattr(args, name) for name in names if hasattr(args, name)}
+        return {n: v if isinstance(v, plain) else str(v) for n, v in values.items()}
 
     def table(self, args: argparse.Namespace) -> dict[str, str]:
         """Those values by group, each with its source where it is not the parser's default."""

@@ -14,6 +14,7 @@ from util.cluster import distributed
 from util.progress import short
 from util.provenance import commit, versions
 from util.training.checkpoint import Progress
+from util.training.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Journal:
         self.output_dir = output_dir
         self.path = os.path.join(output_dir, "log.txt")
         self.tensorboard = None
+        self.tracker: Tracker | None = None  # --log_to
         if not distributed.is_main():
             return
         # A finished run's last epoch may have been cut short, and then does not count as one.
@@ -84,7 +86,9 @@ class Journal:
             return {}
 
     def scalars(self, numbers: Mapping[str, float], step: int) -> None:
-        """Write numbers to TensorBoard, by their names."""
+        """Write numbers to TensorBoard, and where --log_to says, by their names."""
+        if self.tracker is not None:
+            self.tracker.log(numbers, step)
         if self.tensorboard is None:
             return
         try:
@@ -109,6 +113,8 @@ class Journal:
     def close(self) -> None:
         if self.tensorboard is not None:
             self.tensorboard.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def write_results(

@@ -10,15 +10,16 @@ from typing import IO
 
 from util.cluster import distributed
 from util.errors import UsageError
+from util.reporting.run_folder import INPUTS, RECORD, REPORT, RESULTS
 
 log = logging.getLogger(__name__)
 
-RESULTS = "results.json"
 PREDICTIONS = "test_predictions.npy"  # int32 [images, 2]: the predicted class and the true one
 PREDICTED_OF = "test_predictions.json"  # what those were made of
 WRITTEN = (
     "checkpoint-*.pth", "log.txt", RESULTS, "nonfinite.json", "events.*", "reconstructions.png",
-    "predictions.json", PREDICTIONS, PREDICTED_OF,
+    "predictions.json", PREDICTIONS, PREDICTED_OF, RECORD, REPORT, INPUTS, "pictures",
+    "tracker.json",
 )  # fmt: skip
 
 

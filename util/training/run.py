@@ -20,7 +20,7 @@ from util.data.loader import Batches
 from util.errors import EXIT_NONFINITE, RunError, Stopped, UsageError
 from util.flags.settings import AUTO
 from util.logging import setup_logging
-from util.progress import Pace, ProgressLine, short
+from util.progress import Pace, ProgressLine, in_a_line, short
 from util.provenance import commit
 from util.randomness import STREAM_INIT, STREAM_STEP, seed_libraries
 from util.training.checkpoint import Checkpointer, Progress, Stateful, require_saved
@@ -31,15 +31,12 @@ from util.training.nonfinite import NonFiniteLoss, record_nonfinite_step
 from util.training.optim import scheduled_lr, steps_per_epoch
 from util.training.output import RESULTS, OutputFolder
 from util.training.precision import Precision
+from util.training.record import Record
 from util.training.same_run import look_at_start
 from util.training.signals import StopSignal
+from util.training.tracker import open_tracker
 
 log = logging.getLogger(__name__)
-
-# What a narrow terminal need not have room for.
-LAST_SHOWN = (
-    "mean_patch", "apx", "info_nce_accuracy", "min_mi_followed", "grad_norm", "image_share",
-)  # fmt: skip
 
 
 class Run:
@@ -54,12 +51,14 @@ class Run:
         self.is_guest = distributed.is_distributed()  # of a group that outlives the run
         self.device = distributed.init_process_group(args.device, args.dist_timeout)
         setup_logging(args.log_seconds)
+        self.record = Record(args, self.device)
         self.signals = StopSignal()
         try:
             agreement.all_or_none(lambda: look_at_start(args))
             self.folder = agreement.all_or_none(lambda: OutputFolder(args.output_dir))
         except BaseException:
             self.signals.restore()
+            self.record.close()
             raise
         self.progress = Progress()
         # Asked now: the code that runs is that of the start, whatever is edited meanwhile.
@@ -73,7 +72,8 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
+        self.record.end(self.progress.total_steps, error)
         try:
             if self.checkpointer is not None:  # only a second Ctrl-C does not wait for a save
                 self.checkpointer.close(give_up=kind is KeyboardInterrupt)
@@ -83,6 +83,7 @@ class Run:
                 self.journal.close()
             if not self.is_guest:
                 distributed.shutdown()
+            self.record.close()
 
     def precision(self, width: int) -> Precision:
         """Mixed precision by --amp, which from then on says what `auto` took."""
@@ -119,7 +120,9 @@ class Run:
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
         self.was_finished = self.is_finished()  # before this run began
+        self.record.begin(self.history, self.progress, batches, per_step, self._model())
         self.journal = Journal(args.output_dir, self.progress, self.was_finished)
+        self.journal.tracker = agreement.all_or_none(lambda: open_tracker(args))
         self.journal.text("flags", args.settings.table(args))
         self.meters = Meters(self.progress, self.device)
         self.signals.is_training = True
@@ -212,9 +215,8 @@ class Run:
         self.seen, self.since = 0, time.monotonic()
         scalars = numbers | {"images_per_second": rate}
         self.journal.scalars({f"train/{name}": n for name, n in scalars.items()}, step + 1)
-        order = sorted(numbers, key=LAST_SHOWN.__contains__)
-        shown = [f"{name} {short(numbers[name])}" for name in order]
-        self.line.update(self.progress.step, "  ".join([f"{short(rate)} images/s", *shown]))
+        self.record.numbers(step + 1, scalars)
+        self.line.update(self.progress.step, f"{short(rate)} images/s  {in_a_line(numbers)}")
 
     def save_or_stop(self, step: int) -> None:
         """After a step: save where the flags say so, and end the run where a signal does.
@@ -344,6 +346,7 @@ class Run:
             return
         if self.journal is None:  # an evaluation, perhaps in the folder of what it evaluates
             self.folder.set_aside([RESULTS])
+            self.record.begin(self.history, self.progress)
         numbers = (self.journal.last_line() if self.journal else {}) | numbers
         found = "  ".join(f"{name} {short(value)}" for name, value in numbers.items())
         log.info("finished: %s", found)
@@ -375,6 +378,7 @@ class Run:
             ) from None
         log.error("%s: back to the last checkpoint, and past that batch", error)
         self._go_back(error)
+        self.record.event("rollback", step=step, to=self.progress.total_steps, reason=str(error))
         self.progress.skipped = skipped
         self.journal.forget_after(self.progress.epoch)
         self.meters = Meters(self.progress, self.device)

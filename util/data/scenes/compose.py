@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from util.data.scenes.grounds import Photographs, Textures
+from util.data.scenes.grounds import Photographs, Plain, Textures
 from util.data.scenes.stickers import SPLITS, Stickers, vivid_ink
 
 # Of scenes: shares, and sides as shares of the scene's shorter one.
@@ -16,6 +16,8 @@ OVER_BORDER_SHARE = 0.3  # of objects: those that may hang over the border
 SMALLEST, LARGEST = 0.09, 0.81  # an object's longer side
 CROWD_SIDE, MEMBER_SIDE = (0.3, 0.55), (0.09, 0.16)
 MIN_VISIBLE_SHARE, MIN_VISIBLE = 0.15, 4  # of an object, and pixels: what shows less is left out
+IN_TILE = 0.9  # of a tile's side: its object's longer one
+WHITE = np.full(3, 255, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,12 @@ class World:
     """Everything that determines a scene, except its split and index."""
 
     stickers: Stickers
-    grounds: Photographs | Textures
+    grounds: Photographs | Textures | Plain
     seed: int
     height: int
     width: int
     one_class: str = ""  # the name of all objects; empty: each has its source's class
+    tile: int = 0  # an object in each square of so many pixels; 0: scattered
 
     @property
     def classes(self) -> list[str]:
@@ -54,6 +57,33 @@ def compose(world: World, split: str, index: int) -> tuple[np.ndarray, list[Thin
     """Scene `index` of a split: uint8 [H, W, 3], and what is seen in it, the farthest first."""
     rng = np.random.default_rng([world.seed, SPLITS.index(split), index])
     ground = world.grounds.draw(rng, split, world.height, world.width)
+    if world.tile:
+        things = _tiled(world, split, rng)
+    else:
+        things = _scattered(world, split, rng, ground)
+    things = _see(things, world.height, world.width)
+    for thing in things:
+        _paint(ground, thing)
+    return ground.round().astype(np.uint8), things
+
+
+def _tiled(world: World, split: str, rng: np.random.Generator) -> list[Thing]:
+    """An object in the middle of each tile, upright, all of one size and white."""
+    things, tile = [], world.tile
+    for top in range(0, world.height - tile + 1, tile):
+        for left in range(0, world.width - tile + 1, tile):
+            label = int(rng.integers(len(world.stickers.classes)))
+            side = IN_TILE * tile
+            sticker, source = _sticker(world, split, rng, label, side, WHITE, upright=True)
+            place = top + (tile - sticker.height) // 2, left + (tile - sticker.width) // 2
+            things.append(Thing(np.asarray(sticker), *place, label, False, [source]))
+    return things
+
+
+def _scattered(
+    world: World, split: str, rng: np.random.Generator, ground: np.ndarray
+) -> list[Thing]:
+    """Up to MAX_OBJECTS of all sizes, and sometimes a crowd, the farthest first."""
     things = []
     if rng.random() >= EMPTY_SHARE:
         things = [_object(world, split, rng, ground) for _ in range(rng.integers(MAX_OBJECTS) + 1)]
@@ -61,11 +91,7 @@ def compose(world: World, split: str, index: int) -> tuple[np.ndarray, list[Thin
             things.append(_crowd(world, split, rng, ground))
     # Small ones mostly in front: behind large ones they would be hidden.
     nearness = [-max(thing.pixels.shape) * rng.uniform(0.5, 2) for thing in things]
-    things = [things[i] for i in np.argsort(nearness, kind="stable")]
-    things = _see(things, world.height, world.width)
-    for thing in things:
-        _paint(ground, thing)
-    return ground.round().astype(np.uint8), things
+    return [things[i] for i in np.argsort(nearness, kind="stable")]
 
 
 def _object(world: World, split: str, rng: np.random.Generator, ground: np.ndarray) -> Thing:
@@ -77,9 +103,11 @@ def _object(world: World, split: str, rng: np.random.Generator, ground: np.ndarr
 
 
 def _sticker(
-    world: World, split: str, rng: np.random.Generator, label: int, side: float, ink: np.ndarray
-) -> tuple[Image.Image, str]:
-    """An object of a class as RGBA, turned, its longer side `side` pixels; and its source."""
+    world: World, split: str, rng: np.random.Generator, label: int, side: float, ink: np.ndarray,
+    upright: bool = False,
+) -> tuple[Image.Image, str]:  # fmt: skip
+    """An object of a class as RGBA, turned unless `upright`, its longer side `side` pixels; and
+    its source."""
     stickers = world.stickers
     drawn = int(rng.choice(np.flatnonzero(stickers.targets[split] == label)))
     sticker = stickers.draw(split, drawn, ink)
@@ -87,8 +115,9 @@ def _sticker(
         sticker = sticker.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     # Most of a large one's pixels would be turned for nothing.
     sticker = sticker.reduce(max(1, int(max(sticker.size) / (2 * side))))
-    turn = rng.uniform(-stickers.max_turn, stickers.max_turn)
-    sticker = sticker.rotate(turn, Image.Resampling.BICUBIC, expand=True)
+    if not upright:
+        turn = rng.uniform(-stickers.max_turn, stickers.max_turn)
+        sticker = sticker.rotate(turn, Image.Resampling.BICUBIC, expand=True)
     box = Image.fromarray(np.asarray(sticker)[..., 3] >= 128).getbbox()
     sticker = sticker.crop(box) if box else sticker
     sizes = [max(1, round(s * side / max(sticker.size))) for s in sticker.size]

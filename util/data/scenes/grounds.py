@@ -1,4 +1,4 @@
-"""The backgrounds of scenes: textures drawn by rule, or crops of photographs."""
+"""The backgrounds of scenes: textures drawn by rule, crops of photographs, or nothing."""
 
 import colorsys
 import os
@@ -49,6 +49,14 @@ class Photographs:
         box = (left, top, left + width * scale, top + height * scale)
         crop = photograph.resize((width, height), Image.Resampling.BILINEAR, box=box)
         return np.asarray(crop, dtype=np.float32)
+
+
+class Plain:
+    """A black background."""
+
+    def draw(self, rng: np.random.Generator, split: str, height: int, width: int) -> np.ndarray:
+        """Zeros, [height, width, 3]."""
+        return np.zeros((height, width, 3), dtype=np.float32)
 
 
 class Textures:
