@@ -19,12 +19,16 @@ NOT_RUN = {  # how a command begins: why it is not run
     "make ": "makes an environment, or is the tests themselves",
     "python -m venv": "makes an environment",
     "uv ": "makes an environment",
+    "pip ": "installs packages",
     "apptainer ": "needs a container's runtime, and the network",
     "sbatch ": "needs a cluster; tests/cluster/test_slurm.py has one",
     "status=$?": "part of that job's script",
     "[ $status": "part of that job's script",
     "exit ": "part of that job's script",
     "python benchmarks/": "tests/test_benchmarks.py and tests/benchmarks/ run them at tiny size",
+    "PYTHONPATH=packages python benchmarks/": "as above",
+    "python main_pretrain.py --log_to wandb": "needs a package and an account; tests of --log_to "
+    "have a stand-in",
     "python main_robustness.py runs/ft-mae": "needs ImageNet's thousand classes; "
     "test_the_published_sets in tests/test_main_robustness.py has its layouts",
 }
@@ -37,7 +41,6 @@ SHORT = {  # program: what is appended to its flags, before those of a model
     "main_robustness": "--max_images 8 --corruptions fog --severities 1",
     "reproduce": "--dry_run --out tables",
 }  # fmt: skip
-DIGITS = ["--train_fraction", "0.02"]
 DENSE = ("main_segmentation", "main_detection")
 
 
@@ -64,9 +67,12 @@ def tiny(name: str, words: list[str]) -> list[str]:
     words += SHORT.get(name, "").split()
     if name.startswith("main_"):
         words += ["--device", "cpu", "--num_workers", "0"]
-        words += DIGITS if is_digits(words) else model_flags(name, words)
-    elif name == "tools.features":
-        words += ["--device", "cpu", "--num_workers", "0"]
+        if not is_digits(words):
+            words += model_flags(name, words)
+        elif name == "main_evaluate":
+            words += ["--train_fraction", "0.02"]
+    elif name in ("tools.features", "tools.visualize"):
+        words += ["--device", "cpu"]
     return words
 
 

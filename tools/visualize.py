@@ -144,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
 def open_subject(args: argparse.Namespace, name: str, path: str, device: torch.device) -> Subject:
     flags = copy.copy(args)
     flags.settings = copy.deepcopy(args.settings)
-    opened = open_checkpoint(path, flags)
+    opened = open_checkpoint(path, flags, flag="--like" if path == args.like else "CHECKPOINT")
     frozen = FrozenEncoder(build_for(opened, flags), Normalize(flags.mean, flags.std)).to(device)
     dataset = opened.config.get("dataset")
     if dataset and not args.settings.is_given("dataset") and not args.data_path:

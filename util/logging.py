@@ -26,4 +26,5 @@ def setup_logging(pause: float = PAUSE) -> None:
         stream=sys.stdout,
         force=True,
     )
+    logging.getLogger("timm").setLevel(logging.WARNING)  # what is loaded is told here
     ProgressLine.set_pause(pause)

@@ -36,6 +36,7 @@ CHECKPOINTS = {  # folder: the command that makes it, in this order
 COPIES = {
     "runs/mae": "runs/mimae", "pre": "runs/mimae", "shared/pre": "runs/mimae", "ft": "runs/ft",
     "scratch.pth": "output_dir/finetune/checkpoint-last.pth",
+    "MIMAE.pth": "runs/mimae/checkpoint-last.pth", "MAE.pth": "runs/mimae/checkpoint-last.pth",
 }  # fmt: skip
 
 
@@ -103,6 +104,10 @@ def write_data(root: Path) -> None:
     (root / "1percent.txt").write_text("".join(names))
     (root / "real.json").write_text(json.dumps([[0], [0], [1], []]))
     (root / "public").mkdir()
+    pictures(root / "dogs", 2)
+    shutil.copy(root / "dogs/ILSVRC2012_00000001.png", root / "cat.jpg")
+    half = np.repeat(np.array([[0], [255]], dtype=np.uint8), 8, axis=0)
+    Image.fromarray(half.repeat(16, axis=1)).save(root / "hole.png")
     hugging_face(root)
     for command in (
         "scenes scenes --images 6 --val_images 3 --size 64 --num_workers 0",

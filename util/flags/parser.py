@@ -1,6 +1,7 @@
 """argparse with `@file`, errors of one line, and what a command line itself says."""
 
 import argparse
+import difflib
 import importlib.util
 import os
 import re
@@ -102,6 +103,9 @@ class ArgumentParser(argparse.ArgumentParser):
         return {title: list(dict.fromkeys(names)) for title, names in groups.items() if names}
 
     def error(self, message: str):
+        typed = re.search(r"unrecognized arguments: (--\w+)", message)
+        if typed and (near := difflib.get_close_matches(typed[1], self._option_string_actions, 1)):
+            message += f" (did you mean {near[0]}?)"
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
 
 
