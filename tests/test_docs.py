@@ -43,8 +43,8 @@ def test_every_page_is_reached_from_the_readme():
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda value: value[:60])
-def test_every_command_is_understood(page, line, monkeypatch, tmp_path):
-    """By the program's own parser; data and checkpoints of other machines may be missing."""
+def test_every_command_is_understood(page, line, monkeypatch, capsys):
+    """By the program's own parser; other machines' data and optional packages may be missing."""
     found = program(shlex.split(line.split(" > ")[0], comments=True))
     if found is None or found[0].startswith(("benchmarks", "docs", "demo")):
         pytest.skip("no program that has a parser of ours")
@@ -60,6 +60,8 @@ def test_every_command_is_understood(page, line, monkeypatch, tmp_path):
         parse(words)
     except UsageError as error:
         assert any(text in str(error) for text in DATA_IS_MISSING), f"{line}\n{error}"
+    except SystemExit:
+        assert "is not installed: pip install" in capsys.readouterr().err, line
 
 
 def test_the_list_of_messages_is_the_codes():

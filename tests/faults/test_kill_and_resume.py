@@ -169,7 +169,7 @@ def test_a_second_interrupt_leaves_at_once_and_the_last_save_whole(zygote, undis
     time.sleep(0.05)
     os.kill(pid, signal.SIGINT)
     assert zygote.wait() == 130, log.read_text()
-    assert "error: interrupted at once, without saving" in log.read_text()
+    assert "interrupted at once, without saving" in log.read_text()
     assert "is given up, the one before is intact" in log.read_text()
     assert saves.last.exists() and not saves.temporary.exists()
     assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
