@@ -29,9 +29,17 @@ NOT_RUN = {  # how a command begins: why it is not run
     "PYTHONPATH=packages python benchmarks/": "as above",
     "python main_pretrain.py --log_to wandb": "needs a package and an account; tests of --log_to "
     "have a stand-in",
+    "python main_pretrain.py @recipes/openclipart": "needs Debian's package",
+    "python main_evaluate.py runs/clipart": "needs Debian's package",
+    "python main_pretrain.py @recipes/table3/f_mimae.args @recipes/small": "needs Fashion-MNIST",
+    "torchrun --nproc_per_node 8 main_robustness.py": "as the next one",
     "python main_robustness.py runs/ft-mae": "needs ImageNet's thousand classes; "
     "test_the_published_sets in tests/test_main_robustness.py has its layouts",
 }
+PLACES = {
+    "IMAGENET": "/data/imagenet", "COCO": "/data/coco",
+    "ADEChallengeData2016": "/data/ADEChallengeData2016",
+}  # fmt: skip
 TRAINING = "--max_steps 1 --batch_size 2 --images_per_step 2"
 SHORT = {  # program: what is appended to its flags, before those of a model
     "main_pretrain": TRAINING, "main_finetune": TRAINING, "main_linprobe": TRAINING,
@@ -46,7 +54,20 @@ DENSE = ("main_segmentation", "main_detection")
 
 def documented() -> list[tuple[str, str]]:
     """(page, command), each command once."""
-    return sorted({line: (page, line) for page, line in COMMANDS}.values())
+    return sorted({line: (page, line) for page, line in [*COMMANDS, *of_recipes()]}.values())
+
+
+def of_recipes() -> list[tuple[str, str]]:
+    """The commands with which recipes open, for the places that the documentation names."""
+    found = []
+    for path in sorted((ROOT / "recipes").rglob("*.args")):
+        head = "\n".join(re.findall(r"^#   (.*)$", path.read_text(), re.M)).replace("\\\n", " ")
+        head = re.sub(r"\b(IMAGENET|COCO|ADEChallengeData2016)\b", lambda m: PLACES[m[0]], head)
+        head = head.replace(
+            "CHECKPOINT", f"runs/{'swin' if 'swin' in head else 'mimae'}/checkpoint-last.pth"
+        )
+        found += [(str(path.relative_to(ROOT)), line) for line in head.splitlines()]
+    return found
 
 
 def reason(line: str) -> str:
@@ -82,14 +103,14 @@ def is_digits(words: list[str]) -> bool:
 
 def model_flags(name: str, words: list[str]) -> list[str]:
     """The tiny model in place of a recipe's; evaluations take a checkpoint's."""
-    prefix = "mimae_" if name == "main_pretrain" else ""
-    swin = any("swin" in word for word in words)
-    model = f"{prefix}vit_tiny_patch4" if not swin else f"{'mi' if prefix else ''}swin_mini_patch2"
+    text = " ".join(words)
+    swin = "swin" in text
+    method = re.search(r"(\w*mae|\w*simmim)_(vit|swin)", text)
+    prefix = f"{method[1] if method else 'mimae'}_" if name == "main_pretrain" else ""
+    model = prefix + ("swin_mini_patch2" if swin else "vit_tiny_patch4")
     flags = [] if name == "main_evaluate" else ["--model", model]
     size = "32" if name in DENSE or swin else "16"
-    return flags + (
-        [] if "--input_size" in words or "xrays" in str(words) else ["--input_size", size]
-    )
+    return flags + ([] if "--input_size" in words or "xrays" in text else ["--input_size", size])
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ CHECKPOINTS = {  # folder: the command that makes it, in this order
     "output_dir/pretrain": "main_pretrain",
     "output_dir/finetune": "main_finetune --finetune output_dir/pretrain/checkpoint-last.pth",
     "runs/mimae": "main_pretrain --data_path data/imagenet",
+    "runs/swin": "main_pretrain --data_path data/imagenet --model simmim_swin_base",
     "runs/xrays": "main_pretrain --dataset flat --data_path data/xrays --in_chans 1 "
     "--input_size 256 384",
     "runs/ft": "main_finetune --data_path data/imagenet --finetune runs/mimae/checkpoint-last.pth",
@@ -102,6 +103,7 @@ def write_data(root: Path) -> None:
     pictures(root / "data/xrays-in-colour", 4)
     names = [f"{'ab'[n > 6]}/ILSVRC2012_{n:08}.png\n" for n in range(3, 11)]
     (root / "1percent.txt").write_text("".join(names))
+    shutil.copy(root / "1percent.txt", root / "10percent.txt")
     (root / "real.json").write_text(json.dumps([[0], [0], [1], []]))
     (root / "public").mkdir()
     pictures(root / "dogs", 2)
