@@ -73,8 +73,8 @@ def nodes(tmp_path, pretrained, finetuned):
 @pytest.mark.parametrize("main", MAINS)
 @pytest.mark.parametrize(
     ("kind", "says"),
-    [("whole", ""), ("absent", "rank 1: CHECKPOINT weights.pth is no checkpoint file"),
-     ("damaged", "rank 1: CHECKPOINT weights.pth is"),
+    [("whole", ""), ("absent", "rank 1: --finetune weights.pth is no checkpoint file"),
+     ("damaged", "rank 1: --finetune weights.pth is"),
      ("other", "weights.pth is not the same on all ranks")],
 )  # fmt: skip
 def test_all_ranks_have_opened_the_same_weights_or_none(nodes, tmp_path, main, kind, says):
