@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo demo-dense test test-lowest lowest lint slow-test lock clean
+.PHONY: demo demo-dense test test-lowest lowest lint slow-test lock clean site
 
 demo: $(VENV)/.demo  ## pre-train, probe and compare on digits, on a CPU
 	$(BIN)/python demo.py
@@ -29,6 +29,9 @@ lowest: $(VENV)/.test  ## write requirements-lowest.txt anew, after a change of 
 slow-test: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 
+site: $(VENV)/.site  ## docs/ as a site, in site/
+	$(BIN)/mkdocs build --strict --site-dir site
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -46,6 +49,11 @@ $(VENV)/.demo: requirements.txt
 
 $(VENV)/.demo-dense: $(VENV)/.demo
 	$(BIN)/pip install --quiet "segmentation-models-pytorch>=0.5" "faster-coco-eval>=1.8"
+	touch $@
+
+$(VENV)/.site:
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet mkdocs
 	touch $@
 
 $(VENV)/.test: requirements.txt requirements-dev.txt
