@@ -277,7 +277,7 @@ def test_downstream_mains_take_the_checkpoint(pretrained, tmp_path):
     probed, _ = run(main_linprobe, tmp_path / "probe", *weights, *small, 20)
     assert probed["test_acc1"] > 15
     tuned, _ = run(
-        main_finetune, tmp_path / "tune", *weights, *small, 2, "--input_size", 20, 24,
+        main_finetune, tmp_path / "tune", *weights, *small, 4, "--input_size", 20, 24,
         "--blr", 0.016, "--batch_size", 16, "--layer_decay", 0.9, "--mixup", 0, "--cutmix", 0,
         "--aa", "none", "--reprob", 0, "--min_crop", 1,
     )  # fmt: skip
