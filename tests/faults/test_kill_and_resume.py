@@ -98,9 +98,7 @@ def test_kills_in_the_middle_of_a_background_save(zygote, undisturbed, tmp_path,
     for attempt in range(8):
         steps = log.read_text().count(" epoch ") + 1 + attempt % 3
         pid = zygote.start("main_pretrain", argv, log, slow_disk=0.03)
-        kill_when(
-            pid, lambda steps=steps: log.read_text().count(" epoch ") >= steps and is_there()
-        )
+        kill_when(pid, lambda steps=steps: log.read_text().count(" epoch ") >= steps and is_there())
         assert zygote.wait() in (0, -signal.SIGKILL), log.read_text()
         cut += saves.was_cut()
     print(f"{phase}: {cut} kills in the middle of a save")
