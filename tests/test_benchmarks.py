@@ -67,8 +67,8 @@ CASES = {
 
 
 SLOW = (
-    "corruptions", "detection_step", "equal_samples", "pretrain_step", "scaling",
-    "segmentation_step", "start_up",
+    "checkpoint_cost", "corruptions", "detection_step", "equal_samples", "false_verdicts",
+    "find_images", "mask_ceiling", "pretrain_step", "scaling", "segmentation_step", "start_up",
 )  # fmt: skip
 
 

@@ -260,6 +260,7 @@ def over_two_ranks(rank: int, folder: str) -> float:
     return 0 if outcome.status == 0 else outcome.err
 
 
+@pytest.mark.slow
 def test_draws_share_a_process_group(tmp_path, run_main_here):
     assert in_ranks(over_two_ranks, 2, tmp_path, str(tmp_path / "two")) == [0, 0]
     two = json.loads((tmp_path / "two" / "results.json").read_text())

@@ -305,6 +305,7 @@ def test_bad_checkpoints_are_refused_in_one_line(refuses, tmp_path, checkpoint):
     refuses(main, "--resume", checkpoint, "--no_train_approximation", names=("--resume",))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_loss_scaling_goes_on_with_it(run_main_here, checkpoint):
     outcome = run_main_here(
         "main_pretrain", "--resume", checkpoint, "--amp", "fp16", "--batch_size", 128, "--epochs",

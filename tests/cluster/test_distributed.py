@@ -72,13 +72,18 @@ def single(tmp_path_factory):
 BATCH = {"club_negatives": "batch"}
 TOKENS = {"club_level": "token", "mask_type": "independent", "club_negatives": "batch"}
 
+MORE = [
+    (4, {}, 1, False), (2, {}, 2, False), (4, BATCH, 2, False), (2, {}, 2, True),
+    (4, BATCH, 2, True),
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("world", "options", "num_micro", "exact"),
     [
-        (2, {}, 1, False), (4, {}, 1, False), (2, {}, 2, False), (4, {"mi_head": "mlp"}, 2, False),
-        (2, BATCH, 1, False), (4, BATCH, 2, False), (2, TOKENS, 1, False),
-        (2, {}, 2, True), (4, BATCH, 2, True), (2, TOKENS, 2, True),
+        (2, {}, 1, False), (4, {"mi_head": "mlp"}, 2, False),
+        (2, BATCH, 1, False), (2, TOKENS, 1, False), (2, TOKENS, 2, True),
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in MORE],
     ],
 )  # fmt: skip
 def test_world_size_changes_nothing(single, tmp_path, world, options, num_micro, exact):

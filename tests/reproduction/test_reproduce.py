@@ -147,11 +147,8 @@ def test_bad_input_is_one_line(words, said, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
-    ids=lambda number: number.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_second_process_on_the_same_table_is_refused_and_a_signal_saves(tmp_path, number):
     words = ["table3a", "--rows", "a", "--out", str(tmp_path)]
     first = subprocess.Popen(
