@@ -24,6 +24,7 @@ _VIT: Rules = (
     (r"patch_embed\.proj\.(.*)", r"embeddings.patch_embeddings.projection.\1"),
     (r"norm\.(.*)", r"layernorm.\1"), (r"fc_norm\.(.*)", r"pooler.layernorm.\1"),
 )  # fmt: skip
+_DECODER: Rules = ((r"(decoder_.*|mask_token)", r"decoder.\1"),)
 _SWIN: Rules = (
     (r"patch_embed\.proj\.(.*)", r"embeddings.patch_embeddings.projection.\1"),
     (r"patch_embed\.norm\.(.*)", r"embeddings.norm.\1"), (r"norm\.(.*)", r"layernorm.\1"),
@@ -37,29 +38,26 @@ def vit(weights: Mapping[str, Tensor], has_key_bias: bool = True) -> Weights:
     Args:
         has_key_bias: BEiT has none, and needs none: it moves all of a query's logits alike.
     """
-    renamed: Weights = {}
-    for key, value in weights.items():
-        block = re.fullmatch(r"blocks\.(\d+)\.(.*)", key)
-        if block:
-            start = f"encoder.layer.{block[1]}."
-            inside = _of_block(block[2], value, "attention.attention", has_key_bias)
-            renamed |= {start + name: part for name, part in inside.items()}
-        elif name := _renamed(key, _VIT):
-            renamed[name] = value
-    return renamed
+    return _by_block(weights, "blocks", "encoder.layer", _VIT, has_key_bias)
 
 
 def vit_decoder(weights: Mapping[str, Tensor]) -> Weights:
     """MAE's decoder."""
+    return _by_block(weights, "decoder_blocks", "decoder.decoder_layers", _DECODER, True)
+
+
+def _by_block(
+    weights: Mapping[str, Tensor], blocks: str, layers: str, others: Rules, has_key_bias: bool
+) -> Weights:  # fmt: skip
+    """Weights of `blocks` under `layers`, and those outside that `others` name."""
     renamed: Weights = {}
     for key, value in weights.items():
-        block = re.fullmatch(r"decoder_blocks\.(\d+)\.(.*)", key)
+        block = re.fullmatch(rf"{blocks}\.(\d+)\.(.*)", key)
         if block:
-            start = f"decoder.decoder_layers.{block[1]}."
-            inside = _of_block(block[2], value, "attention.attention", True)
-            renamed |= {start + name: part for name, part in inside.items()}
-        elif key.startswith("decoder_") or key == "mask_token":
-            renamed[f"decoder.{key}"] = value
+            inside = _of_block(block[2], value, "attention.attention", has_key_bias)
+            renamed |= {f"{layers}.{block[1]}.{name}": part for name, part in inside.items()}
+        elif name := _renamed(key, others):
+            renamed[name] = value
     return renamed
 
 

@@ -6,6 +6,7 @@ import os
 
 import exported
 import pytest
+from exported import refused
 
 from exports import folder as folders
 
@@ -14,12 +15,6 @@ from exports import folder as folders
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     return exported.pretrained(folder / "checkpoint-last.pth", "mae_vit_nano_patch2", 8)
-
-
-def refused(outcome, *words) -> None:
-    assert outcome.status == 2
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    assert all(word in outcome.err for word in words), outcome.err
 
 
 def test_an_existing_folder_is_refused_and_replaced_with_a_flag(checkpoint, tmp_path):

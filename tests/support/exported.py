@@ -117,3 +117,10 @@ def export(checkpoint, out, to: str, *flags) -> Outcome:
         except SystemExit as end:
             status = end.code or 0
     return Outcome(status, out_text.getvalue(), err.getvalue(), Path(out))
+
+
+def refused(outcome: Outcome, *words: str) -> None:
+    """Status 2 and one line that has all the words."""
+    assert outcome.status == 2
+    assert len(outcome.err.splitlines()) == 1 and "Traceback" not in outcome.err, outcome.err
+    assert all(word in outcome.err for word in words), outcome.err
