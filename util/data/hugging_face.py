@@ -29,7 +29,7 @@ from util.data.hugging_face_schema import Columns, choose_columns, class_names
 from util.data.image_sets import Images
 from util.data.images import NamedBytes, decode_image
 from util.data.kept_index import Index, Made, indexed, stamp
-from util.data.label_numbers import Labels, check_labelled, classes_of, targets_of
+from util.data.label_numbers import check_labelled, classes_of, labels_in, targets_of
 from util.data.packed_files import PackedFiles
 from util.data.parquet_pages import DICTIONARY, values
 from util.data.split_files import needed_files, split_files
@@ -116,9 +116,9 @@ def load_hugging_face(
     """
     paths = _of_the_set(needed_files(data_path, split, SUFFIXES))
     index = _index(paths, columns, split, data_path)
-    labels = known = _labels(index)
+    labels = known = labels_in(index)
     if split == "val" and (train := split_files(data_path, "train", SUFFIXES, deep=True)):
-        known = _labels(_index(_of_the_set(train), columns, split, data_path))
+        known = labels_in(_index(_of_the_set(train), columns, split, data_path))
     if (labels.numbered, labels.names) != (known.numbered, known.names):
         raise UsageError(
             f"--data_path {data_path}: the classes of one split have other names or numbers than "
@@ -155,11 +155,6 @@ def _of_the_set(paths: Sequence[str]) -> list[str]:
                 )
         found += [p for p in here if names is None or os.path.basename(p) in names]
     return found
-
-
-def _labels(index: Index) -> Labels:
-    header = index.header
-    return Labels(header["words"], index.arrays["words"], header["numbered"], header["names"])
 
 
 # -------------------------------------------------------------------------------------- the index

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from util.data.kept_index import Index
 from util.errors import UsageError
 
 MOST = 1_000_000  # classes: more of them are another kind of number
@@ -21,6 +22,12 @@ class Labels:
     places: np.ndarray
     numbered: bool
     names: Mapping[str, str]
+
+
+def labels_in(index: Index) -> Labels:
+    """The labels that an index of images keeps."""
+    header = index.header
+    return Labels(header["words"], index.arrays["words"], header["numbered"], header["names"])
 
 
 def one_to_one(pairs: set[tuple[str, str]]) -> dict[str, str]:

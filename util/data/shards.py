@@ -22,7 +22,7 @@ from util.data.image_folders import published_set
 from util.data.image_sets import Images
 from util.data.images import NamedBytes, decode_image
 from util.data.kept_index import Index, Made, indexed, stamp
-from util.data.label_numbers import Labels, check_labelled, classes_of, one_to_one, targets_of
+from util.data.label_numbers import check_labelled, classes_of, labels_in, one_to_one, targets_of
 from util.data.packed_files import PackedFiles
 from util.data.split_files import needed_files, split_files
 from util.errors import UsageError
@@ -78,9 +78,9 @@ def load_shards(split: str, data_path: str, in_chans: int, download: bool) -> Im
     """--dataset shards, as `util.data.datasets` has its sources."""
     paths = needed_files(data_path, split, (SHARD,))
     index = shard_index(paths)
-    labels = known = _labels(index)
+    labels = known = labels_in(index)
     if split == "val" and (train := split_files(data_path, "train", (SHARD,), deep=True)):
-        known = _labels(shard_index(train))
+        known = labels_in(shard_index(train))
     if labels.numbered != known.numbered:
         raise UsageError(
             f"--data_path {data_path}: the labels of one split are numbers, and the other's are "
@@ -93,11 +93,6 @@ def load_shards(split: str, data_path: str, in_chans: int, download: bool) -> Im
     names = {classes[number] for number in np.unique(targets) if number >= 0}
     images.published = published_set(len(images), names) if split == "val" else ""
     return images
-
-
-def _labels(index: Index) -> Labels:
-    header = index.header
-    return Labels(header["words"], index.arrays["words"], header["numbered"], header["names"])
 
 
 # -------------------------------------------------------------------------------------- the index
