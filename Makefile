@@ -14,7 +14,7 @@ demo-dense: $(VENV)/.demo-dense  ## pre-train on scenes, segment them and detect
 test: $(VENV)/.test  ## what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-lowest: $(LOWEST)/.test  ## the quick tests with the lowest versions that requirements.txt allows
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests/encoders tests/heads \
