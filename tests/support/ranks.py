@@ -1,8 +1,10 @@
 """Functions run by several gloo ranks, each a process of its own that a server has forked."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,11 @@ PRELOAD = ["engine_pretrain", "models_mimae", "main_finetune", "torch._dynamo"]
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One below those that the kernel gives to connections meanwhile."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", random.SystemRandom().randrange(10000, 31000)))
+            return probe.getsockname()[1]
 
 
 def _rank(
