@@ -18,7 +18,8 @@ class MaskJitter:
 
     Args:
         strength: s; gains are uniform in 1 ± s, shifts in ± s standard deviations of the
-            normalised data. masks: have `num_masks` N and `num_patches` L. in_chans: C, each channel has its own draw.
+            normalised data.
+        masks: have `num_masks` N and `num_patches` L. in_chans: C, each with its own draw.
 
     Raises:
         UsageError: fewer patches than draws for an image.
