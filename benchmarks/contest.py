@@ -71,6 +71,27 @@ class Contestant:
         return statistics.median(a / b for a, b in zip(self.rates, other.rates, strict=True))
 
 
+def hold(plans: Sequence[tuple], rounds: int, num_steps: int) -> list[Contestant]:
+    """Build contestants, let them compete, end them; those that fail are printed and left out.
+
+    Args:
+        plans: of each its name, what builds it, and the arguments of that.
+    """
+    contestants: list[Contestant] = []
+    for plan in plans:
+        contestant = Contestant(*plan)
+        try:
+            contestant.await_ready()
+            contestants.append(contestant)
+        except Failed as failure:
+            print(failure, flush=True)
+            contestant.end()
+    compete(contestants, rounds, num_steps)
+    for contestant in contestants:
+        contestant.end()
+    return contestants
+
+
 def compete(contestants: list[Contestant], rounds: int, num_steps: int) -> None:
     """Give each its turn, `rounds` times; those that fail are printed and leave the list."""
     for _ in range(rounds):
@@ -88,7 +109,7 @@ def compete(contestants: list[Contestant], rounds: int, num_steps: int) -> None:
 def _serve(pipe, name: str, build: Build, args: tuple) -> None:
     use_cuda = torch.cuda.is_available()
     try:
-        before = 0 if use_cuda else _memory("VmRSS")
+        before = 0 if use_cuda else memory("VmRSS")
         train, facts = build(*args)
         if use_cuda:
             torch.cuda.empty_cache()  # the others are yet to be built
@@ -108,7 +129,7 @@ def _serve(pipe, name: str, build: Build, args: tuple) -> None:
             if use_cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - started
-            peak = torch.cuda.max_memory_allocated() if use_cuda else _memory("VmHWM") - before
+            peak = torch.cuda.max_memory_allocated() if use_cuda else memory("VmHWM") - before
             pipe.send((seconds, peak))
             if use_cuda:
                 torch.cuda.empty_cache()  # the others need it
@@ -116,7 +137,7 @@ def _serve(pipe, name: str, build: Build, args: tuple) -> None:
         pipe.send(Failed(f"{name}: out of memory"))
 
 
-def _memory(kind: str) -> int:
+def memory(kind: str) -> int:
     """VmRSS, this process's memory, or VmHWM, the most it has been; in bytes, 0 if unknown."""
     if not os.path.exists("/proc/self/status"):
         return 0

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.contest import Contestant, Failed, compete, matmul_peak
+from benchmarks.contest import Contestant, hold, matmul_peak
 from benchmarks.step_facts import add_timing_flags
 from util.flags.parser import number
 from util.training.precision import Precision
@@ -190,20 +190,11 @@ def contest(args: argparse.Namespace, model: str, images: int) -> list[Contestan
     if args.against:
         theirs = "fp16" if device.type == "cuda" else "fp32"
         plans.append((f"official MAE {theirs}", build_official))
-    contestants: list[Contestant] = []
-    for plan, build, *more in plans:
-        name = f"{plan}, ViT-{model}, {images} x {args.num_masks}"
-        contestant = Contestant(name, build, args, model, images, *more)
-        try:
-            contestant.await_ready()
-            contestants.append(contestant)
-        except Failed as failure:
-            print(failure, flush=True)
-            contestant.end()
-    compete(contestants, args.rounds, args.steps)
-    for contestant in contestants:
-        contestant.end()
-    return contestants
+    named = [
+        (f"{plan}, ViT-{model}, {images} x {args.num_masks}", build, args, model, images, *more)
+        for plan, build, *more in plans
+    ]
+    return hold(named, args.rounds, args.steps)
 
 
 def measure_peaks(peaks: dict[torch.dtype, float], device: torch.device) -> None:
