@@ -25,6 +25,7 @@ class Contestant:
 
     def __init__(self, name: str, build: Build, *args):
         self.name, self.rates, self.peak, self.facts = name, [], 0, {}
+        self.cpu_rates: list[float] = []
         self.pipe, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(
             target=_serve, args=(theirs, name, build, args), daemon=True
@@ -42,9 +43,11 @@ class Contestant:
         self.pipe.send(num_steps)
 
     def end_turn(self) -> None:
-        """Wait for the turn's end; note steps per second and the peak of the memory in bytes."""
-        seconds, self.peak = self._answer()
+        """Wait for the turn's end; note steps per second, and per second of CPU time, and the peak
+        of the memory in bytes."""
+        seconds, cpu_seconds, self.peak = self._answer()
         self.rates.append(self.num_steps / seconds)
+        self.cpu_rates.append(self.num_steps / max(cpu_seconds, 1e-9))
 
     def _answer(self):
         try:
@@ -124,13 +127,14 @@ def _serve(pipe, name: str, build: Build, args: tuple) -> None:
             train(1)
             if use_cuda:
                 torch.cuda.synchronize()
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             train(num_steps)
             if use_cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - started
+            cpu_seconds = time.process_time() - cpu_started
             peak = torch.cuda.max_memory_allocated() if use_cuda else memory("VmHWM") - before
-            pipe.send((seconds, peak))
+            pipe.send((seconds, cpu_seconds, peak))
             if use_cuda:
                 torch.cuda.empty_cache()  # the others need it
     except torch.OutOfMemoryError:

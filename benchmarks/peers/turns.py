@@ -7,6 +7,7 @@ compared.
 import json
 import os
 import platform
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -28,18 +29,19 @@ class Entrant:
 
     Args:
         build: see `benchmarks.contest`; gets `args`.
-        package: what it imports, where that may be missing. get: how one gets it.
+        is_there: whether what it needs is installed. get: how one gets that.
     """
 
     name: str
     build: Build
     args: tuple = ()
-    package: str = ""
+    is_there: bool = True
     get: str = GET
 
-    @property
-    def is_there(self) -> bool:
-        return not self.package or util.find_spec(self.package) is not None
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without doing it."""
+    return util.find_spec(package) is not None
 
 
 def take_turns(entrants: Sequence[Entrant], rounds: int, steps: int) -> list[Contestant]:
@@ -54,7 +56,9 @@ def take_turns(entrants: Sequence[Entrant], rounds: int, steps: int) -> list[Con
 def compared(found: Sequence[Contestant], samples: int, unit: str) -> Rows:
     """A row of each contestant: its time and memory, and how often it takes the first one's.
 
-    The ratio of the times is the median over the rounds, with the least and the most. Memory is
+    Ratios of times are medians over the rounds, with the least and the most. Of one thread the
+    CPU's seconds are those of an idle machine, nearly, whatever else it does; of several they are
+    no measure, since threads wait for each other busily. Memory is
     resident, of a process of its own, beyond torch's; where the facts have `libraries`, the bytes
     that importing the package took, those are told apart.
 
@@ -63,19 +67,29 @@ def compared(found: Sequence[Contestant], samples: int, unit: str) -> Rows:
     """
     rows: Rows = []
     for one in found:
-        ratios = [a / b for a, b in zip(found[0].rates, one.rates, strict=True)]
         libraries = one.facts.get("libraries", 0)
+        cpu = statistics.median(one.cpu_rates)
         row: dict[str, object] = {
             "": one.name,
-            f"s per {unit}": f"{1 / one.rate / samples:.4f}",
-            "x ours": "1" if one is found[0] else f"{found[0].ratio(one):.3f}",
-            "least to most": f"{min(ratios):.2f} to {max(ratios):.2f}",
+            f"s per {unit}": f"{1 / one.rate / samples:.4g}",
+            "x ours": _ratio(found[0].rates, one.rates),
+        }
+        if torch.get_num_threads() == 1 and not torch.cuda.is_available():
+            row[f"CPU s per {unit}"] = f"{1 / cpu / samples:.4g}"
+            row["x ours, CPU s"] = _ratio(found[0].cpu_rates, one.cpu_rates)
+        row |= {
             "GiB": f"{(one.peak - libraries) / GIB:.2f}",
             "x our memory": f"{_own(one) / max(_own(found[0]), 1):.2f}",
             "GiB of libraries": f"{libraries / GIB:.2f}",
         }
         rows.append(row)
     return rows
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """How many times theirs takes, the median over the rounds, with the least and the most."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _own(one: Contestant) -> int:
@@ -86,8 +100,8 @@ def _own(one: Contestant) -> int:
 def as_data(found: Sequence[Contestant], samples: int) -> list[dict[str, object]]:
     """What was measured of each, for a JSON: steps per second of each turn, bytes, facts."""
     return [
-        {"name": one.name, "rates": one.rates, "samples": samples, "peak": one.peak}
-        | {"facts": one.facts}
+        {"name": one.name, "rates": one.rates, "cpu_rates": one.cpu_rates, "samples": samples}
+        | {"peak": one.peak, "facts": one.facts}
         for one in found
     ]
 
