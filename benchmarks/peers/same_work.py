@@ -93,8 +93,8 @@ def table_of_work(named: dict[str, dict], samples: int) -> Rows:
             ),
             "patches in the loss": f"{facts['rows']:g}",
             "loss of zeros": f"{facts['of_zeros']:.4f}",
-            "GFLOP per sample": f"{facts['flops'] / samples / 1e9:.1f}",
-            "MiB kept per sample": f"{facts['kept'] / samples / 2**20:.0f}",
+            "GFLOP per sample": f"{facts['flops'] / samples / 1e9:.4g}",
+            "MiB kept per sample": f"{facts['kept'] / samples / 2**20:.3g}",
             "AdamW": facts["optimizer"],
             "differs": "; ".join(differences(facts, ours)) or "no",
         }
