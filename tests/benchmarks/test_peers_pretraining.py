@@ -101,10 +101,11 @@ def hold_here(plans, rounds, steps) -> list[Built]:
     return [Built(*plan) for plan in plans]
 
 
-def test_the_tables(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("more", [[], ["--pairs"]], ids=str)
+def test_the_tables(monkeypatch, capsys, tmp_path, more):
     monkeypatch.setattr(turns, "hold", hold_here)
     monkeypatch.setattr(pretraining, "is_installed", lambda package: package == "transformers")
-    monkeypatch.setattr(sys, "argv", ["", *WORDS.split(), "--out", str(tmp_path / "found")])
+    monkeypatch.setattr(sys, "argv", ["", *WORDS.split(), *more, "--out", str(tmp_path / "found")])
     pytest.importorskip("transformers")
     pretraining.main()
     out = capsys.readouterr().out
@@ -114,8 +115,13 @@ def test_the_tables(monkeypatch, capsys, tmp_path):
     written = (tmp_path / "found.md").read_text()
     assert "| transformers | 0.1667 | 1.000 (1.00 to 1.00) |" in written
     assert written.count("| no |") == 2 and "MI-MAE, 2 masks" in written
-    (contest,) = json.loads((tmp_path / "found.json").read_text())["contests"]
-    assert [len(one["rates"]) for one in contest["found"]] == [2, 2, 2]
+    contests = json.loads((tmp_path / "found.json").read_text())["contests"]
+    found = [[one["name"] for one in contest["found"]] for contest in contests]
+    ours, mimae, other = "ours, MAE", "ours, MI-MAE, 2 masks", "transformers"
+    if more:
+        assert [names for names in found if names] == [[ours, mimae], [ours, other]]
+    else:
+        assert found == [[ours, mimae, other]]
 
 
 @pytest.mark.parametrize(
