@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import models_mimae
+from util.training.precision import Precision
 from util.training.preflight import estimate_memory, unseen_patches
 
 
@@ -20,7 +21,7 @@ def kept_for_backward(model, imgs, half):
 
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
-        torch.autocast("cpu", torch.bfloat16, enabled=half),
+        Precision("bf16" if half else "none", torch.device("cpu")).autocast(),
     ):
         loss = model(imgs)["loss"]
     assert loss.requires_grad

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from util.cluster import agreement
+from util.training.cpu_attention import use_fp32_attention
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Precision:
         self.name = name
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[name]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == "fp16")
+        if self.dtype is not None and self.device.type == "cpu":
+            use_fp32_attention()
 
     def state_dict(self) -> dict:
         return {"amp": self.name} | self.scaler.state_dict()

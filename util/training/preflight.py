@@ -125,7 +125,8 @@ def estimate_memory(
     For each feature of each token a block keeps, with fused attention, in fp32: the inputs of two
     norms and their outputs, q, k, v, the attention's output, and the hidden layer of four features
     before and after its activation: 64 bytes. Under autocast the norms' inputs stay in fp32 and
-    all else has 2 bytes: 36. A checkpointed block keeps its input and, one at a time, the rest.
+    all else has 2 bytes: 36; on a CPU q, k, v and a second output of attention are in fp32: 46. A
+    checkpointed block keeps its input and, one at a time, the rest.
 
     Args:
         shapes: tokens per row, width and depth of the blocks. rows: of one micro-batch.
@@ -135,7 +136,8 @@ def estimate_memory(
     total = sum(p.numel() for p in model.parameters())
     state = total * 4 + trained * (4 + 8)  # weights, gradients, AdamW's two moments
     state += 2 * total if half else 0  # autocast keeps its copies
-    per_block = 36 if half else 64
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    per_block = (46 if on_cpu else 36) if half else 64
     kept = [(rows * tokens * dim, depth) for tokens, dim, depth in shapes]
     if checkpointed:
         largest = max((size * per_block for size, _ in kept), default=0)
