@@ -8,13 +8,12 @@ import argparse
 import contextlib
 import io
 import math
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from benchmarks.peers.pairs import Entry, Pair
+from benchmarks.peers.pairs import Entry, Pair, importing, repeated
 
 HEIGHT, WIDTH = 480, 640
 FULL = dict(images=500, objects=7, predictions=100, classes=80)
@@ -23,17 +22,16 @@ TINY = dict(images=4, objects=3, predictions=6, classes=3)
 
 def pairs(args: argparse.Namespace) -> list[Pair]:
     work = SimpleNamespace(threads=args.threads, **(TINY if args.tiny else FULL))
-    missing = "" if find_spec("pycocotools") else "pip install pycocotools"
+    needs = ("pycocotools", "faster_coco_eval")
     count = f"{work.predictions} predictions an image"
     scored = Pair(f"COCO's AP of boxes and masks, {work.images} images, {count}", "evaluation", [
-        Entry("ours (faster-coco-eval)", ours, (work,), None, "",
-              missing and f"{missing}, which makes the data"),
-        Entry("pycocotools", original, (work,), 3.0, "", missing),
+        Entry("ours", ours, (work,), None, "computed by faster-coco-eval", needs),
+        Entry("pycocotools", original, (work,), 3.0, needs=needs),
     ])  # fmt: skip
     pasted = Pair(f"{work.predictions} masks of 28 x 28 as COCO's run lengths", "image", [
-        Entry("ours", our_masks, (work,)),
+        Entry("ours", our_masks, (work,), needs=needs),
         Entry("torchvision and pycocotools", their_masks, (work,), 5.0,
-              "its masks are not at pixel centres, so some pixels at the edges differ", missing),
+              "its masks are not at pixel centres, so some pixels at the edges differ", needs),
     ])  # fmt: skip
     return [scored, pasted]
 
@@ -89,16 +87,15 @@ def drawn(work: SimpleNamespace) -> tuple[dict, list[dict]]:
 
 def ours(work: SimpleNamespace):
     """What main_detection makes of truth and predictions."""
-    from util.evaluation.dense.coco_ap import average_precisions
+    with importing() as libraries:
+        from faster_coco_eval import COCO  # noqa: F401
+
+        from util.evaluation.dense.coco_ap import average_precisions
 
     truth, predictions = drawn(work)
     found = average_precisions(truth, predictions)
-
-    def score(times: int) -> None:
-        for _ in range(times):
-            average_precisions(truth, predictions)
-
-    return score, in_words(found["box_AP"], found["mask_AP"])
+    run = repeated(lambda: average_precisions(truth, predictions))
+    return run, libraries | in_words(found["box_AP"], found["mask_AP"])
 
 
 def in_words(box: float, mask: float) -> dict[str, str]:
@@ -107,8 +104,9 @@ def in_words(box: float, mask: float) -> dict[str, str]:
 
 def original(work: SimpleNamespace):
     """COCO's own evaluator; for masks a prediction's size is its mask's, so its box is left out."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    with importing() as libraries:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
 
     truth, predictions = drawn(work)
 
@@ -125,11 +123,8 @@ def original(work: SimpleNamespace):
             evaluation.summarize()
         return 100 * float(evaluation.stats[0])
 
-    def score(times: int) -> None:
-        for _ in range(times):
-            evaluated("bbox"), evaluated("segm")
-
-    return score, in_words(evaluated("bbox"), evaluated("segm"))
+    found = in_words(evaluated("bbox"), evaluated("segm"))
+    return repeated(lambda: (evaluated("bbox"), evaluated("segm"))), libraries | found
 
 
 # ---------------------------------------------------------------------- masks in the image
@@ -148,25 +143,25 @@ def soft_masks(work: SimpleNamespace) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def our_masks(work: SimpleNamespace):
-    from util.evaluation.dense.coco_ap import on_original
+    with importing() as libraries:
+        from util.evaluation.dense.coco_ap import on_original
 
     torch.set_num_threads(work.threads)
     masks, boxes = soft_masks(work)
     labels = torch.ones(len(masks), dtype=torch.long)
     detection = dict(boxes=boxes, masks=masks, labels=labels, scores=labels.float())
 
-    def encode(times: int) -> None:
-        for _ in range(times):
-            on_original(detection, (HEIGHT, WIDTH), (HEIGHT, WIDTH))
+    def encoded() -> list[dict]:
+        return on_original(detection, (HEIGHT, WIDTH), (HEIGHT, WIDTH))["masks"]
 
-    found = on_original(detection, (HEIGHT, WIDTH), (HEIGHT, WIDTH))["masks"]
-    return encode, _pixels(found)
+    return repeated(encoded), libraries | _pixels(encoded())
 
 
 def their_masks(work: SimpleNamespace):
     """As torchvision's reference evaluation does it."""
-    from pycocotools import mask
-    from torchvision.models.detection.roi_heads import paste_masks_in_image
+    with importing() as libraries:
+        from pycocotools import mask
+        from torchvision.models.detection.roi_heads import paste_masks_in_image
 
     torch.set_num_threads(work.threads)
     masks, boxes = soft_masks(work)
@@ -179,16 +174,10 @@ def their_masks(work: SimpleNamespace):
         ]
         return [rle | {"counts": rle["counts"].decode("utf-8")} for rle in rles]
 
-    def encode(times: int) -> None:
-        for _ in range(times):
-            encoded()
-
-    return encode, _pixels(encoded())
+    return repeated(encoded), libraries | _pixels(encoded())
 
 
 def _pixels(found: list[dict]) -> dict[str, str]:
-    if not find_spec("pycocotools"):
-        return {}
     from pycocotools import mask
 
     return {"pixels": f"{mask.area(found).sum() / 1e6:.3f} M"}

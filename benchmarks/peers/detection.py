@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.finetune import millions
-from benchmarks.peers.pairs import Entry, Pair
+from benchmarks.peers.pairs import Entry, Pair, importing
 
 FULL = dict(model="vit_small_patch16", input_size=512, images=1, classes=80, objects=7)
 TINY = dict(model="vit_nano_patch2", input_size=32, images=1, classes=3, objects=2)
@@ -32,10 +32,12 @@ def pairs(args: argparse.Namespace) -> list[Pair]:
 
 def ours(work: SimpleNamespace):
     """main_detection's model, optimiser and step."""
-    import main_detection
-    from benchmarks.detection_step import random_batch
-    from benchmarks.step_facts import as_main_trains
-    from engine_detection import train_step
+    with importing() as libraries:
+        import main_detection
+        from benchmarks.detection_step import random_batch
+        from benchmarks.step_facts import as_main_trains
+        from engine_detection import train_step
+        from heads.maskrcnn import build_detector  # noqa: F401
 
     main_detection.require_evaluator = lambda: None  # a step evaluates nothing
     own = as_main_trains(main_detection, work, "none")
@@ -46,7 +48,7 @@ def ours(work: SimpleNamespace):
             own.drop_paths.draw(step, 0, work.images, own.device)
             train_step(own.model, [batch], 1, own.optimizer, own.precision)
 
-    return train, millions(own.model)
+    return train, libraries | millions(own.model)
 
 
 class TimmMaps(nn.Module):
@@ -71,34 +73,37 @@ class TimmMaps(nn.Module):
 
 def torchvision_step(work: SimpleNamespace, vit: str):
     """torchvision's model with the same parts, and the step of its reference script."""
-    import main_detection
-    from benchmarks.detection_step import random_batch
-    from benchmarks.step_facts import as_main_trains
-    from encoders.vit import SIZES
-    from heads.vitdet import WINDOW, ViTPyramid
+    with importing() as libraries:
+        import main_detection
+        from benchmarks.detection_step import random_batch
+        from benchmarks.step_facts import as_main_trains
+        from encoders.vit import SIZES
+        from heads.vitdet import WINDOW, ViTPyramid
 
     main_detection.require_evaluator = lambda: None
-    detector = as_main_trains(main_detection, work, "none").model
+    own = as_main_trains(main_detection, work, "none")
+    detector = own.model
     if vit == "timm":
         size = SIZES[work.model]
         maps = TimmMaps(work, size, WINDOW)
         width = detector.backbone.out_channels
         detector.backbone = ViTPyramid(maps, size["patch_size"], width)
     model = with_torchvision(detector, work).train()
-    del detector
+    own.model = own.optimizer = detector = None  # their memory is not torchvision's
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.1)
     images, targets = random_batch(work)
     images = [image.float() / 255 for image in images]
 
     def train(num_steps: int) -> None:
         for _ in range(num_steps):
+            own.drop_paths.draw(0, 0, len(images), own.device)
             losses = sum(model(images, targets).values())
             losses.item()  # its script looks whether it is finite
             optimizer.zero_grad()
             losses.backward()
             optimizer.step()
 
-    return train, millions(model)
+    return train, libraries | millions(model)
 
 
 def with_torchvision(detector: nn.Module, work: SimpleNamespace) -> nn.Module:

@@ -11,12 +11,13 @@ import io
 import math
 import pathlib
 import sys
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from benchmarks.peers.pairs import Entry, Pair
+from benchmarks.peers.pairs import Entry, Pair, importing
 from util.errors import UsageError
 
 ROOT = str(pathlib.Path(__file__).resolve().parents[2])
@@ -63,13 +64,16 @@ def millions(model: torch.nn.Module) -> dict[str, str]:
 
 def ours(work: SimpleNamespace, amp: str):
     """main_finetune's model, augmentation, optimiser and step."""
-    import main_finetune
-    from encoders.load import layer_lookup
-    from engine_finetune import train_step
-    from util.data.transforms import Normalize
-    from util.training import optim
-    from util.training.drop_path import DropPaths
-    from util.training.precision import Precision
+    with importing() as libraries:
+        import timm  # noqa: F401
+
+        import main_finetune
+        from encoders.load import layer_lookup
+        from engine_finetune import train_step
+        from util.data.transforms import Normalize
+        from util.training import optim
+        from util.training.drop_path import DropPaths
+        from util.training.precision import Precision
 
     torch.set_num_threads(work.threads)
     device = torch.device("cpu")
@@ -89,7 +93,7 @@ def ours(work: SimpleNamespace, amp: str):
             inputs = augment(imgs, targets, step, 0)
             train_step(model, [inputs], 1, optimizer, precision)
 
-    return train, millions(model)
+    return train, libraries | millions(model)
 
 
 def as_floats(work: SimpleNamespace) -> tuple[Tensor, Tensor]:
@@ -99,10 +103,11 @@ def as_floats(work: SimpleNamespace) -> tuple[Tensor, Tensor]:
 
 def timm_step(work: SimpleNamespace, amp: str):
     """The model, loss and optimiser that timm's train.py makes, and what it does in a step."""
-    import timm
-    from timm.data import Mixup
-    from timm.loss import SoftTargetCrossEntropy
-    from timm.optim import create_optimizer_v2
+    with importing() as libraries:
+        import timm
+        from timm.data import Mixup
+        from timm.loss import SoftTargetCrossEntropy
+        from timm.optim import create_optimizer_v2
 
     from encoders.vit import SIZES
 
@@ -127,7 +132,7 @@ def timm_step(work: SimpleNamespace, amp: str):
             optimizer.step()
             optimizer.zero_grad()
 
-    return train, millions(model)
+    return train, libraries | millions(model)
 
 
 def stand_in(folder: str) -> None:
@@ -146,10 +151,9 @@ def official(work: SimpleNamespace):
     Stood in for: what of torch it no longer finds, and the pooling that today's timm would do once
     more after its own.
     """
-    from functools import partial
-
-    from timm.data import Mixup
-    from timm.loss import SoftTargetCrossEntropy
+    with importing() as libraries:
+        from timm.data import Mixup
+        from timm.loss import SoftTargetCrossEntropy
 
     from encoders.vit import SIZES
 
@@ -181,4 +185,4 @@ def official(work: SimpleNamespace):
                 mixup, args=flags,
             )  # fmt: skip
 
-    return train, millions(model)
+    return train, libraries | millions(model)

@@ -8,19 +8,18 @@ import argparse
 import math
 import pathlib
 import sys
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from benchmarks.peers.pairs import Entry, Pair
+from benchmarks.peers.pairs import Entry, Pair, importing, repeated
 from util.errors import UsageError
 
 K, TEMPERATURE, DINOS_KS = 20, 0.07, (10, 20, 100, 200)
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FULL = dict(train=20000, test=2000, dim=384, classes=100)
-TINY = dict(train=400, test=200, dim=8, classes=4)
+TINY = dict(train=400, test=200, dim=8, classes=8)
 
 
 def pairs(args: argparse.Namespace) -> list[Pair]:
@@ -30,26 +29,25 @@ def pairs(args: argparse.Namespace) -> list[Pair]:
         raise UsageError(f"--dino {args.dino} has no eval_knn.py: name a clone of DINO's code")
     no_dino = "" if args.dino else \
         "--dino FOLDER, a clone of https://github.com/facebookresearch/dino"  # fmt: skip
-    no_sklearn = "" if find_spec("sklearn") else "pip install scikit-learn"
     of = f"{work.train} + {work.test} features of {work.dim}, {work.classes} classes"
     return [
         Pair(f"k-NN, k {K}: {of}", "evaluation", [
             Entry("ours", our_knn, (work, (K,))),
-            Entry("DINO's eval_knn", dinos_knn, (work, (K,)), 1.2, "", no_dino),
-            Entry("scikit-learn, cosine", sklearn_knn, (work,), 1.5, "", no_sklearn),
+            Entry("DINO's eval_knn", dinos_knn, (work, (K,)), 1.2, missing=no_dino),
+            Entry("scikit-learn, cosine", sklearn_knn, (work,), 1.5, needs=("sklearn",)),
         ]),
         Pair(f"k-NN, k {', '.join(map(str, DINOS_KS))}: {of}", "evaluation", [
             Entry("ours, one search", our_knn, (work, DINOS_KS)),
-            Entry("DINO's eval_knn", dinos_knn, (work, DINOS_KS), 4.0, "", no_dino),
+            Entry("DINO's eval_knn", dinos_knn, (work, DINOS_KS), 4.0, missing=no_dino),
         ]),
         Pair(f"logistic regression, one penalty: {of}", "fit and prediction", [
             Entry("ours", our_regression, (work, (1e-3,))),
-            Entry("scikit-learn", sklearn_regression, (work, (1e-3,)), 1.5, "", no_sklearn),
+            Entry("scikit-learn", sklearn_regression, (work, (1e-3,)), 1.5, needs=("sklearn",)),
         ]),
         Pair(f"logistic regression, {len(PENALTIES)} penalties: {of}", "fit and prediction", [
             Entry("ours, together", our_regression, (work, PENALTIES)),
             Entry("scikit-learn, one after the other", sklearn_regression, (work, PENALTIES), 1.5,
-                  "", no_sklearn),
+                  needs=("sklearn",)),
         ]),
     ]  # fmt: skip
 
@@ -75,7 +73,8 @@ def percent(predicted: Tensor, truth: Tensor) -> str:
 
 
 def our_knn(work: SimpleNamespace, ks: tuple[int, ...]):
-    from util.evaluation.frozen.knn import predict_knn_grid
+    with importing() as libraries:
+        from util.evaluation.frozen.knn import predict_knn_grid
 
     torch.set_num_threads(work.threads)
     train, (queries, truth) = features(work)
@@ -85,14 +84,15 @@ def our_knn(work: SimpleNamespace, ks: tuple[int, ...]):
         grid = predict_knn_grid(train, queries, ks, (TEMPERATURE,))
         return [percent(grid[k, TEMPERATURE], truth) for k in ks]
 
-    return repeated(accuracies), {"right": " ".join(accuracies())}
+    return repeated(accuracies), libraries | {"right": " ".join(accuracies())}
 
 
 def dinos_knn(work: SimpleNamespace, ks: tuple[int, ...]):
     """The rule of DINO's eval_knn.py, with the normalisation of features before it."""
     torch.set_num_threads(work.threads)
     sys.path.insert(0, work.dino)
-    from eval_knn import knn_classifier
+    with importing() as libraries:
+        from eval_knn import knn_classifier
 
     (train, labels), (queries, truth) = features(work)
 
@@ -106,12 +106,13 @@ def dinos_knn(work: SimpleNamespace, ks: tuple[int, ...]):
             for k in ks
         ]
 
-    return repeated(accuracies), {"right": " ".join(accuracies())}
+    return repeated(accuracies), libraries | {"right": " ".join(accuracies())}
 
 
 def sklearn_knn(work: SimpleNamespace):
-    import numpy as np
-    from sklearn.neighbors import KNeighborsClassifier
+    with importing() as libraries:
+        import numpy as np
+        from sklearn.neighbors import KNeighborsClassifier
 
     limit_threads(work)
     (train, labels), (queries, truth) = features(work)
@@ -124,19 +125,20 @@ def sklearn_knn(work: SimpleNamespace):
         model.fit(train.numpy(), labels.numpy())
         return percent(torch.from_numpy(model.predict(queries.numpy())), truth)
 
-    return repeated(accuracy), {"right": accuracy()}
+    return repeated(accuracy), libraries | {"right": accuracy()}
 
 
 # ------------------------------------------------------------------------------------ regression
 
 
 def our_regression(work: SimpleNamespace, penalties: tuple[float, ...]):
-    from util.evaluation.frozen import logistic
+    with importing() as libraries:
+        from util.evaluation.frozen import logistic
 
     torch.set_num_threads(work.threads)
     train, (queries, truth) = features(work)
 
-    def fitted() -> tuple[str, list[float]]:
+    def fitted() -> tuple[list[str], list[float]]:
         heads = logistic.fit(*train, work.classes, penalties)
         scores = [percent(found, truth) for found in heads.predict(queries)]
         objectives = [
@@ -149,12 +151,13 @@ def our_regression(work: SimpleNamespace, penalties: tuple[float, ...]):
         heads = logistic.fit(*train, work.classes, penalties)
         heads.predict(queries)
 
-    return repeated(fit), told(*fitted())
+    return repeated(fit), libraries | told(*fitted())
 
 
 def sklearn_regression(work: SimpleNamespace, penalties: tuple[float, ...]):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
+    with importing() as libraries:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
 
     limit_threads(work)
     (train, labels), (queries, truth) = features(work)
@@ -173,29 +176,23 @@ def sklearn_regression(work: SimpleNamespace, penalties: tuple[float, ...]):
         weight, bias = torch.from_numpy(model.coef_).T, torch.from_numpy(model.intercept_)
         scores.append(percent(predicted, truth))
         objectives.append(objective(weight, bias, inputs, labels, penalty))
-    return repeated(lambda: list(fitted(penalties))), told(scores, objectives)
+    return repeated(lambda: list(fitted(penalties))), libraries | told(scores, objectives)
 
 
 def objective(
     weight: Tensor, bias: Tensor, inputs: Tensor, labels: Tensor, penalty: float
 ) -> float:
     """Mean cross-entropy + penalty / 2 · ‖W‖², in float64, of weight [D, C] and bias [C]."""
-    logits = inputs.double() @ weight.double() + bias.double()
-    loss = torch.nn.functional.cross_entropy(logits, labels)
-    return (loss + penalty / 2 * weight.double().square().sum()).item()
+    weight, loss = weight.double(), 0.0
+    for part, truth in zip(inputs.split(1000), labels.split(1000), strict=True):  # in little memory
+        logits = part.double() @ weight + bias.double()
+        loss += torch.nn.functional.cross_entropy(logits, truth, reduction="sum").item()
+    return loss / len(inputs) + penalty / 2 * weight.square().sum().item()
 
 
 def told(scores: list[str], objectives: list[float]) -> dict[str, str]:
     """Shown of each fit: accuracy, and how low its objective has come."""
     return {"right": " ".join(scores), "objective": " ".join(f"{x:.5f}" for x in objectives)}
-
-
-def repeated(once):
-    def run(times: int) -> None:
-        for _ in range(times):
-            once()
-
-    return run
 
 
 def limit_threads(work: SimpleNamespace) -> None:

@@ -5,18 +5,19 @@ batches of uint8 [64, 3, 224, 224]; the process is the one worker.
 """
 
 import argparse
+import glob
 import os
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.data_loading import BATCH_SIZE, MIN_CROP, SIZE, make_jpegs, sources
-from benchmarks.peers.pairs import Entry, Pair
+from benchmarks.peers.pairs import Entry, Pair, importing
 
 FULL, TINY = 256, 64  # images
+BATCH_SIZE, SIZE, MIN_CROP = 64, 224, 0.2
 PEER = "its images become uint8 as ours do, not floats, which spares it work"
+PIL = PEER + "; PIL and torchvision's v1 transforms"
 
 
 def pairs(args: argparse.Namespace) -> list[Pair]:
@@ -24,32 +25,30 @@ def pairs(args: argparse.Namespace) -> list[Pair]:
     count = TINY if args.tiny else FULL
     work = SimpleNamespace(threads=1, made=args.made, images=count)
     prepare(work)
-    get = {name: "" if find_spec(name) else f"pip install {name}"
-           for name in ("datasets", "webdataset", "pyarrow")}  # fmt: skip
     return [
         Pair(f"{count} JPEGs of 500 x 375 in folders", "pass", [
             Entry("ours", ours, (work, "files")),
             Entry("ours, decoded by PIL", ours, (work, "files", True), 1.8),
             Entry("torchvision, as MAE reads", folder, (work, "floats"), 2.0,
                   "PIL, and floats that are normalised"),
-            Entry("torchvision v1", folder, (work, "bytes"), 1.9, PEER),
-            Entry("torchvision v2 on tensors", tensors, (work,), 1.2, PEER),
+            Entry("torchvision, v1 transforms", folder, (work, "bytes"), 1.9, PEER),
+            Entry("torchvision, v2 on tensors", tensors, (work,), 1.2, PEER),
         ]),
-        Pair(f"the same as tar shards of {BATCH_SIZE} MiB", "pass", [
+        Pair("the same as tar shards", "pass", [
             Entry("ours", ours, (work, "shards")),
-            Entry("webdataset", shards, (work,), 1.9, PEER + "; PIL and torchvision v1",
-                  get["webdataset"]),
+            Entry("webdataset", shards, (work,), 1.9, PIL, ("webdataset",)),
         ]),
         Pair("the same as Parquet", "pass", [
-            Entry("ours", ours, (work, "parquet"), missing=get["pyarrow"]),
-            Entry("Hugging Face datasets", parquet, (work,), 1.9, PEER + "; PIL and torchvision v1",
-                  get["datasets"]),
+            Entry("ours", ours, (work, "parquet"), needs=("pyarrow",)),
+            Entry("Hugging Face datasets", parquet, (work,), 1.9, PIL, ("datasets",)),
         ]),
     ]  # fmt: skip
 
 
 def prepare(work: SimpleNamespace) -> None:
     """Write the JPEGs, and the same as shards and tables."""
+    from benchmarks.data_loading import make_jpegs, sources
+
     os.mkdir(f"{work.made}/images")
     os.mkdir(f"{work.made}/other")
     make_jpegs(f"{work.made}/images", work.images)
@@ -72,27 +71,28 @@ def passes(batches):
 
 def told(batches) -> dict[str, str]:
     first = next(iter(batches(0)))[0]
-    return {"": f"{first.dtype}".removeprefix("torch."), "mean": f"{_mean(first):.0f}"}
-
-
-def _mean(batch: torch.Tensor) -> float:
-    return batch.float().mean().item()
+    mean = first.float().mean().item()
+    return {"values": f"{first.dtype}".removeprefix("torch."), "their mean": f"{mean:.0f}"}
 
 
 def ours(work: SimpleNamespace, source: str, with_pil: bool = False):
     """Our reader of a source, as main_pretrain has it."""
-    from util.data import images as image_files
-    from util.data.file_index import find_images
-    from util.data.hugging_face import load_hugging_face
-    from util.data.image_sets import FileImages
-    from util.data.loader import Batches
-    from util.data.shards import load_shards
-    from util.data.transformed import TransformedImages
-    from util.data.transforms import CropAndFlip
+    with importing() as libraries:
+        from util.data import images as image_files
+        from util.data.file_index import find_images
+        from util.data.hugging_face import load_hugging_face
+        from util.data.image_sets import FileImages
+        from util.data.loader import Batches
+        from util.data.shards import load_shards
+        from util.data.transformed import TransformedImages
+        from util.data.transforms import CropAndFlip
+
+        crop = CropAndFlip((SIZE, SIZE), MIN_CROP, True)
+        if with_pil:
+            image_files.jpeg_decoder = lambda: None
+        image_files.jpeg_decoder()
 
     torch.set_num_threads(work.threads)
-    if with_pil:
-        image_files.jpeg_decoder = lambda: None
     if source == "files":
         root = f"{work.made}/images"
         paths = find_images(root)
@@ -101,9 +101,8 @@ def ours(work: SimpleNamespace, source: str, with_pil: bool = False):
         images = load_shards("pretrain", f"{work.made}/other/train-*.tar", 3, False)
     else:
         images = load_hugging_face("pretrain", f"{work.made}/other/train.parquet", 3, False)
-    data = TransformedImages(images, CropAndFlip((SIZE, SIZE), MIN_CROP, True), seed=0)
-    loader = Batches(data, BATCH_SIZE, training=True)
-    return passes(loader.epoch), told(loader.epoch)
+    loader = Batches(TransformedImages(images, crop, seed=0), BATCH_SIZE, training=True)
+    return passes(loader.epoch), libraries | told(loader.epoch)
 
 
 def v1(kind: str):
@@ -124,23 +123,29 @@ def v1(kind: str):
     return transforms.Compose([*steps, transforms.ToTensor(), normalise])
 
 
-def loader_of(data, work: SimpleNamespace, shuffle: bool = True):
+def loaded(data, work: SimpleNamespace, libraries: dict, **options):
+    """A DataLoader of a set whose items, or batches, are (images, classes)."""
     torch.set_num_threads(work.threads)
-    loader = DataLoader(data, BATCH_SIZE if shuffle else None, shuffle=shuffle, drop_last=shuffle)
-    return passes(lambda number: loader), told(lambda number: loader)
+    loader = DataLoader(data, **options)
+    return passes(lambda number: loader), libraries | told(lambda number: loader)
+
+
+SHUFFLED = dict(batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
 
 
 def folder(work: SimpleNamespace, kind: str):
-    from torchvision.datasets import ImageFolder
+    with importing() as libraries:
+        from torchvision.datasets import ImageFolder
 
-    return loader_of(ImageFolder(f"{work.made}/images", v1(kind)), work)
+    return loaded(ImageFolder(f"{work.made}/images", v1(kind)), work, libraries, **SHUFFLED)
 
 
 def tensors(work: SimpleNamespace):
     """torchvision's decoder and v2 transforms, without PIL."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms import InterpolationMode, v2
+    with importing() as libraries:
+        from torchvision.datasets import ImageFolder
+        from torchvision.io import ImageReadMode, decode_image
+        from torchvision.transforms import InterpolationMode, v2
 
     steps = v2.Compose([
         v2.RandomResizedCrop(
@@ -148,12 +153,18 @@ def tensors(work: SimpleNamespace):
         ),
         v2.RandomHorizontalFlip(),
     ])  # fmt: skip
-    read = lambda path: decode_image(path, ImageReadMode.RGB)  # noqa: E731
-    return loader_of(ImageFolder(f"{work.made}/images", steps, loader=read), work)
+
+    def read(path: str) -> torch.Tensor:
+        return decode_image(path, ImageReadMode.RGB)
+
+    images = ImageFolder(f"{work.made}/images", steps, loader=read)
+    return loaded(images, work, libraries, **SHUFFLED)
 
 
 def parquet(work: SimpleNamespace):
-    import datasets
+    with importing() as libraries:
+        import datasets
+        from torchvision import transforms  # noqa: F401
 
     transform = v1("bytes")
     data = datasets.Dataset.from_parquet(
@@ -164,19 +175,18 @@ def parquet(work: SimpleNamespace):
         images = [transform(image.convert("RGB")) for image in rows["image"]]
         return {"image": images, "label": rows["label"]}
 
-    loader = DataLoader(data.with_transform(transformed), BATCH_SIZE, shuffle=True, drop_last=True)
-    torch.set_num_threads(work.threads)
+    def collate(rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = zip(*((row["image"], row["label"]) for row in rows), strict=True)
+        return torch.stack(images), torch.tensor(labels)
 
-    def batches(number: int):
-        return ((batch["image"], batch["label"]) for batch in loader)
-
-    return passes(batches), told(batches)
+    data = data.with_transform(transformed)
+    return loaded(data, work, libraries, collate_fn=collate, **SHUFFLED)
 
 
 def shards(work: SimpleNamespace):
-    import glob
-
-    import webdataset
+    with importing() as libraries:
+        import webdataset
+        from torchvision import transforms  # noqa: F401
 
     files = sorted(glob.glob(f"{work.made}/other/train-*.tar"))
     data = (
@@ -184,4 +194,4 @@ def shards(work: SimpleNamespace):
         .shuffle(1000).decode("pil").to_tuple("jpg", "cls").map_tuple(v1("bytes"), lambda y: y)
         .batched(BATCH_SIZE, partial=False)
     )  # fmt: skip
-    return loader_of(data, work, shuffle=False)
+    return loaded(data, work, libraries, batch_size=None)

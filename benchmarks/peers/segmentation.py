@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks.peers.finetune import millions
-from benchmarks.peers.pairs import Entry, Pair
+from benchmarks.peers.pairs import Entry, Pair, importing
 
 FULL = dict(model="vit_small_patch16", input_size=256, images=2, classes=150)
 TINY = dict(model="vit_nano_patch2", input_size=32, images=2, classes=5)
@@ -24,8 +24,8 @@ def pairs(args: argparse.Namespace) -> list[Pair]:
         "Trainer has them"  # fmt: skip
     title = f"UperNet on {work.model}, {work.input_size} px, {work.images} crops, fp32"
     return [Pair(title, "step", [
-        Entry("ours", ours, (work,)),
-        Entry("transformers", transformers_step, (work,), 1.0, note),
+        Entry("ours", ours, (work,), needs=("segmentation_models_pytorch",)),
+        Entry("transformers", transformers_step, (work,), 1.0, note, ("transformers",)),
     ])]  # fmt: skip
 
 
@@ -40,9 +40,13 @@ def batch(work: SimpleNamespace):
 
 def ours(work: SimpleNamespace):
     """main_segmentation's model, optimiser and step."""
-    import main_segmentation
-    from benchmarks.step_facts import as_main_trains
-    from engine_segmentation import train_step
+    with importing() as libraries:
+        import segmentation_models_pytorch  # noqa: F401
+
+        import main_segmentation
+        from benchmarks.step_facts import as_main_trains
+        from engine_segmentation import train_step
+        from heads.upernet import UperNet  # noqa: F401
 
     own = as_main_trains(main_segmentation, work, "none")
     imgs, maps = batch(work)
@@ -52,12 +56,13 @@ def ours(work: SimpleNamespace):
             own.drop_paths.draw(step, 0, len(imgs), own.device)
             train_step(own.model, [(imgs, maps)], 1, own.optimizer, own.precision)
 
-    return train, millions(own.model)
+    return train, libraries | millions(own.model)
 
 
 def transformers_step(work: SimpleNamespace):
     """The model of the same sizes, and a step as transformers' Trainer makes it."""
-    from transformers import BeitConfig, UperNetConfig, UperNetForSemanticSegmentation
+    with importing() as libraries:
+        from transformers import BeitConfig, UperNetConfig, UperNetForSemanticSegmentation
 
     from encoders.vit import SIZES
     from heads.upernet import AUXILIARY_CHANNELS, quarter_blocks
@@ -86,4 +91,4 @@ def transformers_step(work: SimpleNamespace):
             optimizer.step()
             optimizer.zero_grad()
 
-    return train, millions(model)
+    return train, libraries | millions(model)
