@@ -167,7 +167,7 @@ def their_masks(work: SimpleNamespace):
     masks, boxes = soft_masks(work)
 
     def encoded() -> list[dict]:
-        pasted = paste_masks_in_image(masks, boxes, (HEIGHT, WIDTH)) > 0.5
+        pasted = paste_masks_in_image(masks, boxes, (HEIGHT, WIDTH)).numpy() > 0.5
         rles = [
             mask.encode(np.array(one[0, :, :, None], dtype=np.uint8, order="F"))[0]
             for one in pasted

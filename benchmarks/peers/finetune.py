@@ -26,7 +26,7 @@ MIXUP = dict(
     mixup_alpha=0.8, cutmix_alpha=1.0, cutmix_minmax=None, prob=1.0, switch_prob=0.5, mode="batch",
     label_smoothing=SMOOTHING, num_classes=CLASSES,
 )  # fmt: skip
-FULL = dict(model="vit_small_patch16", size=224, images=16)
+FULL = dict(model="vit_small_patch16", size=224, images=8)
 TINY = dict(model="vit_nano_patch7", size=28, images=4)
 
 
@@ -77,7 +77,7 @@ def ours(work: SimpleNamespace, amp: str):
 
     torch.set_num_threads(work.threads)
     device = torch.device("cpu")
-    words = ["--dataset", "imagenet", "--data_path", ".", "--model", work.model]
+    words = ["--dataset", "image_folder", "--data_path", ".", "--model", work.model]
     own = main_finetune.parse_args([*words, "--input_size", str(work.size)])
     model = main_finetune.build_model(own, None, CLASSES).train()
     groups = optim.layer_decay_groups(model, WEIGHT_DECAY, layer_lookup(model), LAYER_DECAY)
@@ -148,8 +148,8 @@ def stand_in(folder: str) -> None:
 def official(work: SimpleNamespace):
     """The step of MAE's own engine, from its clone.
 
-    Stood in for: what of torch it no longer finds, and the pooling that today's timm would do once
-    more after its own.
+    Stood in for: what of torch it no longer finds, and the forward pass that timm had then, without
+    a pooling after its own.
     """
     with importing() as libraries:
         from timm.data import Mixup
@@ -170,7 +170,7 @@ def official(work: SimpleNamespace):
         mlp_ratio=4, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
         **SIZES[work.model],
     )  # fmt: skip
-    model.forward_head = model.head
+    model.forward = lambda x: model.head(model.forward_features(x))
     groups = param_groups_lrd(model, WEIGHT_DECAY, model.no_weight_decay(), LAYER_DECAY)
     optimizer, scaler = torch.optim.AdamW(groups, lr=1e-6), NativeScalerWithGradNormCount()
     mixup, criterion = Mixup(**MIXUP), SoftTargetCrossEntropy()

@@ -56,7 +56,7 @@ def features(work: SimpleNamespace) -> tuple[tuple[Tensor, Tensor], tuple[Tensor
     """Features [n, D] and classes [n] for training and for testing."""
     draw = torch.Generator().manual_seed(0)
     centres = torch.randn(work.classes, work.dim, generator=draw)
-    spread = 0.11 * math.sqrt(work.dim)  # some neighbours are wrong
+    spread = 0.18 * math.sqrt(work.dim)  # some neighbours are wrong
     parts = []
     for count in (work.train, work.test):
         labels = torch.randint(work.classes, (count,), generator=draw)
