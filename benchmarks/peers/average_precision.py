@@ -16,7 +16,7 @@ import torch
 from benchmarks.peers.pairs import Entry, Pair, importing, repeated
 
 HEIGHT, WIDTH = 480, 640
-FULL = dict(images=500, objects=7, predictions=100, classes=80)
+FULL = dict(images=100, objects=7, predictions=100, classes=80)
 TINY = dict(images=4, objects=3, predictions=6, classes=3)
 
 
