@@ -4,7 +4,7 @@ H heads differ in their regularisation and see the same features, so one pass ov
 serves them all; the objective is convex, so L-BFGS needs no learning rate and no seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,20 +66,25 @@ def fit(
     penalty = mean.new_tensor(penalties)[:, None, None].expand(heads, dim + 1, 1).clone()
     penalty[:, -1] = 0
 
+    def standardised() -> Iterator[Tensor]:
+        return ((part - mean).div_(scale) for part in features.split(rows))
+
+    # A single part is kept; of several each is made anew in each step, in little memory.
+    kept = list(standardised()) if len(features) <= rows else None
+
     def objective(flat: Tensor) -> tuple[Tensor, Tensor]:
         """Values [H] and gradients [H, P] at weights [H, P]."""
         weight = flat.view(shape)
         value = (penalty * weight.square()).sum((1, 2)) / 2
         gradient = penalty * weight
-        for part, labels in zip(features.split(rows), targets.split(rows), strict=True):
-            inputs = (part - mean).div_(scale)
+        for inputs, labels in zip(kept or standardised(), targets.split(rows), strict=True):
             log_p = (inputs @ weight[:, :-1] + weight[:, -1:]).log_softmax(2)  # [H, m, C]
             value -= log_p.gather(2, labels.expand(heads, -1)[..., None]).sum((1, 2)) / len(
                 features
             )
             error = log_p.exp_()
             error.scatter_add_(
-                2, labels.expand(heads, -1)[..., None], -error.new_ones(heads, len(part), 1)
+                2, labels.expand(heads, -1)[..., None], -error.new_ones(heads, len(inputs), 1)
             )
             error /= len(features)
             gradient[:, :-1] += inputs.T @ error
