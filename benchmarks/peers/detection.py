@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.peers.finetune import millions
 from benchmarks.peers.pairs import Entry, Pair, importing
 
-FULL = dict(model="vit_small_patch16", input_size=512, images=1, classes=80, objects=7)
+FULL = dict(model="vit_small_patch16", input_size=320, images=1, classes=80, objects=7)
 TINY = dict(model="vit_nano_patch2", input_size=32, images=1, classes=3, objects=2)
 
 
