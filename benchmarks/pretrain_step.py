@@ -152,21 +152,14 @@ def build_ours(
     return train, facts | {"memory": sum(memory), "dtype": precision.dtype or torch.float32}
 
 
-def build_official(
-    args: argparse.Namespace, model: str, images: int, amp: str = "none", look: Look | None = None
-):
-    """The training step of MAE's own engine, from its clone, with today's libraries.
-
-    Args:
-        amp: `bf16` is ours, for a CPU, where theirs computes in fp32.
-    """
+def _make_importable(clone: str, device: torch.device) -> None:
+    """Let the files of MAE's clone be imported with today's libraries, in place of ours."""
     import numpy as np
     import timm.models.vision_transformer as timm_vit
 
-    device = use_device(args)
     for name in [name for name in sys.modules if name.split(".")[0] == "util"]:
         del sys.modules[name]  # its folder has the name of our package
-    sys.path[:] = [args.against] + [path for path in sys.path if path != ROOT]
+    sys.path[:] = [clone] + [path for path in sys.path if path != ROOT]
     np.float = float
     sys.modules["torch._six"] = ModuleType("torch._six")
     sys.modules["torch._six"].inf = math.inf
@@ -175,6 +168,17 @@ def build_official(
     if device.type == "cpu":
         torch.cuda.synchronize = lambda: None
 
+
+def build_official(
+    args: argparse.Namespace, model: str, images: int, amp: str = "none", look: Look | None = None
+):
+    """The training step of MAE's own engine, from its clone, with today's libraries.
+
+    Args:
+        amp: `bf16` is ours, for a CPU, where theirs computes in fp32.
+    """
+    device = use_device(args)
+    _make_importable(args.against, device)
     from timm.optim import param_groups_weight_decay
     from util.misc import NativeScalerWithGradNormCount
 

@@ -42,7 +42,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--amp", choices=("none", "bf16"), nargs="+", default=["none", "bf16"],
         help="one contest each")
     add("--peers", choices=PEERS, nargs="*", default=PEERS,
-        help="beside our MAE; all of one contest are in memory at once")
+        help="beside our MAE")
+    add("--pairs", action="store_true",
+        help="a contest of two with each, ours again in each, in place of one of all: less memory")
     add("--official", dest="against", metavar="PATH",
         help="a clone of https://github.com/facebookresearch/mae")
     add("--fused", action="store_true",
@@ -90,27 +92,36 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
+def compare(args: argparse.Namespace) -> None:
+    """Time all, print the tables, and write what there is after each contest."""
+    about = turns.about(PACKAGES)
+    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    sections: dict[str, Rows] = {}
+    data = []
+    for amp in args.amp:
+        name = f"ViT-{args.model}, {args.input_size} px, {args.samples} samples, "
+        name += amp.replace("none", "fp32")
+        ours, *others = entrants(args, amp)
+        contests = [[ours, other] for other in others] if args.pairs else [[ours, *others]]
+        rows, work = sections.setdefault(name, []), {}
+        for contest in contests:
+            found = turns.take_turns(contest, args.rounds, args.steps)
+            rows += turns.compared(found, args.samples, "masked sample")[bool(rows) :]
+            work |= {one.name: one.facts for one in found}
+            sections[f"{name}: the work"] = table_of_work(work, args.samples)
+            data.append({"name": name, "found": turns.as_data(found, args.samples)})
+            if args.out:
+                turns.write(args.out, about, sections, data)
+        for title in (name, f"{name}: the work"):
+            print(f"\n### {title}\n\n{table(sections[title])}", flush=True)
+
+
 def main() -> None:
     args = get_args_parser().parse_args()
     torch.set_num_threads(args.threads)
     try:
         check(args)
-        about = turns.about(PACKAGES)
-        print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
-        sections: dict[str, Rows] = {}
-        data = []
-        for amp in args.amp:
-            name = f"ViT-{args.model}, {args.input_size} px, {args.samples} samples, "
-            name += amp.replace("none", "fp32")
-            found = turns.take_turns(entrants(args, amp), args.rounds, args.steps)
-            sections[name] = turns.compared(found, args.samples, "masked sample")
-            work = {one.name: one.facts for one in found}
-            sections[f"{name}: the work"] = table_of_work(work, args.samples)
-            data.append({"name": name, "found": turns.as_data(found, args.samples)})
-            for title in (name, f"{name}: the work"):
-                print(f"\n### {title}\n\n{table(sections[title])}", flush=True)
-        if args.out:
-            turns.write(args.out, about, sections, data)
+        compare(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

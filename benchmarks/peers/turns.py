@@ -45,12 +45,16 @@ def is_installed(package: str) -> bool:
 
 
 def take_turns(entrants: Sequence[Entrant], rounds: int, steps: int) -> list[Contestant]:
-    """Those that are installed, timed in turns; a line says of each other how to get it."""
+    """Those that are installed, timed in turns, the first of all of them first; a line says of each
+    other how to get it."""
     for entrant in entrants:
         if not entrant.is_there:
             print(f"skipped: {entrant.name}; {entrant.get}", flush=True)
-    plans = [(e.name, e.build, *e.args) for e in entrants if e.is_there]
-    return hold(plans, rounds, steps)
+    there = [e for e in entrants if e.is_there]
+    if len(there) == 1 < len(entrants):
+        return []  # nothing to compare
+    found = hold([(e.name, e.build, *e.args) for e in there], rounds, steps)
+    return found if found and found[0].name == there[0].name else []  # ours failed
 
 
 def compared(found: Sequence[Contestant], samples: int, unit: str) -> Rows:
