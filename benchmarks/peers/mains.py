@@ -79,6 +79,8 @@ def main() -> None:
         pairs = [pair for part in args.only for pair in PARTS[part](args)]
         for pair in pairs:
             found = pair.measure(args.rounds, args.steps)
+            if not found:
+                continue  # nothing to compare
             sections[pair.title] = rows = pair.rows(found)
             summary += of_all(pair.title, rows)
             data.append({"name": pair.title, "found": turns.as_data(found, 1)})
