@@ -40,7 +40,10 @@ class Contestant:
     def start_turn(self, num_steps: int) -> None:
         """Begin a turn of so many steps, after one that does not count."""
         self.num_steps = num_steps
-        self.pipe.send(num_steps)
+        try:
+            self.pipe.send(num_steps)
+        except ConnectionError:  # killed since its last turn, for memory perhaps
+            raise Failed(f"{self.name} ended") from None
 
     def end_turn(self) -> None:
         """Wait for the turn's end; note steps per second, and per second of CPU time, and the peak

@@ -4,7 +4,7 @@ H heads differ in their regularisation and see the same features, so one pass ov
 serves them all; the objective is convex, so L-BFGS needs no learning rate and no seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,20 +66,21 @@ def fit(
     penalty = mean.new_tensor(penalties)[:, None, None].expand(heads, dim + 1, 1).clone()
     penalty[:, -1] = 0
 
+    standardised = _standardised(features, mean, scale, rows)
+
     def objective(flat: Tensor) -> tuple[Tensor, Tensor]:
         """Values [H] and gradients [H, P] at weights [H, P]."""
         weight = flat.view(shape)
         value = (penalty * weight.square()).sum((1, 2)) / 2
         gradient = penalty * weight
-        for part, labels in zip(features.split(rows), targets.split(rows), strict=True):
-            inputs = (part - mean).div_(scale)
+        for inputs, labels in zip(standardised(), targets.split(rows), strict=True):
             log_p = (inputs @ weight[:, :-1] + weight[:, -1:]).log_softmax(2)  # [H, m, C]
             value -= log_p.gather(2, labels.expand(heads, -1)[..., None]).sum((1, 2)) / len(
                 features
             )
             error = log_p.exp_()
             error.scatter_add_(
-                2, labels.expand(heads, -1)[..., None], -error.new_ones(heads, len(part), 1)
+                2, labels.expand(heads, -1)[..., None], -error.new_ones(heads, len(inputs), 1)
             )
             error /= len(features)
             gradient[:, :-1] += inputs.T @ error
@@ -89,6 +90,23 @@ def fit(
     start = mean.new_zeros(heads, shape[1] * shape[2])
     best = minimise(objective, start, max_iter, tolerance).view(shape)
     return Heads(best[:, :-1], best[:, -1], mean, scale)
+
+
+def _standardised(
+    features: Columns, mean: Tensor, scale: Tensor, rows: int
+) -> Callable[[], Iterable[Tensor]]:
+    """Makes passes over the features, `rows` at a time: [m, D] each.
+
+    A single part is standardised once and kept; of several, each anew in each pass, in its memory.
+    """
+
+    def parts() -> Iterator[Tensor]:
+        return ((part - mean).div_(scale) for part in features.split(rows))
+
+    if len(features) > rows:
+        return parts
+    kept = list(parts())
+    return lambda: kept
 
 
 def minimise(objective, x: Tensor, max_iter: int, tolerance: float) -> Tensor:
