@@ -32,7 +32,7 @@ from util.evaluation.pretraining_monitor import Monitor, reconstructions
 from util.flags import args as arguments
 from util.flags.defaults import shown
 from util.flags.parser import ArgumentParser, loss_or_share, number
-from util.training import optim, preflight
+from util.training import muon, optim, preflight
 from util.training.checkpoint import MEAN_PATCH, BufferState
 from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
@@ -74,6 +74,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="share of each mask's masked patches that are decoded, a random draw: below 1 a step "
         "is cheaper and its loss is no longer MAE's (not in the paper)")
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    arguments.add_opt_flag(add)
     add("--betas", type=number(float, 0, 0.999999), nargs=2, default=[0.9, 0.95], help="of AdamW")
     add("--min_crop", type=number(float, 0.01, 1), default=0.2,
         help="smallest area of a random resized crop; 1: none")
@@ -224,7 +225,8 @@ def main(args: argparse.Namespace) -> None:
         num_masks = model.masks.num_masks
         per_step = args.accum_iter * batches.global_size * num_masks
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
-        optimizer = optim.adamw(optim.decay_groups(model, args.weight_decay), betas=args.betas)
+        groups = optim.decay_groups(model, args.weight_decay)
+        optimizer = muon.new_optimizer(args.opt, model, groups, args.betas)
         shapes = model.block_shapes()
         precision = run.precision(max(dim for _, dim, _ in shapes))
         monitor = knn_monitor(args, normalize, precision) if args.knn_every else None
