@@ -73,6 +73,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--pred_ratio", type=float, default=1.0,
         help="share of each mask's masked patches that are decoded, a random draw: below 1 a step "
         "is cheaper and its loss is no longer MAE's (not in the paper)")
+    add("--decoder_depth", type=number(int, 1), metavar="BLOCKS",
+        help="blocks of the decoder (default: the model's; MAE's has 8)")
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
     arguments.add_opt_flag(add)
     add("--betas", type=number(float, 0, 0.999999), nargs=2, default=[0.9, 0.95], help="of AdamW")
@@ -165,7 +167,7 @@ def model_options(args: argparse.Namespace) -> dict[str, object]:
     """The arguments of the model in MODELS that the flags describe."""
     names = ("in_chans", "mask_ratio", "norm_pix_loss", "grad_checkpointing")
     if args.model not in models_simmim.MODELS:
-        names += ("pred_ratio",)
+        names += ("pred_ratio", *["decoder_depth"] * (args.decoder_depth is not None))
     if args.model not in models_mae.MODELS:
         names += MI_FLAGS
     return {"img_size": args.input_size} | {name: getattr(args, name) for name in names}
@@ -175,8 +177,12 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     """The model that the flags describe, on the CPU."""
     if args.lambda_rec == 0 and args.mi_start_loss != math.inf:
         raise UsageError("--lambda_rec 0 never reaches --mi_start_loss: use --mi_start_loss inf")
-    if args.model in models_simmim.MODELS and args.pred_ratio != 1:
-        raise UsageError("--pred_ratio saves nothing on SimMIM, which has no decoder: leave it")
+    is_saving = args.pred_ratio != 1 or args.decoder_depth is not None
+    if args.model in models_simmim.MODELS and is_saving:
+        raise UsageError(
+            "--pred_ratio and --decoder_depth save nothing on SimMIM, which has no decoder: leave "
+            "them away"
+        )
     others = args.num_masks != 1 or args.lambda_max or args.lambda_min or args.lambda_rec != 1
     if args.model in models_mae.MODELS and others:
         raise UsageError(

@@ -263,6 +263,8 @@ def test_bad_flags_are_refused_in_one_line(refuses, tmp_path):
     refuses(main, "--pred_ratio", 2, names=("--pred_ratio 2",))
     refuses(main, "--model", "simmim_swin_mini_patch2", "--pred_ratio", 0.5,
             names=("--pred_ratio", "SimMIM"))  # fmt: skip
+    refuses(main, "--model", "simmim_swin_mini_patch2", "--decoder_depth", 2,
+            names=("--decoder_depth", "SimMIM"))  # fmt: skip
     refuses(main, "--model", "mimae_vit_giant", names=("--model", "mimae_vit_giant"))
     refuses(main, "--dataset", "imagenet", names=("--dataset", "imagenet"))
     refuses(main, "--lr", 1e-3, "--blr", 1e-3, names=("--lr", "--blr"))
