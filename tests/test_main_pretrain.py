@@ -9,6 +9,9 @@ import torch
 from pages import check_page
 from PIL import Image
 
+from encoders.vit import Pretrained
+from main_pretrain import restored
+
 SHORT = ("--batch_size", 32, "--max_steps", 3, "--mi_start_loss", "inf")
 
 
@@ -343,3 +346,10 @@ def test_a_finished_run_that_max_steps_cut_keeps_its_last_line(run_main_here, tm
     again = run_main_here("main_pretrain", *flags, folder=tmp_path)
     assert again.status == 0 and (tmp_path / "log.txt").read_text() == log
     assert again.results()["steps"] == 5
+
+
+def test_a_shallower_decoder_is_built_trained_and_restored(run_main_here):
+    outcome = run_main_here("main_pretrain", *SHORT, "--decoder_depth", 1)
+    assert losses(outcome)["train_rec"] > 0
+    found = Pretrained(str(outcome.folder / "checkpoint-last.pth"))
+    assert len(restored(found, "mimae_vit_tiny_patch2").decoder_blocks) == 1
