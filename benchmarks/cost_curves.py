@@ -11,7 +11,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -60,26 +60,24 @@ class Curve:
         for (x, before), (larger, after) in itertools.pairwise(points):
             slope = math.log(after / before) / math.log(larger / x)
             if abs(slope - self.expected) > TOLERANCE:
-                found.append(f"{x:g} to {larger:g}: {slope:.2f}")
+                found.append(f"{x:.10g} to {larger:.10g}: {slope:.2f}")
         return "; ".join([*found, *filter(None, [self.failed])]) or "no"
 
     def as_json(self) -> dict:
         return asdict(self) | {"exponent": self.exponent(), "breaks": self.breaks()}
 
 
-def table(curves: Iterable[Curve]) -> str:
-    """Markdown of curves."""
-    lines = [
-        "| what | against | seconds | expected | fitted | leaves it |",
-        "|---|---|---|---|---|---|",
-    ]
-    for curve in curves:
-        cells = ", ".join(f"{x:g}: {seconds:.3g}" for x, seconds in curve.points)
-        lines.append(
-            f"| {curve.what} | {curve.axis} | {cells} | {curve.expected:g} | "
-            f"{curve.exponent():.2f} | {curve.breaks()} |"
-        )
-    return "\n".join(lines)
+HEAD = """| what | against | seconds | expected | fitted | leaves it |
+|---|---|---|---|---|---|"""
+
+
+def row(curve: Curve) -> str:
+    """A line of a table in Markdown, which HEAD begins."""
+    cells = ", ".join(f"{x:.10g}: {seconds:.3g}" for x, seconds in curve.points)
+    return (
+        f"| {curve.what} | {curve.axis} | {cells} | {curve.expected:g} | "
+        f"{curve.exponent():.2f} | {curve.breaks()} |"
+    )
 
 
 def measure(
@@ -235,7 +233,7 @@ def _side(pixels: int) -> int:
 NAMES = ("start_up", "classes", "k_nn", "evaluation")
 
 
-def others(args: argparse.Namespace, folder: str) -> list[Curve]:
+def others(args: argparse.Namespace, folder: str) -> Iterator[Curve]:
     """The curves of args.curves, measured one after another."""
     squares = [side * side for side in args.sides]
     first, again, step, probe, logistic, by_class, by_image, windows, detection = (
@@ -267,4 +265,5 @@ def others(args: argparse.Namespace, folder: str) -> list[Curve]:
         ],
     }
     chosen = [plan for name in NAMES if name in args.curves for plan in plans[name]]
-    return [measure(curve, values, make(), args.rounds) for curve, values, make in chosen]
+    for curve, values, make in chosen:
+        yield measure(curve, values, make(), args.rounds)

@@ -156,9 +156,11 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{device}, torch {torch.__version__}, ViT-{args.model}; GiB are of one process")
     curves = pretraining(args) if "pretrain" in args.curves else []
+    print("\n".join(["", cost_curves.HEAD, *map(cost_curves.row, curves)]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        curves += cost_curves.others(args, folder)
-    print("\n" + cost_curves.table(curves))
+        for curve in cost_curves.others(args, folder):
+            print(cost_curves.row(curve), flush=True)
+            curves.append(curve)
     if args.json:
         with open(args.json, "w") as file:
             json.dump([curve.as_json() for curve in curves], file, indent=1)
