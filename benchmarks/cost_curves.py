@@ -43,11 +43,9 @@ class Curve:
 
     def exponent(self) -> float:
         """The least squares' slope of log seconds in log values; NaN of less than two points."""
-        x, y = (
-            [math.log(number) for number in numbers] for numbers in zip(*self.points, strict=True)
-        )
-        if len(set(x)) < 2:
+        if len({x for x, _ in self.points}) < 2:
             return math.nan
+        x, y = ([math.log(number) for number in side] for side in zip(*self.points, strict=True))
         mean = statistics.fmean(x)
         rise = sum((a - mean) * b for a, b in zip(x, y, strict=True))
         return rise / sum((a - mean) ** 2 for a in x)
@@ -64,7 +62,9 @@ class Curve:
         return "; ".join([*found, *filter(None, [self.failed])]) or "no"
 
     def as_json(self) -> dict:
-        return asdict(self) | {"exponent": self.exponent(), "breaks": self.breaks()}
+        slope = self.exponent()  # JSON has no NaN
+        found = {"exponent": None if math.isnan(slope) else slope, "breaks": self.breaks()}
+        return asdict(self) | found
 
 
 HEAD = """| what | against | seconds | expected | fitted | leaves it |

@@ -11,7 +11,10 @@ def test_the_exponent_is_that_of_a_power():
     points = [(x, 3e-4 * x**1.5) for x in (10, 100, 1000)]
     curve = Curve("a step", "images", 1.5, points)
     assert curve.exponent() == pytest.approx(1.5) and curve.breaks() == "no"
-    assert math.isnan(Curve("a step", "images", 1, points[:1]).exponent())
+    for few in ([], points[:1]):
+        curve = Curve("a step", "images", 1, few)
+        assert math.isnan(curve.exponent()) and curve.as_json()["exponent"] is None
+        assert row(curve).count("|") == 7
 
 
 def test_a_constant_cost_hides_a_power_until_it_is_overtaken():
