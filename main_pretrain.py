@@ -93,6 +93,9 @@ def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
     add("--mask_ratio", type=float, default=0.75, help="masked share of the patches")
     add("--mask_type", choices=("orthogonal", "independent"), default="orthogonal",
         help="disjoint visible sets, or a new draw for each mask")
+    add("--mask_jitter", type=number(float, 0), default=0.0, metavar="STRENGTH",
+        help="each mask sees each channel with a contrast of 1 +- so much, and brightness shifted "
+        "by up to so many standard deviations: for studies of MI-MAE, not the paper's")
     # fmt: on
 
 
@@ -170,6 +173,8 @@ def model_options(args: argparse.Namespace) -> dict[str, object]:
         names += ("pred_ratio", *["decoder_depth"] * (args.decoder_depth is not None))
     if args.model not in models_mae.MODELS:
         names += MI_FLAGS
+    if args.model in models_mimae.MODELS:
+        names += ("mask_jitter",)
     return {"img_size": args.input_size} | {name: getattr(args, name) for name in names}
 
 
@@ -183,6 +188,8 @@ def build_model(args: argparse.Namespace) -> nn.Module:
             "--pred_ratio and --decoder_depth save nothing on SimMIM, which has no decoder: leave "
             "them away"
         )
+    if args.mask_jitter and args.model not in models_mimae.MODELS:
+        raise UsageError(f"--mask_jitter is of MI-MAE's ViTs: leave it with --model {args.model}")
     others = args.num_masks != 1 or args.lambda_max or args.lambda_min or args.lambda_rec != 1
     if args.model in models_mae.MODELS and others:
         raise UsageError(

@@ -165,22 +165,37 @@ class MAEViT(ViTEncoder, MaskedImageModel):
         return {"loss": rec, "rec": rec} | about
 
     def embed_patches(self, imgs: Tensor) -> Tensor:
-        """Patch and position embedding, without the class token: [B, L, D].
+        """Patch and position embedding, without the class token: [B, L, D]."""
+        return self.embed_pixels(self.patchify(imgs)) + self.pos_embed[:, 1:]
+
+    def embed_pixels(self, patches: Tensor) -> Tensor:
+        """[..., P] -> [..., D], without positions.
 
         A matrix product: what the convolution of `patch_embed` computes, at less cost.
         """
         proj = self.patch_embed.proj
         weight = proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P], pixels as in patchify
-        return F.linear(self.patchify(imgs), weight, proj.bias) + self.pos_embed[:, 1:]
+        return F.linear(patches, weight, proj.bias)
 
-    def forward_encoder(self, imgs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_encoder(
+        self, imgs: Tensor, ids: Tensor, change: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Embed the patches once and encode all N masks in one batch.
+
+        Args:
+            change: of the pixels that each mask sees [B·N, K, P]; then its patches are embedded.
 
         Returns:
             z [B·N, 1 + K, D] and the visible embedded patches x·m [B·N, K, D].
         """
-        x = self.embed_patches(imgs)  # [B, L, D]
-        x_visible = take_rows(x, self.split(ids)[0])  # [B·N, K, D]
+        visible = self.split(ids)[0]
+        if change:
+            position = take_rows(self.pos_embed[:, 1:].expand(len(ids), -1, -1), visible)
+            x_visible = (
+                self.embed_pixels(change(take_rows(self.patchify(imgs), visible))) + position
+            )
+        else:
+            x_visible = take_rows(self.embed_patches(imgs), visible)  # [B·N, K, D]
         return self.encode_patches(x_visible), x_visible
 
     def forward_decoder(self, z: Tensor, ids: Tensor) -> Tensor:

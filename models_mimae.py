@@ -22,6 +22,7 @@ from models_masked import RandomMasks, full_precision
 from util.checks import check_one_of
 from util.cluster import distributed
 from util.errors import UsageError
+from util.training.mask_jitter import MaskJitter
 from util.training.uniformity import uniformity
 
 # ---------------------------------------------------------------- orthogonal masks [Section 4.2]
@@ -99,9 +100,8 @@ def ids_positives(similarities: Tensor, num_masks: int) -> Tensor:
 def info_nce(latents: Tensor, num_masks: int, temperature: float) -> Tensor:
     """L_max, the InfoNCE loss between the masks of an image, in nats [Eq. 7 and 8].
 
-    −log(exp s_ik / Σ_{j≠i} exp s_ij), averaged over all ordered pairs (i, k) of one image; the
-    sum runs over all other latents of the global batch, the other positives included. For N = 2
-    it is SimCLR's NT-Xent.
+    −log(exp s_ik / Σ_{j≠i} exp s_ij), averaged over all ordered pairs (i, k) of one image; j runs
+    over all other latents of the global batch. For N = 2 it is SimCLR's NT-Xent.
 
     Args:
         latents: [B·N, D], rows of one image adjacent. num_masks: N ≥ 2. temperature: τ.
@@ -155,8 +155,7 @@ def club_upper_bound(z: Tensor, mean: Tensor, logvar: Tensor, group: int | None)
     mean_j [ log q(z_j | x_j) − mean_k log q(z_k | x_j) ], k over the rows of j's group. Among the
     masks of one image it takes out of a latent what is peculiar to its mask, and leaves what
     tells images apart. For a diagonal Gaussian the inner mean needs two moments only,
-    mean_k (z_k − μ_j)² = Var z + (E z − μ_j)², so the exact bound costs O(rows · D). The
-    log-variances cancel.
+    mean_k (z_k − μ_j)² = Var z + (E z − μ_j)², so the exact bound costs O(rows · D).
 
     Args:
         z, mean, logvar: [rows, D]; mean and logvar of q(· | x_j) in row j.
@@ -178,8 +177,7 @@ def club_upper_bound(z: Tensor, mean: Tensor, logvar: Tensor, group: int | None)
 def follow_above(bound: Tensor, floor: str) -> tuple[Tensor, Tensor]:
     """`bound`, and whether it is followed; with the floor `batch` it is without its gradient where
     its mean over the global batch is below zero. Our choice: mutual information is not negative,
-    there φ lags behind the encoder and Eq. 10 is no bound [Appendix A.4].
-    """
+    there φ lags behind the encoder and Eq. 10 is no bound [Appendix A.4]."""
     is_followed = (distributed.reduce_mean(bound) > 0) | (floor == "none")
     return torch.where(is_followed, bound, bound.detach()), is_followed
 
@@ -362,7 +360,7 @@ class MaskedAutoencoderViT(MAEViT):
     """MI-MAE: MAE with N masks for each image and the mutual information of their latents.
 
     Args:
-        num_masks, mask_ratio, mask_type: of `OrthogonalMasks`.
+        num_masks, mask_ratio, mask_type: of `OrthogonalMasks`. mask_jitter: of `MaskJitter`.
         options: the arguments of `MAEViT` and of `MutualInformation`.
     """
 
@@ -370,13 +368,14 @@ class MaskedAutoencoderViT(MAEViT):
 
     def __init__(
         self, *sizes, num_masks: int = 4, mask_ratio: float = 0.75,
-        mask_type: str = "orthogonal", **options,
+        mask_type: str = "orthogonal", mask_jitter: float = 0.0, **options,
     ):  # fmt: skip
         mi_options = take_mi_options(options)
         super().__init__(*sizes, mask_ratio=mask_ratio, **options)
         self.masks = OrthogonalMasks(self.masks.num_patches, num_masks, mask_ratio, mask_type)
         self.mi = MutualInformation(self.pos_embed.shape[2], self.masks.num_masks, **mi_options)
         self.mi.give_to(self)
+        self.jitter = MaskJitter(mask_jitter, self.masks, self.patch_embed.proj.in_channels)
 
     def forward(self, imgs: Tensor, noise: Tensor | None = None) -> Losses:
         """The losses of a batch of normalised images [B, C, H, W].
@@ -385,14 +384,15 @@ class MaskedAutoencoderViT(MAEViT):
             noise: uniform, of `masks.noise_shape(B)`, from which the masks follow; None draws it.
         """
         ids, target = self.draw_masks(imgs, noise), self.targets(imgs)  # [B, N, L], [B, L, P]
-        z, x_visible = self.forward_encoder(imgs, ids)  # [B·N, 1 + K, D], [B·N, K, D]
+        z, x_visible = self.forward_encoder(imgs, ids, self.jitter.change(noise))  # [B·N, ·, D]
         rec = self.decoded_loss(z, target, ids)  # [Eq. 1]
         rows = self.mi.rows(x_visible, z[:, 1:], z[:, 0])
         return self.mi.all_losses(rec, self.mean_patch_loss(target), rows)  # [Eq. 7 - 11]
 
     def mi_rows(self, imgs: Tensor, noise: Tensor) -> Rows:
         """What the losses of mutual information compare in a batch, without decoding it."""
-        z, x_visible = self.forward_encoder(imgs, self.draw_masks(imgs, noise))
+        ids = self.draw_masks(imgs, noise)
+        z, x_visible = self.forward_encoder(imgs, ids, self.jitter.change(noise))
         return self.mi.rows(x_visible, z[:, 1:], z[:, 0])
 
 

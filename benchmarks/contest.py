@@ -25,6 +25,7 @@ class Contestant:
 
     def __init__(self, name: str, build: Build, *args):
         self.name, self.rates, self.peak, self.facts = name, [], 0, {}
+        self.cpu_rates: list[float] = []
         self.pipe, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(
             target=_serve, args=(theirs, name, build, args), daemon=True
@@ -42,9 +43,11 @@ class Contestant:
         self.pipe.send(num_steps)
 
     def end_turn(self) -> None:
-        """Wait for the turn's end; note steps per second and the peak of the memory in bytes."""
-        seconds, self.peak = self._answer()
+        """Wait for the turn's end; note steps per second, and per second of CPU time, and the peak
+        of the memory in bytes."""
+        seconds, cpu_seconds, self.peak = self._answer()
         self.rates.append(self.num_steps / seconds)
+        self.cpu_rates.append(self.num_steps / max(cpu_seconds, 1e-9))
 
     def _answer(self):
         try:
@@ -71,6 +74,27 @@ class Contestant:
         return statistics.median(a / b for a, b in zip(self.rates, other.rates, strict=True))
 
 
+def hold(plans: Sequence[tuple], rounds: int, num_steps: int) -> list[Contestant]:
+    """Build contestants, let them compete, end them; those that fail are printed and left out.
+
+    Args:
+        plans: of each its name, what builds it, and the arguments of that.
+    """
+    contestants: list[Contestant] = []
+    for plan in plans:
+        contestant = Contestant(*plan)
+        try:
+            contestant.await_ready()
+            contestants.append(contestant)
+        except Failed as failure:
+            print(failure, flush=True)
+            contestant.end()
+    compete(contestants, rounds, num_steps)
+    for contestant in contestants:
+        contestant.end()
+    return contestants
+
+
 def compete(contestants: list[Contestant], rounds: int, num_steps: int) -> None:
     """Give each its turn, `rounds` times; those that fail are printed and leave the list."""
     for _ in range(rounds):
@@ -88,7 +112,7 @@ def compete(contestants: list[Contestant], rounds: int, num_steps: int) -> None:
 def _serve(pipe, name: str, build: Build, args: tuple) -> None:
     use_cuda = torch.cuda.is_available()
     try:
-        before = 0 if use_cuda else _memory("VmRSS")
+        before = 0 if use_cuda else memory("VmRSS")
         train, facts = build(*args)
         if use_cuda:
             torch.cuda.empty_cache()  # the others are yet to be built
@@ -103,20 +127,21 @@ def _serve(pipe, name: str, build: Build, args: tuple) -> None:
             train(1)
             if use_cuda:
                 torch.cuda.synchronize()
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             train(num_steps)
             if use_cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - started
-            peak = torch.cuda.max_memory_allocated() if use_cuda else _memory("VmHWM") - before
-            pipe.send((seconds, peak))
+            cpu_seconds = time.process_time() - cpu_started
+            peak = torch.cuda.max_memory_allocated() if use_cuda else memory("VmHWM") - before
+            pipe.send((seconds, cpu_seconds, peak))
             if use_cuda:
                 torch.cuda.empty_cache()  # the others need it
     except torch.OutOfMemoryError:
         pipe.send(Failed(f"{name}: out of memory"))
 
 
-def _memory(kind: str) -> int:
+def memory(kind: str) -> int:
     """VmRSS, this process's memory, or VmHWM, the most it has been; in bytes, 0 if unknown."""
     if not os.path.exists("/proc/self/status"):
         return 0

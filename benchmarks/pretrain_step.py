@@ -15,13 +15,16 @@ import io
 import math
 import pathlib
 import sys
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import torch
+from torch import Tensor, nn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.contest import Contestant, Failed, compete, matmul_peak
+from benchmarks.contest import Contestant, hold, matmul_peak
 from benchmarks.step_facts import add_timing_flags
 from util.flags.parser import number
 from util.training.precision import Precision
@@ -32,6 +35,15 @@ MODELS = {
     "small": "vit_small_patch16", "base": "vit_base_patch16", "large": "vit_large_patch16",
     "huge": "vit_huge_patch14",
 }  # fmt: skip
+SMALLER = {  # than those of MAE's code
+    "nano": dict(
+        patch_size=7, embed_dim=64, depth=6, num_heads=2, decoder_embed_dim=64, decoder_depth=2,
+        decoder_num_heads=4,
+    ),
+    "small": dict(patch_size=16, embed_dim=384, depth=12, num_heads=6),
+}  # fmt: skip
+# What is found out about a model before it is trained; its second argument makes a forward pass.
+Look = Callable[[nn.Module, Callable[[], dict[str, Tensor]]], dict[str, object]]
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -62,24 +74,42 @@ def use_device(args: argparse.Namespace) -> torch.device:
     return torch.device("cpu")
 
 
-def _images(args: argparse.Namespace, images: int) -> torch.Tensor:
+def images_of(args: argparse.Namespace, images: int) -> Tensor:
+    """So many random images [images, 3, H, W] of whole numbers up to 255."""
     shape = (images, 3, args.input_size, args.input_size)
     imgs = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return imgs.pin_memory() if torch.cuda.is_available() else imgs
+
+
+def normalized(imgs: Tensor) -> Tensor:
+    """Images of `images_of` as a loader gives them to others' models."""
+    return (imgs.float() / 255 - 0.45) / 0.225
 
 
 def precision_of(amp: str, device: torch.device) -> Precision:
     return Precision(amp, device, width=384)  # nearly all MODELS are at least so wide
 
 
-def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *flags: str):
-    """This repository's training step, with `flags` of main_pretrain.py.
-
-    Besides the step it gives the FLOPs of a forward and backward pass, the dtype in which they are
-    computed, and preflight's estimate of the memory in bytes.
-    """
+def _count_flops(model: nn.Module, forward: Callable[[], dict[str, Tensor]]) -> dict[str, object]:
+    """The FLOPs of a forward and backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    counter = FlopCounterMode(display=False)
+    with counter:
+        forward()["loss"].backward()
+    model.zero_grad(set_to_none=True)
+    return {"flops": counter.get_total_flops()}
+
+
+def build_ours(
+    args: argparse.Namespace, model: str, images: int, amp: str, *flags: str,
+    look: Look = _count_flops,
+):  # fmt: skip
+    """This repository's training step, with `flags` of main_pretrain.py.
+
+    Besides the step it gives what `look` finds, the dtype in which products are computed, and
+    preflight's estimate of the memory in bytes.
+    """
     import main_pretrain
     from engine_pretrain import step_noise, train_step
     from util.cluster import distributed
@@ -96,13 +126,13 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
     optimizer = optim.adamw(optim.decay_groups(bare, own.weight_decay), betas=own.betas)
     optim.set_lr(optimizer, 1e-6)
     precision = precision_of(amp, device)
-    imgs = _images(args, images)
+    imgs = images_of(args, images)
 
-    counter = FlopCounterMode(display=False)
-    with counter, precision.autocast():
-        losses = bare(normalize(imgs.to(device)))
-        losses["loss"].backward()
-    bare.zero_grad(set_to_none=True)
+    def forward() -> dict[str, Tensor]:
+        with precision.autocast():
+            return bare(normalize(imgs.to(device)))
+
+    facts = look(bare, forward)
     if args.compile:
         distributed.compile_in_place(bare, args.grad_checkpointing)
     wrapped = distributed.wrap(bare, device, sync_buffers=False)
@@ -119,19 +149,17 @@ def build_ours(args: argparse.Namespace, model: str, images: int, amp: str, *fla
     memory = preflight.estimate_memory(
         bare, bare.block_shapes(), rows, is_half, args.grad_checkpointing
     )
-    dtype = precision.dtype or torch.float32
-    return train, {"flops": counter.get_total_flops(), "memory": sum(memory), "dtype": dtype}
+    return train, facts | {"memory": sum(memory), "dtype": precision.dtype or torch.float32}
 
 
-def build_official(args: argparse.Namespace, model: str, images: int):
-    """The training step of MAE's own engine, from its clone, with today's libraries."""
+def _make_importable(clone: str, device: torch.device) -> None:
+    """Let the files of MAE's clone be imported with today's libraries, in place of ours."""
     import numpy as np
     import timm.models.vision_transformer as timm_vit
 
-    device = use_device(args)
     for name in [name for name in sys.modules if name.split(".")[0] == "util"]:
         del sys.modules[name]  # its folder has the name of our package
-    sys.path[:] = [args.against] + [path for path in sys.path if path != ROOT]
+    sys.path[:] = [clone] + [path for path in sys.path if path != ROOT]
     np.float = float
     sys.modules["torch._six"] = ModuleType("torch._six")
     sys.modules["torch._six"].inf = math.inf
@@ -140,6 +168,17 @@ def build_official(args: argparse.Namespace, model: str, images: int):
     if device.type == "cpu":
         torch.cuda.synchronize = lambda: None
 
+
+def build_official(
+    args: argparse.Namespace, model: str, images: int, amp: str = "none", look: Look | None = None
+):
+    """The training step of MAE's own engine, from its clone, with today's libraries.
+
+    Args:
+        amp: `bf16` is ours, for a CPU, where theirs computes in fp32.
+    """
+    device = use_device(args)
+    _make_importable(args.against, device)
     from timm.optim import param_groups_weight_decay
     from util.misc import NativeScalerWithGradNormCount
 
@@ -148,18 +187,20 @@ def build_official(args: argparse.Namespace, model: str, images: int):
 
     torch.manual_seed(0)
     sizes = dict(img_size=args.input_size, norm_pix_loss=True)
-    if model == "small":  # theirs begin at base
-        small = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
-        mae = models_mae.MaskedAutoencoderViT(**small, **sizes)
+    if model in SMALLER:  # theirs begin at base
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        mae = models_mae.MaskedAutoencoderViT(**SMALLER[model], **sizes, norm_layer=norm)
     else:
         mae = getattr(models_mae, f"mae_{MODELS[model]}")(**sizes)
     mae = mae.to(device)
+    if amp == "bf16":
+        mae.forward = torch.autocast(device.type, torch.bfloat16)(mae.forward)
     optimizer = torch.optim.AdamW(param_groups_weight_decay(mae, 0.05), 1e-6, betas=(0.9, 0.95))
     scaler = NativeScalerWithGradNormCount()
-    imgs = _images(args, images).repeat_interleave(args.num_masks, 0).float() / 255
-    imgs = (imgs - 0.45) / 0.225
+    imgs = normalized(images_of(args, images)).repeat_interleave(args.num_masks, 0)
     if device.type == "cuda":
         imgs = imgs.pin_memory()
+    facts = look(mae, lambda: {"loss": mae(imgs.to(device))[0]}) if look else {}
     flags = SimpleNamespace(
         accum_iter=1, mask_ratio=0.75, lr=1e-6, min_lr=0.0, warmup_epochs=1000, epochs=2000
     )
@@ -171,7 +212,7 @@ def build_official(args: argparse.Namespace, model: str, images: int):
                 mae, loader, optimizer, device, 1000, scaler, None, args=flags
             )
 
-    return train, {}
+    return train, facts
 
 
 def contest(args: argparse.Namespace, model: str, images: int) -> list[Contestant]:
@@ -190,20 +231,11 @@ def contest(args: argparse.Namespace, model: str, images: int) -> list[Contestan
     if args.against:
         theirs = "fp16" if device.type == "cuda" else "fp32"
         plans.append((f"official MAE {theirs}", build_official))
-    contestants: list[Contestant] = []
-    for plan, build, *more in plans:
-        name = f"{plan}, ViT-{model}, {images} x {args.num_masks}"
-        contestant = Contestant(name, build, args, model, images, *more)
-        try:
-            contestant.await_ready()
-            contestants.append(contestant)
-        except Failed as failure:
-            print(failure, flush=True)
-            contestant.end()
-    compete(contestants, args.rounds, args.steps)
-    for contestant in contestants:
-        contestant.end()
-    return contestants
+    named = [
+        (f"{plan}, ViT-{model}, {images} x {args.num_masks}", build, args, model, images, *more)
+        for plan, build, *more in plans
+    ]
+    return hold(named, args.rounds, args.steps)
 
 
 def measure_peaks(peaks: dict[torch.dtype, float], device: torch.device) -> None:

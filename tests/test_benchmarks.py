@@ -38,6 +38,11 @@ CASES = {
         r"without MI terms fp32, ViT-small, 1 x 4 +[\d.]+ +[\d.]+ +[\d.]+% +[\d.]+ +[\d.]+ x\n"
         r"pred_ratio 0.5 fp32, ViT-small",
     ),
+    "peers/pretraining": (
+        "--model nano --input_size 28 --samples 4 --rounds 1 --threads 1 --amp none "
+        "--peers mimae lightly",
+        r"\n\| ours, MI-MAE, 4 masks \| [\d.]+ \| [\d.]+ \([^)]*\) \| [^$]*\| ours, MAE \| 425619 ",
+    ),
     "scaling": (
         "--images 2 --input_size 32 --num_masks 4 --processes 1 2 --steps 1 --rounds 1 "
         "--files 1000 2000 --classes 3 6 --step_images 2 --stored 500 1000 --sides 32 64 "
@@ -72,7 +77,8 @@ CASES = {
 
 SLOW = (
     "checkpoint_cost", "corruptions", "detection_step", "equal_samples", "false_verdicts",
-    "find_images", "mask_ceiling", "pretrain_step", "scaling", "segmentation_step", "start_up",
+    "find_images", "mask_ceiling", "peers/pretraining", "pretrain_step", "scaling",
+    "segmentation_step", "start_up",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [
     *ROOT.glob("main_*.py"), *ROOT.glob("submitit_*.py"), *ROOT.glob("demo*.py"),
     ROOT / "reproduce.py", *ROOT.glob("benchmarks/*.py"),
+    *(p for p in ROOT.glob("benchmarks/peers/*.py") if "__main__" in p.read_text()),
 ]  # fmt: skip
 TOOLS = [path for path in ROOT.glob("tools/*.py") if path.stem != "__init__"]
 NO_PROGRAMS = ("contest", "step_facts", "study")  # of benchmarks/: what several of them use

@@ -59,6 +59,7 @@ _VARIANTS = {
     "MI-MAE, CLUB of tokens": ("--club_level", "token", "--club_floor", "none"),
     "MI-MAE, CLUB over the batch": ("--club_negatives", "batch", "--no_train_approximation"),
     "MI-MAE, uniformity": ("--lambda_uniformity", "0.1"),
+    "MI-MAE, mask jitter": ("--mask_jitter", "0.4"),
     "MI-MAE, L_max alone": ("--lambda_min", "0"),
     "MI-MAE, L_min alone": ("--lambda_max", "0"),
     "four masks": ("--lambda_max", "0", "--lambda_min", "0"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import in_ranks
+from slurm_cluster import wait_for
 
 import main_finetune
 from util.cluster import agreement
@@ -79,8 +80,7 @@ def waits(rank: int, folder: str, seconds: float, ending: str) -> object:
         return [1, 2]
 
     if rank == 1 and ending == "killed":
-        while not (Path(folder) / "begun").exists():
-            time.sleep(0.02)
+        wait_for((Path(folder) / "begun").exists, "the action", 60)
         os.kill(os.getpid(), signal.SIGKILL)
     return agreement.main_does(action)
 

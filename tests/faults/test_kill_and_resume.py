@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from harness import Saves, differing, flags, kill_after, kill_when, wait_for
+from harness import Saves, differing, flags, has_ended, kill_after, kill_when, wait_for
 
 NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
 MAINS = ("main_pretrain", "main_finetune", "main_linprobe")
@@ -165,6 +165,7 @@ def test_a_second_interrupt_leaves_at_once_and_the_last_save_whole(zygote, undis
     pid = zygote.start("main_pretrain", argv, log, slow_disk=0.3)
     saves = Saves(tmp_path)
     while not (saves.before.exists() and saves.last.exists() and saves.is_writing()):
+        assert not has_ended(pid), log.read_text()
         time.sleep(0.001)
     os.kill(pid, signal.SIGINT)
     time.sleep(0.05)

@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import pathlib
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -52,22 +54,43 @@ FLAGS = {
 class Zygote:
     """Client of zygote.py: one training process at a time."""
 
+    seconds = 300  # that a process may take
+
     def __init__(self) -> None:
+        self.running: int | None = None
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(pathlib.Path(__file__).with_name("zygote.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
+        self.answers = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.answers.put(json.loads(line))
 
     def start(self, main: str, argv: list[str], log: pathlib.Path, slow_disk: float = 0.0) -> int:
+        if self.running:  # a test that failed has left it
+            kill_after(self.running, 0)
+            self.wait()
         request = {"main": main, "argv": argv, "log": str(log), "slow_disk": slow_disk}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())["pid"]
+        self.running = self.answers.get(timeout=300)["pid"]
+        return self.running
 
     def wait(self) -> int:
         """The exit status of the process last started; negative: the signal that killed it."""
-        return json.loads(self.process.stdout.readline())["status"]
+        try:
+            status = self.answers.get(timeout=self.seconds)["status"]
+        except queue.Empty:
+            os.kill(self.running, signal.SIGABRT)  # its log then says where it stood
+            self.answers.get(timeout=60)
+            raise TimeoutError(f"it did not end within {self.seconds} s") from None
+        finally:
+            self.running = None
+        return status
 
     def run(self, main: str, argv: list[str], log: pathlib.Path, slow_disk: float = 0.0) -> int:
         self.start(main, argv, log, slow_disk)

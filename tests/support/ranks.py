@@ -57,6 +57,7 @@ def in_ranks(
     start = (function, world, free_port(), str(folder), minutes, args)
     context = mp.start_processes(_rank, start, world, join=False, start_method="forkserver")
     for process in context.processes:
-        process.join()
+        process.join(300)
+        process.kill()  # None is its answer
     files = [folder / f"rank{rank}.json" for rank in range(world)]
     return [json.loads(file.read_text()) if file.exists() else None for file in files]

@@ -7,6 +7,7 @@ its own. `slow_disk` widens the moments in which a checkpoint is half written, i
 writes it.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -71,6 +72,7 @@ def child(request: dict) -> None:
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.enable()
     if request.get("slow_disk"):
         slow_disk_calls(request["slow_disk"])
     main = MAINS[request["main"]]
