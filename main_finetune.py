@@ -35,7 +35,7 @@ from util.errors import UsageError
 from util.evaluation import predictions
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
-from util.training import few_label_runs, optim, preflight
+from util.training import few_label_runs, muon, optim, preflight
 from util.training.drop_path import DropPaths
 from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
@@ -63,6 +63,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--drop_path", type=number(float, 0, 0.99), default=0.1, help="of the last block")
     add("--layer_decay", type=number(float, 0, 1), default=0.65, help="of the learning rate")
     # fmt: on
+    arguments.add_opt_flag(add)
     arguments.add_ema_flag(add)
     # fmt: off
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
@@ -186,7 +187,7 @@ def main(args: argparse.Namespace) -> None:
         groups = optim.layer_decay_groups(
             model, args.weight_decay, layer_lookup(model), args.layer_decay
         )
-        optimizer = optim.adamw(groups)
+        optimizer = muon.new_optimizer(args.opt, model, groups)
         preflight.log_plan(args, model, batches, precision, 1, shapes, run.device)
         mean = WeightMean(model, args.ema_decay)
         objects = mean.objects() | dict(optimizer=optimizer, scaler=precision)

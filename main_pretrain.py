@@ -32,7 +32,7 @@ from util.evaluation.pretraining_monitor import Monitor, reconstructions
 from util.flags import args as arguments
 from util.flags.defaults import shown
 from util.flags.parser import ArgumentParser, loss_or_share, number
-from util.training import optim, preflight
+from util.training import muon, optim, preflight
 from util.training.checkpoint import MEAN_PATCH, BufferState
 from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
@@ -73,7 +73,10 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--pred_ratio", type=float, default=1.0,
         help="share of each mask's masked patches that are decoded, a random draw: below 1 a step "
         "is cheaper and its loss is no longer MAE's (not in the paper)")
+    add("--decoder_depth", type=number(int, 1), metavar="BLOCKS",
+        help="blocks of the decoder (default: the model's; MAE's has 8)")
     add("--grad_checkpointing", action="store_true", help="recompute blocks, to save memory")
+    arguments.add_opt_flag(add)
     add("--betas", type=number(float, 0, 0.999999), nargs=2, default=[0.9, 0.95], help="of AdamW")
     add("--min_crop", type=number(float, 0.01, 1), default=0.2,
         help="smallest area of a random resized crop; 1: none")
@@ -167,7 +170,7 @@ def model_options(args: argparse.Namespace) -> dict[str, object]:
     """The arguments of the model in MODELS that the flags describe."""
     names = ("in_chans", "mask_ratio", "norm_pix_loss", "grad_checkpointing")
     if args.model not in models_simmim.MODELS:
-        names += ("pred_ratio",)
+        names += ("pred_ratio", *["decoder_depth"] * (args.decoder_depth is not None))
     if args.model not in models_mae.MODELS:
         names += MI_FLAGS
     if args.model in models_mimae.MODELS:
@@ -179,8 +182,12 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     """The model that the flags describe, on the CPU."""
     if args.lambda_rec == 0 and args.mi_start_loss != math.inf:
         raise UsageError("--lambda_rec 0 never reaches --mi_start_loss: use --mi_start_loss inf")
-    if args.model in models_simmim.MODELS and args.pred_ratio != 1:
-        raise UsageError("--pred_ratio saves nothing on SimMIM, which has no decoder: leave it")
+    is_saving = args.pred_ratio != 1 or args.decoder_depth is not None
+    if args.model in models_simmim.MODELS and is_saving:
+        raise UsageError(
+            "--pred_ratio and --decoder_depth save nothing on SimMIM, which has no decoder: leave "
+            "them away"
+        )
     if args.mask_jitter and args.model not in models_mimae.MODELS:
         raise UsageError(f"--mask_jitter is of MI-MAE's ViTs: leave it with --model {args.model}")
     others = args.num_masks != 1 or args.lambda_max or args.lambda_min or args.lambda_rec != 1
@@ -231,7 +238,8 @@ def main(args: argparse.Namespace) -> None:
         num_masks = model.masks.num_masks
         per_step = args.accum_iter * batches.global_size * num_masks
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
-        optimizer = optim.adamw(optim.decay_groups(model, args.weight_decay), betas=args.betas)
+        groups = optim.decay_groups(model, args.weight_decay)
+        optimizer = muon.new_optimizer(args.opt, model, groups, args.betas)
         shapes = model.block_shapes()
         precision = run.precision(max(dim for _, dim, _ in shapes))
         monitor = knn_monitor(args, normalize, precision) if args.knn_every else None

@@ -44,8 +44,12 @@ CASES = {
         r"\n\| ours, MI-MAE, 4 masks \| [\d.]+ \| [\d.]+ \([^)]*\) \| [^$]*\| ours, MAE \| 425619 ",
     ),
     "scaling": (
-        "--images 2 --input_size 32 --num_masks 4 --processes 1 2 --steps 1 --rounds 1",
-        r" 2 +32 +4 +1 +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+\n +2 +32 +4 +2 +([\d.]+|more)",
+        "--images 2 --input_size 32 --num_masks 4 --processes 1 2 --steps 1 --rounds 1 "
+        "--files 1000 2000 --classes 3 6 --step_images 2 --stored 500 1000 --sides 32 64 "
+        "--window 32",
+        r" 2 +32 +4 +1 +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+\n +2 +32 +4 +2 +([\d.]+|more)"
+        r"[^$]*\| index of a folder, first start \| files \| 1000: [\d.]+, 2000: [\d.]+ \| 1 "
+        r"\| -?[\d.]+ \|[^$]*\| k-NN \| images \| 500: [^$]*\| detection \| pixels \| 1024: ",
     ),
     "segmentation_step": (
         "--model vit_tiny_patch4 --input_size 32 --classes 3 --rounds 1 --threads 1 "

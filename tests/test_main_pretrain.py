@@ -9,6 +9,9 @@ import torch
 from pages import check_page
 from PIL import Image
 
+from encoders.vit import Pretrained
+from main_pretrain import restored
+
 SHORT = ("--batch_size", 32, "--max_steps", 3, "--mi_start_loss", "inf")
 
 
@@ -263,6 +266,8 @@ def test_bad_flags_are_refused_in_one_line(refuses, tmp_path):
     refuses(main, "--pred_ratio", 2, names=("--pred_ratio 2",))
     refuses(main, "--model", "simmim_swin_mini_patch2", "--pred_ratio", 0.5,
             names=("--pred_ratio", "SimMIM"))  # fmt: skip
+    refuses(main, "--model", "simmim_swin_mini_patch2", "--decoder_depth", 2,
+            names=("--decoder_depth", "SimMIM"))  # fmt: skip
     refuses(main, "--model", "mimae_vit_giant", names=("--model", "mimae_vit_giant"))
     refuses(main, "--dataset", "imagenet", names=("--dataset", "imagenet"))
     refuses(main, "--lr", 1e-3, "--blr", 1e-3, names=("--lr", "--blr"))
@@ -341,3 +346,10 @@ def test_a_finished_run_that_max_steps_cut_keeps_its_last_line(run_main_here, tm
     again = run_main_here("main_pretrain", *flags, folder=tmp_path)
     assert again.status == 0 and (tmp_path / "log.txt").read_text() == log
     assert again.results()["steps"] == 5
+
+
+def test_a_shallower_decoder_is_built_trained_and_restored(run_main_here):
+    outcome = run_main_here("main_pretrain", *SHORT, "--decoder_depth", 1)
+    assert losses(outcome)["train_rec"] > 0
+    found = Pretrained(str(outcome.folder / "checkpoint-last.pth"))
+    assert len(restored(found, "mimae_vit_tiny_patch2").decoder_blocks) == 1

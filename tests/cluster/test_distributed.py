@@ -14,7 +14,8 @@ from engine_pretrain import step_noise, train_step
 from models_mimae import MaskedAutoencoderViT
 from util.cluster import distributed
 from util.errors import UsageError
-from util.training.optim import adamw, decay_groups, set_lr
+from util.training.muon import new_optimizer
+from util.training.optim import decay_groups, set_lr
 from util.training.precision import Precision
 
 STEPS, GLOBAL_BATCH = 20, 8
@@ -25,13 +26,15 @@ LOSSES = ("loss", "rec", "max_mi", "min_mi", "apx", "info_nce_accuracy")
 def train(rank: int, options: dict, path: str, num_micro: int, exact: bool) -> None:
     """20 steps on this rank's rows of fixed global batches; rank 0 writes losses and weights."""
     world, device = distributed.world_size(), torch.device("cpu")
+    opt = options.pop("opt", "adamw")
     torch.manual_seed(0)
     bare = MaskedAutoencoderViT(
         8, 2, 1, embed_dim=32, depth=2, num_heads=2, decoder_embed_dim=16, decoder_depth=1,
         decoder_num_heads=2, norm_pix_loss=False, mi_start_loss=0.95, **options,
     ).double()  # fmt: skip
     model = distributed.wrap(bare, device, sync_buffers=False)
-    optimizer, precision = adamw(decay_groups(bare, 0.05)), Precision("none", device)
+    optimizer = new_optimizer(opt, bare, decay_groups(bare, 0.05))
+    precision = Precision("none", device)
     set_lr(optimizer, 3e-3)
     history = []
     for step in range(STEPS):
@@ -72,6 +75,7 @@ def single(tmp_path_factory):
 BATCH = {"club_negatives": "batch"}
 TOKENS = {"club_level": "token", "mask_type": "independent", "club_negatives": "batch"}
 
+NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
 MORE = [
     (4, {}, 1, False), (2, {}, 2, False), (4, BATCH, 2, False), (2, {}, 2, True),
     (4, BATCH, 2, True),
@@ -83,11 +87,12 @@ MORE = [
     [
         (2, {}, 1, False), (4, {"mi_head": "mlp"}, 2, False),
         (2, BATCH, 1, False), (2, TOKENS, 1, False), (2, TOKENS, 2, True),
+        pytest.param(2, {"opt": "muon"}, 2, False, marks=NEEDS_MUON),
         *[pytest.param(*case, marks=pytest.mark.slow) for case in MORE],
     ],
 )  # fmt: skip
 def test_world_size_changes_nothing(single, tmp_path, world, options, num_micro, exact):
-    """MI-MAE with every loss on, 20 clipped steps of AdamW in float64, accumulated or not."""
+    """MI-MAE with every loss on, 20 clipped steps in float64, accumulated or not."""
     expected = single(options, num_micro, exact)
     path = tmp_path / "result.pth"
     start(world, options, path, num_micro, exact)

@@ -7,8 +7,10 @@ import signal
 import time
 
 import pytest
+import torch
 from harness import Saves, differing, flags, has_ended, kill_after, kill_when, wait_for
 
+NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
 MAINS = ("main_pretrain", "main_finetune", "main_linprobe")
 
 
@@ -122,6 +124,7 @@ def test_hundreds_of_kills(zygote, undisturbed, tmp_path, main, slow_disk):
         ("main_pretrain", ("--accum_iter", "3")),  # with a tail
         ("main_pretrain", ("--amp", "bf16", "--mask_type", "independent")),
         ("main_pretrain", ("--keep_checkpoints", "1", "--keep_epochs", "1", "2")),
+        pytest.param("main_pretrain", ("--opt", "muon", "--accum_iter", "2"), marks=NEEDS_MUON),
         pytest.param(
             "main_finetune", ("--amp", "fp16", "--max_steps", "6"), marks=pytest.mark.slow
         ),

@@ -164,6 +164,13 @@ def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
     # fmt: on
 
 
+def add_opt_flag(add: Callable) -> None:
+    """Add --opt, for the mains whose `muon.new_optimizer` takes it."""
+    add("--opt", choices=("adamw", "muon"), default="adamw",
+        help="AdamW; or Muon for the matrices of the blocks and AdamW for all else, at the same "
+        "rate and decay, for torch 2.9 or newer (not in the paper)")  # fmt: skip
+
+
 def add_ema_flag(add: Callable) -> None:
     """Add --ema_decay, for the mains that can test and save a `WeightMean`."""
     add(

@@ -10,6 +10,7 @@ from torch import nn
 from util.cluster import distributed
 from util.data.images import jpeg_decoder
 from util.data.loader import Batches
+from util.training.muon import hidden_matrices
 from util.training.optim import steps_per_epoch
 from util.training.precision import Precision
 
@@ -36,7 +37,7 @@ def log_plan(
     total = sum(p.numel() for p in model.parameters())
     state, activations = estimate_memory(
         model, shapes, args.batch_size * masks, precision.dtype is not None,
-        getattr(args, "grad_checkpointing", False),
+        getattr(args, "grad_checkpointing", False), getattr(args, "opt", "adamw"),
     )  # fmt: skip
     data = batches.dataset.images
     from_files = args.dataset in FROM_FILES
@@ -118,8 +119,9 @@ def _decoder_name() -> str:
 
 
 def estimate_memory(
-    model: nn.Module, shapes: list[BlockShape], rows: int, half: bool, checkpointed: bool
-) -> tuple[int, int]:
+    model: nn.Module, shapes: list[BlockShape], rows: int, half: bool, checkpointed: bool,
+    opt: str = "adamw",
+) -> tuple[int, int]:  # fmt: skip
     """Estimated bytes of the model's state and of what its ViT blocks keep for the backward pass.
 
     For each feature of each token a block keeps, with fused attention, in fp32: the inputs of two
@@ -130,11 +132,13 @@ def estimate_memory(
 
     Args:
         shapes: tokens per row, width and depth of the blocks. rows: of one micro-batch.
-        half: computed under autocast.
+        half: computed under autocast. opt: --opt.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     state = total * 4 + trained * (4 + 8)  # weights, gradients, AdamW's two moments
+    if opt == "muon":  # which keeps one
+        state -= 4 * sum(p.numel() for p in hidden_matrices(model) if p.requires_grad)
     state += 2 * total if half else 0  # autocast keeps its copies
     on_cpu = next(model.parameters()).device.type == "cpu"
     per_block = (46 if on_cpu else 36) if half else 64

@@ -77,7 +77,8 @@ def check_same_run(
         UsageError: it is another run. The line has everything that forbids it, and all flags that
             differ, those among them that alone would not.
     """
-    found = _of_config(state, config) + _of_mean(state, args, has_mean)
+    found = _of_config(state, config) + _of_optimizer(state, args)
+    found += _of_mean(state, args, has_mean)
     shapes = in_words(differences(model.state_dict(), state["model"]))
     found += [f"weights: {shapes}"] if shapes else []
     if not found:
@@ -104,6 +105,13 @@ def _of_config(state: Mapping, config: Mapping) -> list[str]:
             if saved.get(key) != config[key]
         ]
     return found
+
+
+def _of_optimizer(state: Mapping, args: argparse.Namespace) -> list[str]:
+    saved = state.get("args", {}).get("opt", "adamw")  # older files: there was no other
+    if not args.settings.named("opt") or saved == args.opt:
+        return []
+    return [f"its optimiser is --opt {saved}, here {args.opt}"]
 
 
 def _of_mean(state: Mapping, args: argparse.Namespace, has_mean: bool) -> list[str]:
