@@ -14,7 +14,12 @@ SCRIPTS = [
     *(p for p in ROOT.glob("benchmarks/peers/*.py") if "__main__" in p.read_text()),
 ]  # fmt: skip
 TOOLS = [path for path in ROOT.glob("tools/*.py") if path.stem != "__init__"]
-NO_PROGRAMS = ("contest", "step_facts", "study")  # of benchmarks/: what several of them use
+NO_PROGRAMS = (
+    "contest",
+    "cost_curves",
+    "step_facts",
+    "study",
+)  # of benchmarks/: what several of them use
 PROGRAMS = {
     path.stem if path.parent == ROOT else f"{path.parent.name}.{path.stem}": path
     for path in SCRIPTS + TOOLS
