@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID")
 
 torch.set_num_threads(1)  # the models here are too small to share
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup make test` has ignored
 
 # Files that take longest begin first: whatever comes last runs alone. Half of their time they
 # wait for processes, so there are more of them at once than cores.
