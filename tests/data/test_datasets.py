@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from util.data import datasets
 from util.data.datasets import DATASETS, Subset, load_images
 from util.data.transformed import TransformedImages
 from util.data.transforms import AutoAugment, CropAndFlip, ResizeCenterCrop
@@ -73,6 +74,20 @@ def test_fashion_mnist_from_idx_files(tmp_path, layout):
         assert np.array_equal(dataset.images, arrays[stem][0])
         assert np.array_equal(dataset.targets, arrays[stem][1])
         assert np.array_equal(dataset.read(5)[0], arrays[stem][0][5])
+
+
+def test_download_fetches_nothing_where_debians_fashion_mnist_lies(tmp_path, monkeypatch):
+    def fetch(folder, download):
+        raise RuntimeError("asked for")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fetch)
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", str(tmp_path))
+    with pytest.raises(UsageError, match="train-images"):  # it looks there
+        load("fashion_mnist", "train", download=True)
+    for folder in (str(tmp_path / "elsewhere"), ""):
+        monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", str(tmp_path / "none"))
+        with pytest.raises(UsageError, match="asked for"):
+            load("fashion_mnist", "train", folder, download=True)
 
 
 def test_fashion_mnist_that_is_missing_or_damaged(tmp_path):

@@ -48,7 +48,7 @@ def _digits(split: str, data_path: str, in_chans: int, download: bool) -> Images
 
 def _fashion_mnist(split: str, data_path: str, in_chans: int, download: bool) -> Images:
     folder = data_path or DEBIAN_FASHION_MNIST
-    if download:
+    if download and not (folder == DEBIAN_FASHION_MNIST and os.path.isdir(folder)):
         import torchvision
 
         folder = data_path or "."
