@@ -36,25 +36,25 @@ GREY = "--in_chans 1 --mean 0.2 --std 0.3 --num_workers 0"
 MAE = "--num_masks 1 --lambda_max 0 --lambda_min 0"
 # At equal masked samples: four masks of 16 images a step, or one mask of 64.
 PRETRAIN = {
-    "MI-MAE": "--epochs 5 --warmup_epochs 10% --batch_size 16 --num_masks 4",
-    "MAE": f"--epochs 18 --warmup_epochs 10% --batch_size 64 {MAE}",
+    "MI-MAE": "--epochs 4 --warmup_epochs 10% --batch_size 16 --num_masks 4",
+    "MAE": f"--epochs 16 --warmup_epochs 10% --batch_size 64 {MAE}",
     "initialisation": f"--epochs 0 --warmup_epochs 0 {MAE}",
 }
 PRETRAIN_ALL = (
     f"main_pretrain.py --dataset flat --data_path {UNLABELLED}/images/training --input_size {SIZE} "
-    "--model mimae_vit_tiny_patch7 --min_crop 0.8 --opt muon --lr 1e-2 --max_steps 800 "
+    "--model mimae_vit_tiny_patch7 --min_crop 0.8 --opt muon --lr 1e-2 --max_steps 1488 "
     f"--amp bf16 {GREY}"
 )
 SEGMENT = (
     f"main_segmentation.py --data_path {LABELLED} --classes {CLASSES} --first_class 0 "
     f"--model vit_tiny_patch7 --input_size {SIZE} --stride {SIZE} --decoder_channels 32 "
-    "--batch_size 8 --iterations 300 --eval_every 100 --warmup_iterations 30 --lr 2e-3 "
+    "--batch_size 8 --iterations 400 --eval_every 100 --warmup_iterations 40 --lr 2e-3 "
     f"--layer_decay 0.8 --drop_path 0 --scales 1 1 --no-flip --max_class_share 1 --amp bf16 {GREY}"
 )
 DETECT = (
     f"main_detection.py --data_path {LABELLED} --train_json instances_training.json "
     f"--val_json {VALIDATION} --model vit_tiny_patch7 --input_size {SIZE} "
-    "--batch_size 4 --iterations 300 --eval_every 300 --warmup_iterations 30 --lr 1e-3 "
+    "--batch_size 4 --iterations 200 --eval_every 200 --warmup_iterations 20 --lr 1e-3 "
     f"--lr_schedule cosine --layer_decay 0.8 --drop_path 0 --scales 1 1 --no-flip {GREY}"
 )
 APS = ("box_AP", "box_AP50", "mask_AP", "mask_AP50")
@@ -64,8 +64,8 @@ CONTROLS = ("initialisation", "untrained")
 def write_scenes() -> None:
     """Scenes to pre-train on, and a few with labels, of other garments of Fashion-MNIST."""
     for folder, flags in (
-        (UNLABELLED, "--images 3000 --val_images 1"),
-        (LABELLED, "--images 16 --val_images 100 --seed 1"),
+        (UNLABELLED, "--images 6000 --val_images 1"),
+        (LABELLED, "--images 16 --val_images 200 --seed 1"),
     ):
         flags += f" --source fashion_mnist --download --tiles {SIZE // 2} --size {SIZE}"
         scenes.main(scenes.parse_args([folder, *flags.split()]))
