@@ -40,7 +40,7 @@ def pairs(args: argparse.Namespace) -> list[Pair]:
     in_full = Pair(f"{title}, fp32", "step", [
         Entry("ours", ours, (work, "none")),
         Entry("MAE's engine_finetune", official, (work,), 1.05, "its fused attention is today's "
-              "timm's; its autocast is for GPUs only, so a CPU's step is fp32", missing),
+              "timm's; its autocast is for GPUs only, so a CPU's step is fp32", missing=missing),
         Entry("timm's train.py", timm_step, (work, "none"), 1.05),
     ])  # fmt: skip
     in_half = Pair(f"{title}, bf16", "step", [

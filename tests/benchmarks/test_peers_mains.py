@@ -38,7 +38,7 @@ def test_the_table_of_all_pairs_is_written(tmp_path):
     ours, theirs = re.findall(ONE_AP, text)
     assert ours == theirs
     written = (tmp_path / "found.md").read_text()
-    assert re.search(r"### All pairs[^$]*\| COCO's AP[^|]* \| pycocotools \| 3.0 \| ", written)
+    assert re.search(r"### All pairs[^$]*\| COCO's AP[^|]* \| pycocotools \| 3 \| ", written)
     assert (tmp_path / "found.json").stat().st_size > 100
 
 
