@@ -96,7 +96,7 @@ def train(encoder: str, seed: int, tasks: list[str]) -> dict[str, dict]:
 
 def predict(task: str, encoder: str, seed: int) -> str:
     """Predictions for the validation scenes; their folder."""
-    mains = {"segmented": "main_segmentation.py", "detected": "main_detection.py --min_score 0.7"}
+    mains = {"segmented": "main_segmentation.py", "detected": "main_detection.py --min_score 0.3"}
     trained = f"{OUTPUT}/{task}_{encoder}_{seed}/checkpoint-last.pth"
     name = f"predicted {task} {encoder}"
     run(name, f"{mains[task]} --predict {LABELLED}/images/validation --resume {trained}")
