@@ -25,6 +25,7 @@ from util.data.dense.jitter import View
 from util.evaluation.dense.detections import draw_detections
 from util.evaluation.dense.label_pictures import comparison_sheet
 from util.evaluation.pictures import picture_sheet
+from util.reporting.numbers import half_interval
 
 SIZE = 56  # pixels: 8 x 8 patches of 7, 2 x 2 garments
 UNLABELLED, LABELLED = f"{OUTPUT}/scenes", f"{OUTPUT}/labelled_scenes"
@@ -175,7 +176,8 @@ def table(title: str, scores: dict, encoders: list[str], seeds: list[int]) -> li
             [a - b for a, b in zip(*both, strict=True)]
             for both in zip(rows[name], rows[control], strict=True)
         ]
-        cells = [f"{cell(gain, half_interval(gain), '+'):>16s}" for gain in gains]
+        halves = [half_interval(gain) if len(seeds) > 1 else 0.0 for gain in gains]
+        cells = [f"{cell(*both, '+'):>16s}" for both in zip(gains, halves, strict=True)]
         lines.append(f"{f'{name} - {control}':28s}" + "".join(cells))
     return lines
 
@@ -187,12 +189,6 @@ def cell(values: list[float], spread: float, sign: str = "") -> str:
 
 def deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def half_interval(values: list[float]) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, len(values) - 1)) * deviation(values) / len(values) ** 0.5
 
 
 if __name__ == "__main__":

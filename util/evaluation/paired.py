@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from util.reporting.numbers import half_interval
+
 MARGIN = 1.0  # points; a difference that is certainly smaller is called none
 NO_DIFFERENCE = f"no difference (within ±{MARGIN:g})"
 
@@ -55,13 +57,10 @@ def compare(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Dif
 def compare_draws(first: np.ndarray, second: np.ndarray, num_boots: int = 1000) -> Difference:
     """As `compare`, of models trained on several draws of few labels, each [draws, n]: the interval
     adds up the spread of the test images and, by Student's t, that of the draws."""
-    from scipy.stats import t
-
     per_draw = np.asarray(first, float).mean(1) - np.asarray(second, float).mean(1)
     found = compare(np.mean(first, 0), np.mean(second, 0), num_boots)
     if len(per_draw) > 1:
-        of_draws = float(t.ppf(0.975, len(per_draw) - 1)) * standard_error(per_draw)
-        half = math.hypot(found.high - found.difference, of_draws)
+        half = math.hypot(found.high - found.difference, half_interval(per_draw.tolist()))
         found = Difference(found.difference, found.difference - half, found.difference + half)
     return found
 

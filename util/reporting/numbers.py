@@ -59,7 +59,7 @@ def interval_of(run: RunFolder, name: str, value: object) -> str:
         return ""
     draws = final_numbers(run).get("test_acc1_of_draws")
     if isinstance(draws, list) and len(draws) > 1:
-        return f"± {_of_draws(draws):.2f} over {len(draws)} draws"
+        return f"± {half_interval(draws):.2f} over {len(draws)} draws"
     found = right_of(run)
     if found is None or abs(100 * sum(found) / len(found) - value) > 0.02:
         return ""  # of other images, or of another evaluation
@@ -95,8 +95,8 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _of_draws(scores: list[float]) -> float:
-    """Half the 95 % interval of their mean, by Student's t."""
+def half_interval(scores: list[float]) -> float:
+    """Half the 95 % interval of the mean of two or more numbers, by Student's t."""
     import statistics
 
     from scipy.stats import t
