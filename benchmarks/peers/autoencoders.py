@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contest import memory
+from benchmarks.peers.pairs import importing
 from benchmarks.peers.same_work import work_of
 from benchmarks.pretrain_step import (
     MODELS,
@@ -38,11 +38,6 @@ def _sizes(args: argparse.Namespace) -> dict[str, int]:
     return DECODER | SIZES[MODELS[args.model]]
 
 
-def _resident() -> int:
-    """Bytes of this process; 0 on a GPU, where its own memory is what counts."""
-    return 0 if torch.cuda.is_available() else memory("VmRSS")
-
-
 def _with(args: argparse.Namespace, **values: object) -> argparse.Namespace:
     return argparse.Namespace(**vars(args) | values)
 
@@ -64,34 +59,32 @@ def build_our_mimae(args: argparse.Namespace, amp: str) -> Trained:
 
 
 def _build_ours(args: argparse.Namespace, images: int, amp: str, *flags: str) -> Trained:
-    before = _resident()
-    import timm.models.vision_transformer  # noqa: F401
+    with importing() as libraries:
+        import timm.models.vision_transformer  # noqa: F401
 
-    import main_pretrain  # noqa: F401
+        import main_pretrain  # noqa: F401
 
-    libraries = _resident() - before
     look = partial(_look, args.samples, "fused")
     train, facts = build_ours(args, args.model, images, amp, *flags, look=look)
-    return train, facts | {"libraries": libraries, "dtype": str(facts["dtype"])}
+    return train, facts | libraries | {"dtype": str(facts["dtype"])}
 
 
 def build_official_mae(args: argparse.Namespace, amp: str) -> Trained:
     """MAE's official code, from its clone."""
-    before = _resident()
-    import timm.models.vision_transformer  # noqa: F401
+    with importing() as libraries:
+        import timm.models.vision_transformer  # noqa: F401
 
-    libraries = _resident() - before
     args, look = _with(args, num_masks=1), partial(_look, args.samples, "plain")
     train, facts = build_official(args, args.model, args.samples, amp, look)
-    return train, facts | {"libraries": libraries}
+    return train, facts | libraries
 
 
 def build_transformers(args: argparse.Namespace, amp: str) -> Trained:
     """`ViTMAEForPreTraining`; its Trainer's AdamW is fused."""
-    before = _resident()
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+    with importing() as libraries:
+        from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    libraries, size = _resident() - before, _sizes(args)
+    size = _sizes(args)
     config = ViTMAEConfig(
         image_size=args.input_size, patch_size=size["patch_size"], mask_ratio=MASK_RATIO,
         hidden_size=size["embed_dim"], intermediate_size=4 * size["embed_dim"],
@@ -153,11 +146,10 @@ def _timm_vit(size: dict[str, int], img_size: int) -> nn.Module:
 
 def build_lightly(args: argparse.Namespace, amp: str) -> Trained:
     """lightly's blocks; its benchmark's AdamW is torch's default."""
-    before = _resident()
-    import timm.models.vision_transformer  # noqa: F401
-    from lightly.models import modules, utils  # noqa: F401
+    with importing() as libraries:
+        import timm.models.vision_transformer  # noqa: F401
+        from lightly.models import modules, utils  # noqa: F401
 
-    libraries = _resident() - before
     torch.manual_seed(0)
     model = LightlyMAE(_sizes(args), args.input_size)
     return _trained(args, amp, model, model, model.predict, False, libraries)
@@ -165,10 +157,10 @@ def build_lightly(args: argparse.Namespace, amp: str) -> Trained:
 
 def build_stable(args: argparse.Namespace, amp: str) -> Trained:
     """stable-pretraining's MAE; its example's AdamW is torch's default."""
-    before = _resident()
-    from stable_pretraining.methods import MAE
+    with importing() as libraries:
+        from stable_pretraining.methods import MAE
 
-    libraries, size = _resident() - before, _sizes(args)
+    size = _sizes(args)
     torch.manual_seed(0)
     decoder = {name: size[name] for name in DECODER}
     model = MAE(_timm_vit(size, args.input_size), **decoder, mask_ratio=MASK_RATIO)
@@ -182,7 +174,7 @@ def build_stable(args: argparse.Namespace, amp: str) -> Trained:
 
 def _trained(
     args: argparse.Namespace, amp: str, model: nn.Module, loss: Callable[[Tensor], Tensor],
-    predict: nn.Linear, fused: bool, libraries: int,
+    predict: nn.Linear, fused: bool, libraries: dict[str, int],
 ) -> Trained:  # fmt: skip
     """A step of a model that has no engine: forward, backward, update."""
     device = use_device(args)
@@ -203,4 +195,4 @@ def _trained(
             optimizer.zero_grad()
 
     facts = work_of(model, forward, predict, args.samples)
-    return train, facts | {"libraries": libraries, "optimizer": "fused" if fused else "plain"}
+    return train, facts | libraries | {"optimizer": "fused" if fused else "plain"}

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from benchmarks.contest import Build, Contestant, memory
 from benchmarks.gpu.record import Rows
 from benchmarks.peers.turns import Entrant, compared, is_installed, take_turns
@@ -64,10 +66,12 @@ class Pair:
 
 @contextlib.contextmanager
 def importing() -> Iterator[dict[str, int]]:
-    """Around imports: gives the bytes that they took, as `turns.compared` wants them told."""
+    """Around imports: gives the bytes that they took, as `turns.compared` wants them told; 0 on a
+    GPU, where its own memory is what counts."""
     before, found = memory("VmRSS"), {}
     yield found
-    found["libraries"] = max(memory("VmRSS") - before, 0)
+    on_gpu = torch.cuda.is_available()
+    found["libraries"] = 0 if on_gpu else max(memory("VmRSS") - before, 0)
 
 
 def repeated(once):
