@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -56,7 +57,12 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch):
-    """Tests know no launcher, and a main's logging set-up ends with its test."""
+    """Tests know no launcher; logging's set-up and the clock of a log's lines are a test's own."""
+    from util.progress import ProgressLine
+
+    monkeypatch.setattr(ProgressLine, "due", math.inf)  # until a main's logging begins it anew
+    monkeypatch.setattr(ProgressLine, "next_pause", 0.0)
+    monkeypatch.setattr(ProgressLine, "pause", ProgressLine.pause)
     for name in LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     root = logging.getLogger()

@@ -19,8 +19,7 @@ def clock(monkeypatch):
         now = 1000.0
 
     monkeypatch.setattr(progress.time, "monotonic", lambda: Clock.now)
-    yield Clock
-    ProgressLine.set_pause(60.0)
+    return Clock
 
 
 @pytest.fixture
