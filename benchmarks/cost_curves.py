@@ -236,34 +236,31 @@ NAMES = ("start_up", "classes", "k_nn", "evaluation")
 def others(args: argparse.Namespace, folder: str) -> Iterator[Curve]:
     """The curves of args.curves, measured one after another."""
     squares = [side * side for side in args.sides]
-    first, again, step, probe, logistic, by_class, by_image, windows, detection = (
-        Curve("index of a folder, first start", "files", 1),
-        Curve("the same, second start", "files", 1),
-        Curve("fine-tuning, a step", "classes", 0),
-        Curve("linear probe, a step", "classes", 0),
-        Curve("logistic regression, 3 steps", "classes", 1),
-        Curve("k-NN", "classes", 0),
-        Curve("k-NN", "images", 1),
-        Curve("segmentation by windows", "pixels", 1),
-        Curve("detection", "pixels", 1),
-    )
+    # fmt: off
     plans = {
         "start_up": [
-            (first, args.files, lambda: of_start_up(args, folder, True)),
-            (again, args.files, lambda: of_start_up(args, folder, False)),
+            (Curve("index of a folder, first start", "files", 1), args.files,
+                lambda: of_start_up(args, folder, True)),
+            (Curve("the same, second start", "files", 1), args.files,
+                lambda: of_start_up(args, folder, False)),
         ],
         "classes": [
-            (step, args.classes, lambda: of_a_step(args, False)),
-            (probe, args.classes, lambda: of_a_step(args, True)),
-            (logistic, args.classes, lambda: of_logistic(args)),
-            (by_class, args.classes, lambda: of_knn_classes(args)),
+            (Curve("fine-tuning, a step", "classes", 0), args.classes,
+                lambda: of_a_step(args, False)),
+            (Curve("linear probe, a step", "classes", 0), args.classes,
+                lambda: of_a_step(args, True)),
+            (Curve("logistic regression, 3 steps", "classes", 1), args.classes,
+                lambda: of_logistic(args)),
+            (Curve("k-NN", "classes", 0), args.classes, lambda: of_knn_classes(args)),
         ],
-        "k_nn": [(by_image, args.stored, lambda: of_knn_images(args))],
+        "k_nn": [(Curve("k-NN", "images", 1), args.stored, lambda: of_knn_images(args))],
         "evaluation": [
-            (windows, squares, lambda: of_segmentation(args)),
-            (detection, squares, lambda: of_detection(args)),
+            (Curve("segmentation by windows", "pixels", 1), squares,
+                lambda: of_segmentation(args)),
+            (Curve("detection", "pixels", 1), squares, lambda: of_detection(args)),
         ],
     }
+    # fmt: on
     chosen = [plan for name in NAMES if name in args.curves for plan in plans[name]]
     for curve, values, make in chosen:
         yield measure(curve, values, make(), args.rounds)

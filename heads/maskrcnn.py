@@ -25,10 +25,11 @@ from util.checks import image_size
 from util.data.transforms import Normalize
 from util.errors import UsageError
 
-# Channels of pyramid and heads, of the box head's last layer, and RoIs that an image is trained on.
-PUBLISHED = dict(width=256, fc_width=1024, num_rois=512)
+# Channels of pyramid and heads, of the box head's last layer, RoIs that an image is trained on, and
+# proposals that it has: suppression leaves so many of as many from each map, in training of twice.
+PUBLISHED = dict(width=256, fc_width=1024, num_rois=512, num_proposals=1000)
 # Our choice: for the encoders that are meant for small images, on a CPU too.
-NARROW = dict(width=64, fc_width=256, num_rois=64)
+NARROW = dict(width=64, fc_width=256, num_rois=64, num_proposals=200)
 
 
 class Canvas(nn.Module):
@@ -101,14 +102,15 @@ class Detector(GeneralizedRCNN):
     def __init__(
         self, backbone: nn.Module, num_classes: int, canvas: tuple[int, int],
         mean: Sequence[float], std: Sequence[float], fc_width: int, num_rois: int,
+        num_proposals: int,
     ):  # fmt: skip
         strides = backbone.strides
         rpn = CanvasRPN(
             CanvasAnchors([*strides, 2 * strides[-1]]),
             FullRPNHead(backbone.out_channels, 3, conv_depth=2),
             fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
-            pre_nms_top_n=dict(training=2000, testing=1000),
-            post_nms_top_n=dict(training=1000, testing=1000), nms_thresh=0.7,
+            pre_nms_top_n=dict(training=2 * num_proposals, testing=num_proposals),
+            post_nms_top_n=dict(training=num_proposals, testing=num_proposals), nms_thresh=0.7,
         )  # fmt: skip
         heads = _roi_heads(backbone, num_classes, fc_width, num_rois)
         initialise_heads(heads)
@@ -161,15 +163,15 @@ def build_detector(
         UsageError: an encoder of another family, a canvas that its strides do not divide.
     """
     if isinstance(encoder, SwinTransformer):
-        sizes = PUBLISHED if encoder.embed_dim >= 96 else NARROW
-        backbone = SwinPyramid(encoder, sizes["width"])
+        sizes = dict(PUBLISHED if encoder.embed_dim >= 96 else NARROW)
+        backbone = SwinPyramid(encoder, sizes.pop("width"))
     elif type(encoder) is VisionTransformer:
-        sizes = PUBLISHED if encoder.embed_dim >= 192 else NARROW
+        sizes = dict(PUBLISHED if encoder.embed_dim >= 192 else NARROW)
         maps = ViTMaps(encoder, window, global_blocks(len(encoder.blocks)), relative)
-        backbone = ViTPyramid(maps, encoder.patch_embed.patch_size[0], sizes["width"])
+        backbone = ViTPyramid(maps, encoder.patch_embed.patch_size[0], sizes.pop("width"))
     else:
         raise UsageError(f"--model: {type(encoder).__name__} has no detector: use a ViT or a Swin")
     canvas = image_size(
         encoder.patch_embed.img_size, round(backbone.strides[-1]), "a cell of the coarsest map"
     )
-    return Detector(backbone, num_classes, canvas, mean, std, sizes["fc_width"], sizes["num_rois"])
+    return Detector(backbone, num_classes, canvas, mean, std, **sizes)

@@ -82,7 +82,7 @@ def compared(found: Sequence[Contestant], samples: int, unit: str) -> Rows:
             row[f"CPU s per {unit}"] = f"{1 / cpu / samples:.4g}"
             row["x ours, CPU s"] = _ratio(found[0].cpu_rates, one.cpu_rates)
         row |= {
-            "GiB": f"{(one.peak - libraries) / GIB:.2f}",
+            "GiB": f"{_own(one) / GIB:.2f}",
             "x our memory": f"{_own(one) / max(_own(found[0]), 1):.2f}",
             "GiB of libraries": f"{libraries / GIB:.2f}",
         }
