@@ -4,7 +4,8 @@ From an encoder that was pre-trained on scenes without labels, and two controls:
 0 steps, and an untrained encoder, the mains' own random weights; on three seeds. Runs the mains as
 a user would and prints what they wrote to results.json. What they print themselves goes to
 demo_output/NAME.log. The study in RESULTS.md, half an hour:
-    python demo_dense.py --encoders MI-MAE MAE initialisation untrained --tasks segmentation detection
+    python demo_dense.py --encoders MI-MAE MAE initialisation untrained \\
+        --tasks segmentation detection
 """
 
 import argparse

@@ -135,7 +135,7 @@ def test_a_part_that_overruns_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "GRACE", 0.1)
     started = time.monotonic()
     new(tmp_path, seconds=0.2).part("slow", 0.1, lambda: time.sleep(30))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert "stopped" in parts_of(tmp_path, "check")["slow"]["failed"]
 
 
