@@ -1,11 +1,11 @@
 """Segmentation in minutes, on a CPU: which garment is where, learnt from 16 scenes.
 
 From an encoder that was pre-trained on scenes without labels, and two controls: its initialisation,
-0 steps, and an untrained encoder, the mains' own random weights; on three seeds. Runs the mains as
-a user would and prints what they wrote to results.json. What they print themselves goes to
-demo_output/NAME.log. The study in RESULTS.md, half an hour:
+0 steps, and an untrained encoder, the mains' own random weights; each fine-tuned on three seeds.
+Runs the mains as a user would and prints what they wrote to results.json. What they print
+themselves goes to demo_output/NAME.log. The study in RESULTS.md, an hour:
     python demo_dense.py --encoders MI-MAE MAE initialisation untrained \\
-        --tasks segmentation detection
+        --tasks segmentation detection --pretrainings each
 """
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import os
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from PIL import Image
 
@@ -50,7 +50,7 @@ PRETRAIN_ALL = (
 SEGMENT = (
     f"main_segmentation.py --data_path {LABELLED} --classes {CLASSES} --first_class 0 "
     f"--model vit_tiny_patch7 --input_size {SIZE} --stride {SIZE} --decoder_channels 32 "
-    "--batch_size 8 --iterations 400 --eval_every 100 --warmup_iterations 40 --lr 2e-3 "
+    "--batch_size 8 --iterations 400 --eval_every 200 --warmup_iterations 40 --lr 2e-3 "
     f"--layer_decay 0.8 --drop_path 0 --scales 1 1 --no-flip --max_class_share 1 --amp bf16 {GREY}"
 )
 DETECT = (
@@ -74,27 +74,51 @@ def write_scenes() -> None:
         scenes.main(scenes.parse_args([folder, *flags.split()]))
 
 
-def train(encoder: str, seed: int, tasks: list[str]) -> dict[str, dict]:
-    """Pre-train the encoder, if it is one that is, and train a segmenter and a detector from it.
+def pretrain(encoder: str, seed: int) -> str:
+    """Pre-train an encoder; its checkpoint."""
+    name = f"pretrained {encoder} {seed}"
+    run(name, f"{PRETRAIN_ALL} {PRETRAIN[encoder]} --seed {seed}")
+    return f"{OUTPUT}/{name.replace(' ', '_')}/checkpoint-last.pth"
+
+
+def train(task: str, encoder: str, seed: int, pretrained: Future[str] | None) -> dict:
+    """Fine-tune for a task, from a checkpoint if there is one.
 
     Returns:
-        by task: mIoU by the iterations after which it was evaluated, and the detector's AP.
+        mIoU by the iterations after which it was evaluated, or the detector's AP by name.
     """
-    name, finetune = f"{encoder} {seed}", ""
-    if encoder in PRETRAIN:
-        folder = f"pretrained {name}"
-        run(folder, f"{PRETRAIN_ALL} {PRETRAIN[encoder]} --seed {seed}")
-        finetune = f"--finetune {OUTPUT}/{folder.replace(' ', '_')}/checkpoint-last.pth"
-    found = {}
-    if "segmentation" in tasks:
-        run(f"segmented {name}", f"{SEGMENT} {finetune} --seed {seed}")
-        with open(f"{OUTPUT}/segmented_{encoder}_{seed}/log.txt") as file:
-            rounds = [json.loads(line) for line in file]
-        found["segmentation"] = {line["steps"]: line["test_mIoU"] for line in rounds}
-    if "detection" in tasks:
-        detected = run(f"detected {name}", f"{DETECT} {finetune} --seed {seed}")
-        found["detection"] = {name: detected[f"test_{name}"] for name in APS}
-    return found
+    finetune = f"--finetune {pretrained.result()}" if pretrained else ""
+    if task == "detection":
+        found = run(f"detected {encoder} {seed}", f"{DETECT} {finetune} --seed {seed}")
+        return {name: found[f"test_{name}"] for name in APS}
+    run(f"segmented {encoder} {seed}", f"{SEGMENT} {finetune} --seed {seed}")
+    with open(f"{OUTPUT}/segmented_{encoder}_{seed}/log.txt") as file:
+        rounds = [json.loads(line) for line in file]
+    return {line["steps"]: line["test_mIoU"] for line in rounds}
+
+
+def train_all(args: argparse.Namespace) -> dict[str, dict[tuple[str, int], dict]]:
+    """By task, then by encoder and seed: the scores. What takes longest begins first."""
+    seeds = {seed: seed if args.pretrainings == "each" else args.seeds[0] for seed in args.seeds}
+    with ThreadPoolExecutor(CORES) as pool:
+        pretrained = {
+            (encoder, seed): pool.submit(pretrain, encoder, seed)
+            for encoder in args.encoders
+            if encoder in PRETRAIN
+            for seed in sorted(set(seeds.values()))
+        }
+        jobs = {
+            (task, encoder, seed): pool.submit(
+                train, task, encoder, seed, pretrained.get((encoder, seeds[seed]))
+            )
+            for encoder in sorted(args.encoders, key=CONTROLS.__contains__, reverse=True)
+            for task in args.tasks
+            for seed in args.seeds
+        }
+        return {
+            task: {key[1:]: job.result() for key, job in jobs.items() if key[0] == task}
+            for task in args.tasks
+        }
 
 
 def predict(task: str, encoder: str, seed: int) -> str:
@@ -145,23 +169,19 @@ def main() -> None:
         choices=[*PRETRAIN, "untrained"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=["segmentation"], choices=[*TITLES])
+    parser.add_argument("--pretrainings", choices=("one", "each"), default="one",
+        help="all seeds fine-tune one pre-training, that of the first, or each its own")
     # fmt: on
     args = parser.parse_args()
     started = time.monotonic()
     os.makedirs(OUTPUT, exist_ok=True)
     write_scenes()
-    with ThreadPoolExecutor(CORES) as pool:
-        jobs = {
-            (encoder, seed): pool.submit(train, encoder, seed, args.tasks)
-            for seed in args.seeds
-            for encoder in args.encoders
-        }
-        results = {key: job.result() for key, job in jobs.items()}
-    for task in args.tasks:
+    for task, scores in train_all(args).items():
         draw = {"segmentation": draw_segmented, "detection": draw_detected}[task]
         draw(args.encoders, args.seeds[0])
-        scores = {key: found[task] for key, found in results.items()}
         print("\n" + "\n".join(table(TITLES[task], scores, args.encoders, args.seeds)))
+    if args.pretrainings == "one" and len(args.seeds) > 1:
+        print(f"\nintervals are of fine-tuning alone: pre-trained on seed {args.seeds[0]} only")
     print(f"\npictures: {', '.join(PICTURES[task] for task in args.tasks)}")
     print(f"{time.monotonic() - started:.0f} seconds")
 
