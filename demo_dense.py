@@ -1,17 +1,18 @@
-"""Segmentation in minutes, on a CPU: which garment is where, learnt from 16 scenes.
+"""Dense tasks in minutes, on a CPU: which garment is where, learnt from 16 scenes.
 
-From an encoder that was pre-trained on scenes without labels, and two controls: its initialisation,
-0 steps, and an untrained encoder, the mains' own random weights; each fine-tuned on three seeds.
-Runs the mains as a user would and prints what they wrote to results.json. What they print
-themselves goes to demo_output/NAME.log. The study in RESULTS.md, an hour:
-    python demo_dense.py --encoders MI-MAE MAE initialisation untrained \\
-        --tasks segmentation detection --pretrainings each
+By an encoder that was pre-trained on scenes without labels, and two controls: its initialisation, 0
+steps, and an untrained encoder, the mains' own random weights; on three seeds. `frozen` classifies
+the encoder's patches, `segmentation` and `detection` fine-tune it. Runs the mains as a user would
+and prints what they wrote to results.json. What they print themselves goes to
+demo_output/NAME.log. The study in RESULTS.md, an hour:
+    python demo_dense.py --tasks frozen segmentation detection
 """
 
 import argparse
 import glob
 import json
 import os
+import shutil
 import statistics
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,8 +33,13 @@ SIZE = 56  # pixels: 8 x 8 patches of 7, 2 x 2 garments
 UNLABELLED, LABELLED = f"{OUTPUT}/scenes", f"{OUTPUT}/labelled_scenes"
 CLASSES = f"{LABELLED}/classes_and_ground.txt"
 VALIDATION = "instances_validation.json"
+TITLES = {
+    "frozen": "mIoU (%), frozen patches",
+    "segmentation": "mIoU (%) after iterations",
+    "detection": "AP (%) of detection",
+}
+DONE = {"frozen": "frozen", "segmentation": "segmented", "detection": "detected"}
 PICTURES = {task: f"{OUTPUT}/{task}.png" for task in ("segmentation", "detection")}
-TITLES = {"segmentation": "mIoU (%) after iterations", "detection": "AP (%) of detection"}
 GREY = "--in_chans 1 --mean 0.2 --std 0.3 --num_workers 0"
 MAE = "--num_masks 1 --lambda_max 0 --lambda_min 0"
 # At equal masked samples: four masks of 16 images a step, or one mask of 64.
@@ -47,10 +53,14 @@ PRETRAIN_ALL = (
     "--model mimae_vit_tiny_patch7 --min_crop 0.8 --opt muon --lr 1e-2 --max_steps 1488 "
     f"--amp bf16 {GREY}"
 )
+EVALUATE = (
+    f"--names encoder --only --dense {LABELLED} --classes {CLASSES} --first_class 0 "
+    f"--model vit_tiny_patch7 --input_size {SIZE} --dataset fashion_mnist {GREY}"
+)
 SEGMENT = (
     f"main_segmentation.py --data_path {LABELLED} --classes {CLASSES} --first_class 0 "
     f"--model vit_tiny_patch7 --input_size {SIZE} --stride {SIZE} --decoder_channels 32 "
-    "--batch_size 8 --iterations 400 --eval_every 200 --warmup_iterations 40 --lr 2e-3 "
+    "--batch_size 8 --iterations 300 --eval_every 150 --warmup_iterations 30 --lr 2e-3 "
     f"--layer_decay 0.8 --drop_path 0 --scales 1 1 --no-flip --max_class_share 1 --amp bf16 {GREY}"
 )
 DETECT = (
@@ -82,34 +92,40 @@ def pretrain(encoder: str, seed: int) -> str:
 
 
 def train(task: str, encoder: str, seed: int, pretrained: Future[str] | None) -> dict:
-    """Fine-tune for a task, from a checkpoint if there is one.
+    """Fine-tune for a task or evaluate for `frozen`, from a checkpoint if there is one.
 
     Returns:
-        mIoU by the iterations after which it was evaluated, or the detector's AP by name.
+        mIoU by the frozen patches' classifier, or by the iterations after which a segmenter was
+        evaluated; a detector's AP by name.
     """
+    name = f"{DONE[task]} {encoder} {seed}"
+    if task == "frozen":
+        shutil.rmtree(f"{OUTPUT}/{name.replace(' ', '_')}", ignore_errors=True)  # other weights'
+        checkpoint = pretrained.result() if pretrained else "untrained"
+        found = run(name, f"main_evaluate.py {checkpoint} {EVALUATE} --seed {seed}")
+        return {kind: found[f"encoder, dense {kind}, mIoU"] for kind in ("k-NN", "logistic")}
     finetune = f"--finetune {pretrained.result()}" if pretrained else ""
     if task == "detection":
-        found = run(f"detected {encoder} {seed}", f"{DETECT} {finetune} --seed {seed}")
+        found = run(name, f"{DETECT} {finetune} --seed {seed}")
         return {name: found[f"test_{name}"] for name in APS}
-    run(f"segmented {encoder} {seed}", f"{SEGMENT} {finetune} --seed {seed}")
-    with open(f"{OUTPUT}/segmented_{encoder}_{seed}/log.txt") as file:
+    run(name, f"{SEGMENT} {finetune} --seed {seed}")
+    with open(f"{OUTPUT}/{name.replace(' ', '_')}/log.txt") as file:
         rounds = [json.loads(line) for line in file]
     return {line["steps"]: line["test_mIoU"] for line in rounds}
 
 
 def train_all(args: argparse.Namespace) -> dict[str, dict[tuple[str, int], dict]]:
     """By task, then by encoder and seed: the scores. What takes longest begins first."""
-    seeds = {seed: seed if args.pretrainings == "each" else args.seeds[0] for seed in args.seeds}
     with ThreadPoolExecutor(CORES) as pool:
         pretrained = {
             (encoder, seed): pool.submit(pretrain, encoder, seed)
             for encoder in args.encoders
             if encoder in PRETRAIN
-            for seed in sorted(set(seeds.values()))
+            for seed in args.seeds
         }
         jobs = {
             (task, encoder, seed): pool.submit(
-                train, task, encoder, seed, pretrained.get((encoder, seeds[seed]))
+                train, task, encoder, seed, pretrained.get((encoder, seed))
             )
             for encoder in sorted(args.encoders, key=CONTROLS.__contains__, reverse=True)
             for task in args.tasks
@@ -168,21 +184,18 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=["MAE", *CONTROLS],
         choices=[*PRETRAIN, "untrained"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--tasks", nargs="+", default=["segmentation"], choices=[*TITLES])
-    parser.add_argument("--pretrainings", choices=("one", "each"), default="one",
-        help="all seeds fine-tune one pre-training, that of the first, or each its own")
+    parser.add_argument("--tasks", nargs="+", default=["frozen", "segmentation"], choices=[*TITLES])
     # fmt: on
     args = parser.parse_args()
     started = time.monotonic()
     os.makedirs(OUTPUT, exist_ok=True)
     write_scenes()
     for task, scores in train_all(args).items():
-        draw = {"segmentation": draw_segmented, "detection": draw_detected}[task]
-        draw(args.encoders, args.seeds[0])
+        if task in PICTURES:
+            draw = {"segmentation": draw_segmented, "detection": draw_detected}[task]
+            draw(args.encoders, args.seeds[0])
         print("\n" + "\n".join(table(TITLES[task], scores, args.encoders, args.seeds)))
-    if args.pretrainings == "one" and len(args.seeds) > 1:
-        print(f"\nintervals are of fine-tuning alone: pre-trained on seed {args.seeds[0]} only")
-    print(f"\npictures: {', '.join(PICTURES[task] for task in args.tasks)}")
+    print("\n" + "\n".join(PICTURES[task] for task in args.tasks if task in PICTURES))
     print(f"{time.monotonic() - started:.0f} seconds")
 
 
