@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 demo: $(VENV)/.demo  ## pre-train, probe and compare on digits, on a CPU
 	$(BIN)/python demo.py
 
-demo-dense: $(VENV)/.demo-dense  ## pre-train on scenes and segment them, on a CPU
+demo-dense: $(VENV)/.demo-dense  ## pre-train on scenes and tell their parts apart, on a CPU
 	$(BIN)/python demo_dense.py
 
 test: $(VENV)/.test  ## what CI runs
