@@ -76,6 +76,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--balanced", action="store_true",
         help="each class of the test images counts the same in what is told")  # fmt: skip
     add("--report", action="store_true", help="run nothing: tell what is in --study")
+    add("--tell", nargs="+", default=[], metavar="NAME",
+        help="the report's variants, over which verdicts are corrected (default: all)")  # fmt: skip
     add("--runs", default="output_dir/equal_samples", help="folder of the checkpoints")
     return parser
 
@@ -260,6 +262,10 @@ def main() -> None:
         run_all(args)
     settings: dict[str, list[study.Record]] = {}
     records = study.read(args.study)
+    unknown = set(args.tell) - {record["variant"] for record in records}
+    if unknown:
+        sys.exit(f"error: --tell: --study {args.study} has no {', '.join(sorted(unknown))}")
+    records = [record for record in records if not args.tell or record["variant"] in args.tell]
     if args.balanced:
         own = main_linprobe.parse_args(["--dataset", args.dataset, "--data_path", args.data_path])
         records = study.balanced(records, load_images(own, "val").targets)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks import study
+from benchmarks import equal_samples, study
 
 
 def record(variant, seed, correct):
@@ -53,6 +53,29 @@ def test_equal_predictions_are_no_difference_and_one_seed_tells_nothing():
     assert same.difference == 0 and same.verdict == "no difference (within ±1)"
     one = study.compare({"x": reference[:1]}, reference[:1], "knn")["x"]
     assert one.verdict == "cannot be told"
+
+
+def test_a_report_of_some_variants_corrects_over_these(tmp_path, monkeypatch, capsys):
+    """Variants that a file got later make no earlier verdict weaker."""
+    path, rng = str(tmp_path / "study.jsonl"), np.random.default_rng(4)
+    names = ["reference", "better", *(f"later {i}" for i in range(50))]
+    for name in names:
+        for one in runs(name, 0.87 if name == "better" else 0.8, range(3), rng, spread=0.004):
+            study.append(path, one)
+    told = {}
+    for chosen in ([], names[:2]):
+        command = ["--report", "--study", path, "--reference", "reference", "--tell", *chosen]
+        monkeypatch.setattr("sys.argv", ["equal_samples.py", *command[: None if chosen else -1]])
+        equal_samples.main()
+        out = capsys.readouterr().out
+        told[len(chosen)] = next(line for line in out.splitlines()[::-1] if "| better |" in line)
+        assert ("later 3" in out) == (not chosen)
+    assert told[0].replace("cannot be told", "gain") == told[2] != told[0]
+    monkeypatch.setattr(
+        "sys.argv", ["equal_samples.py", "--report", "--study", path, "--tell", "x"]
+    )
+    with pytest.raises(SystemExit, match="has no x"):
+        equal_samples.main()
 
 
 def test_only_common_seeds_are_compared():
