@@ -26,10 +26,10 @@ from util.data.transforms import Normalize
 from util.errors import UsageError
 
 # Channels of pyramid and heads, of the box head's last layer, RoIs that an image is trained on, and
-# proposals that it has: suppression leaves so many of as many from each map, in training of twice.
-PUBLISHED = dict(width=256, fc_width=1024, num_rois=512, num_proposals=1000)
+# proposals that a tested one has, of as many from each map.
+PUBLISHED = dict(width=256, fc_width=1024, num_rois=512, test_proposals=1000)
 # Our choice: for the encoders that are meant for small images, on a CPU too.
-NARROW = dict(width=64, fc_width=256, num_rois=64, num_proposals=200)
+NARROW = dict(width=64, fc_width=256, num_rois=64, test_proposals=200)
 
 
 class Canvas(nn.Module):
@@ -102,15 +102,15 @@ class Detector(GeneralizedRCNN):
     def __init__(
         self, backbone: nn.Module, num_classes: int, canvas: tuple[int, int],
         mean: Sequence[float], std: Sequence[float], fc_width: int, num_rois: int,
-        num_proposals: int,
+        test_proposals: int,
     ):  # fmt: skip
         strides = backbone.strides
         rpn = CanvasRPN(
             CanvasAnchors([*strides, 2 * strides[-1]]),
             FullRPNHead(backbone.out_channels, 3, conv_depth=2),
             fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
-            pre_nms_top_n=dict(training=2 * num_proposals, testing=num_proposals),
-            post_nms_top_n=dict(training=num_proposals, testing=num_proposals), nms_thresh=0.7,
+            pre_nms_top_n=dict(training=2000, testing=test_proposals),
+            post_nms_top_n=dict(training=1000, testing=test_proposals), nms_thresh=0.7,
         )  # fmt: skip
         heads = _roi_heads(backbone, num_classes, fc_width, num_rois)
         initialise_heads(heads)
