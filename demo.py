@@ -38,9 +38,14 @@ ENCODERS = {  # in the table: how the runs name them, and their first kind of fe
 }  # fmt: skip
 
 
+def folder_of(name: str) -> str:
+    """The output folder of a run; what it prints is beside it."""
+    return f"{OUTPUT}/{name.replace(' ', '_')}"
+
+
 def run(name: str, flags: str) -> dict:
     """The results of a main, which prints into a file."""
-    folder = f"{OUTPUT}/{name.replace(' ', '_')}"
+    folder = folder_of(name)
     os.makedirs(OUTPUT, exist_ok=True)
     command = [sys.executable, *flags.split(), "--output_dir", folder, "--log_every", "1000000"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

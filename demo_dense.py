@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from PIL import Image
 
-from demo import CORES, OUTPUT, run
+from demo import CORES, OUTPUT, folder_of, run
 from tools import scenes
 from util.data.dense.ade20k import Labels, load_mapped_images, read_labels
 from util.data.dense.coco import load_coco
@@ -88,7 +88,7 @@ def pretrain(encoder: str, seed: int) -> str:
     """Pre-train an encoder; its checkpoint."""
     name = f"pretrained {encoder} {seed}"
     run(name, f"{PRETRAIN_ALL} {PRETRAIN[encoder]} --seed {seed}")
-    return f"{OUTPUT}/{name.replace(' ', '_')}/checkpoint-last.pth"
+    return f"{folder_of(name)}/checkpoint-last.pth"
 
 
 def train(task: str, encoder: str, seed: int, pretrained: Future[str] | None) -> dict:
@@ -100,7 +100,7 @@ def train(task: str, encoder: str, seed: int, pretrained: Future[str] | None) ->
     """
     name = f"{DONE[task]} {encoder} {seed}"
     if task == "frozen":
-        shutil.rmtree(f"{OUTPUT}/{name.replace(' ', '_')}", ignore_errors=True)  # other weights'
+        shutil.rmtree(folder_of(name), ignore_errors=True)  # other weights'
         checkpoint = pretrained.result() if pretrained else "untrained"
         found = run(name, f"main_evaluate.py {checkpoint} {EVALUATE} --seed {seed}")
         return {kind: found[f"encoder, dense {kind}, mIoU"] for kind in ("k-NN", "logistic")}
@@ -109,7 +109,7 @@ def train(task: str, encoder: str, seed: int, pretrained: Future[str] | None) ->
         found = run(name, f"{DETECT} {finetune} --seed {seed}")
         return {name: found[f"test_{name}"] for name in APS}
     run(name, f"{SEGMENT} {finetune} --seed {seed}")
-    with open(f"{OUTPUT}/{name.replace(' ', '_')}/log.txt") as file:
+    with open(f"{folder_of(name)}/log.txt") as file:
         rounds = [json.loads(line) for line in file]
     return {line["steps"]: line["test_mIoU"] for line in rounds}
 
@@ -143,7 +143,7 @@ def predict(task: str, encoder: str, seed: int) -> str:
     trained = f"{OUTPUT}/{task}_{encoder}_{seed}/checkpoint-last.pth"
     name = f"predicted {task} {encoder}"
     run(name, f"{mains[task]} --predict {LABELLED}/images/validation --resume {trained}")
-    return f"{OUTPUT}/{name.replace(' ', '_')}"
+    return folder_of(name)
 
 
 def draw_segmented(encoders: list[str], seed: int, rows: int = 6) -> None:
