@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from util.checks import image_size
 from util.data.datasets import load_images
@@ -46,6 +47,7 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     setup_logging()
+    torch.set_num_threads(1)  # on an image's small arrays several wait for one another
     facts = Facts(CropAndFlip(image_size(args.input_size, 1), 1.0, False), args.in_chans)
     looked = []
     for name, images in _splits(args).items():
