@@ -10,11 +10,13 @@ one with more seeds or variants adds to it. --report alone tells what a file of 
 """
 
 import argparse
+import hashlib
 import json
 import math
 import multiprocessing
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -40,6 +42,8 @@ from util.training.precision import Precision
 
 MAE = "MAE: --num_masks 1 --lambda_max 0 --lambda_min 0"
 ROOT = sys.path[0]
+PROBES = ("probe_images", "few", "draws", "pools")  # settings that training does not depend on
+LAYOUTS = ("scenes", "image_folder", "flat", "shards", "csv", "hugging_face")  # of any data
 LOSSES = ("rec", "max_mi", "min_mi", "info_nce_accuracy")
 Labelled = tuple[torch.Tensor, torch.Tensor]
 
@@ -86,8 +90,10 @@ def setting(args: argparse.Namespace) -> dict:
     """The settings that all runs of a comparison share, as a record keeps them."""
     length = "steps" if args.steps else "epochs"
     names = ("dataset", "common", "train_fraction", length, "batch_size", "warmup_share")
-    shared = {name: getattr(args, name) for name in (*names, "probe_images", "few", "draws")}
-    return shared | ({"pools": args.pools} if args.pools != ["cls"] else {})  # as of kept runs
+    shared = {name: getattr(args, name) for name in (*names, *PROBES)}
+    if args.dataset in LAYOUTS:
+        shared["data"] = os.path.basename(os.path.abspath(args.data_path))
+    return {k: v for k, v in shared.items() if k != "pools" or v != ["cls"]}  # as of kept runs
 
 
 def evaluate(args: argparse.Namespace, *words: str) -> dict:
@@ -170,7 +176,7 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     record = dict(variant=name, flags=flags.strip(), seed=seed, setting=setting(args))
     if variant in BASELINES:
         return record | {"losses": {}, "commit": commit()} | evaluate(args, *BASELINES[variant])
-    folder = os.path.abspath(os.path.join(args.runs, place(args, name, seed)))
+    folder = os.path.abspath(os.path.join(args.runs, place(record)))
     words = ["--dataset", args.dataset, "--data_path", args.data_path, *shlex.split(args.common)]
     words += length(args, name, overridden(words, shlex.split(flags)))
     words += ["--seed", str(seed), "--output_dir", folder, "--resume", "auto"]
@@ -188,10 +194,12 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     return record | evaluate(args, "--finetune", f"{folder}/checkpoint-last.pth")
 
 
-def place(args: argparse.Namespace, name: str, seed: int) -> str:
-    """The name of a run's folder."""
-    how_long = f"{args.steps}steps" if args.steps else args.epochs
-    return f"{name.replace(' ', '_').replace('/', '_')}-{how_long}-{seed}"
+def place(record: study.Record) -> str:
+    """The name of a run's folder: no other flags or settings have it."""
+    name = re.sub(r"[^\w.-]+", "_", record["variant"])
+    shared = {k: v for k, v in record["setting"].items() if k not in PROBES}
+    digest = hashlib.sha256(json.dumps([record["flags"], shared]).encode()).hexdigest()[:6]
+    return f"{name}-{record['seed']}-{digest}"
 
 
 def overridden(words: list[str], own: list[str]) -> list[str]:

@@ -125,3 +125,22 @@ def test_one_seed_tells_an_interval_over_images_alone():
     low, high = map(float, re.search(r"one seed; over images alone \[(.*), (.*)\]", cell).groups())
     half = 1.96 * 100 * np.sqrt((0.9 * 0.1 + 0.8 * 0.2) / 2000)  # two independent shares
     assert (high - low) / 2 == pytest.approx(half, rel=0.2) and low < 10 < high
+
+
+def test_runs_that_differ_have_folders_of_their_own():
+    """Of --common, of data in a layout that others have, too, and of flags; not of probes."""
+
+    def folder(*words, variant="MI/MAE: --lr 1"):
+        name, _, flags = variant.partition(":")
+        args = equal_samples.get_args_parser().parse_args(words)
+        own = dict(variant=name, flags=flags.strip(), seed=0, setting=equal_samples.setting(args))
+        return equal_samples.place(own)
+
+    layout = ("--dataset", "image_folder", "--data_path")
+    folders = [
+        folder(), folder("--common=--in_chans 1"), folder("--steps", "9"), folder(*layout, "/a/b"),
+        folder(*layout, "/a/c"), folder(variant="MI/MAE: --lr 2"), folder(variant="MI MAE:"),
+    ]  # fmt: skip
+    assert len(set(folders)) == len(folders) and "/" not in folders[0]
+    assert folder("--few", "4", "--pools", "mean") == folders[0]
+    assert folder("--dataset", "digits", "--data_path", "/a") == folder("--dataset", "digits")
