@@ -72,14 +72,14 @@ def frozen(name: str, found: dict) -> list[float]:
 
 def main() -> None:
     started = time.monotonic()
-    checkpoints = {name: f"{OUTPUT}/{name}/checkpoint-last.pth" for name in PRETRAIN}
+    checkpoints = {name: f"{folder_of(name)}/checkpoint-last.pth" for name in PRETRAIN}
     with ThreadPoolExecutor(CORES) as pool:
         training = [
             pool.submit(run, name, f"main_pretrain.py {flags}") for name, flags in PRETRAIN.items()
         ]
         for job in training:
             job.result()
-        shutil.rmtree(f"{OUTPUT}/evaluation", ignore_errors=True)  # of other weights
+        shutil.rmtree(folder_of("evaluation"), ignore_errors=True)  # of other weights
         words = " ".join([*checkpoints.values(), "untrained", "pixels"])
         evaluation = pool.submit(run, "evaluation", FROZEN.format(encoders=words))
         flags = {name: f"--finetune {path}" for name, path in checkpoints.items()}
@@ -89,7 +89,7 @@ def main() -> None:
         }
         tuned = {name: job.result()["test_acc1"] for name, job in tuning.items()}
         evaluation.result()
-    with open(f"{OUTPUT}/evaluation/evaluation.json") as file:
+    with open(f"{folder_of('evaluation')}/evaluation.json") as file:
         found = json.load(file)
     columns = [*COLUMNS, "fine-tuned"]
     print(f"\n{'digits, test accuracy (%)':30s}" + "".join(f"{name:>16s}" for name in columns))
@@ -99,7 +99,7 @@ def main() -> None:
         cells.append(f"{'–':>16s}" if value is None else f"{value:>16.2f}")
         print(f"{name:30s}" + "".join(cells))
     print("\none of the 382 test images, by unseen writers, is 0.26 points: below 2 it is noise")
-    print(f"picture: {OUTPUT}/MI-MAE/reconstructions.png")
+    print(f"picture: {folder_of('MI-MAE')}/reconstructions.png")
     print(f"{time.monotonic() - started:.0f} seconds")
 
 

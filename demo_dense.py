@@ -140,7 +140,7 @@ def train_all(args: argparse.Namespace) -> dict[str, dict[tuple[str, int], dict]
 def predict(task: str, encoder: str, seed: int) -> str:
     """Predictions for the validation scenes; their folder."""
     mains = {"segmented": "main_segmentation.py", "detected": "main_detection.py --min_score 0.3"}
-    trained = f"{OUTPUT}/{task}_{encoder}_{seed}/checkpoint-last.pth"
+    trained = f"{folder_of(f'{task} {encoder} {seed}')}/checkpoint-last.pth"
     name = f"predicted {task} {encoder}"
     run(name, f"{mains[task]} --predict {LABELLED}/images/validation --resume {trained}")
     return folder_of(name)

@@ -79,7 +79,7 @@ def accumulate(
 ) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
     """Add up the gradients of a step's micro-batches; arguments and results as in `train_step`."""
     num_micro, means, shares = len(noise), {}, []
-    if exact and num_micro > 1:
+    if exact and num_micro > 1 and hasattr(unwrap(model), "mi_rows"):  # MAE alone has none
         micro_batches = list(micro_batches)
         shares = _share_step(unwrap(model), micro_batches, noise, precision)
     for micro, imgs in enumerate(micro_batches):
@@ -130,9 +130,9 @@ def _monitors(
 ) -> dict[str, float]:
     """What log step `number` shows besides the mean losses; this waits for the device."""
     found = {"explained": explained(losses)}
-    model.mean_patch.stop_once_known()
+    model.mean_patch.settle()
     if hasattr(model, "gate"):
-        model.gate.stop_watching_once_open()
+        model.gate.settle()
     if distributed.is_main():
         found["image_share"] = image_share(latent, model.masks.num_masks)
         if number % RANK_EVERY == 1:

@@ -190,8 +190,8 @@ def build_model(args: argparse.Namespace) -> nn.Module:
         )
     if args.mask_jitter and args.model not in models_mimae.MODELS:
         raise UsageError(f"--mask_jitter is of MI-MAE's ViTs: leave it with --model {args.model}")
-    others = args.num_masks != 1 or args.lambda_max or args.lambda_min or args.lambda_rec != 1
-    if args.model in models_mae.MODELS and others:
+    others = args.lambda_max or args.lambda_min or args.lambda_uniformity or args.lambda_rec != 1
+    if args.model in models_mae.MODELS and (others or args.num_masks != 1):
         raise UsageError(
             f"--model {args.model} has one mask and no other loss: leave --num_masks and "
             f"--lambda_* away, or take --model mi{args.model}"
@@ -263,7 +263,7 @@ def main(args: argparse.Namespace) -> None:
         while not run.is_finished():
             try:
                 means = train_one_epoch(wrapped, normalize, optimizer, precision, run)
-                extra = {"explained": explained(means)}
+                extra = {"explained": explained(means)} if means else {}  # all steps skipped
                 extra |= {"mi_losses": int(uses_mi and mi.gate.is_open)}
                 if monitor and run.is_due(args.knn_every):
                     extra |= neighbours(run, monitor, model)

@@ -103,10 +103,10 @@ class MeanPatch(nn.Module):
         self.pending.zero_()
         self.num_pending.zero_()
 
-    def stop_once_known(self) -> None:
+    def settle(self) -> None:
         """Exchange nothing more after MAX_UPDATES; for log steps, since this waits for the
         device."""
-        self.is_learning = self.is_learning and float(self.num_updates) < self.MAX_UPDATES
+        self.is_learning = float(self.num_updates) < self.MAX_UPDATES
 
 
 class MaskedImageModel(nn.Module):

@@ -217,9 +217,9 @@ class ReconstructionGate(nn.Module):
         unbiased = self.rec_mean / (1 - self.decay**self.num_updates)
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
-    def stop_watching_once_open(self) -> None:
+    def settle(self) -> None:
         """Once open, exchange nothing more; for log steps, since this waits for the device."""
-        self.is_watched = self.is_watched and not bool(self.is_open)
+        self.is_watched = not bool(self.is_open)
 
 
 # ------------------------------------------------------------------- the objective [Eq. 7 to 11]

@@ -97,7 +97,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    if args.table == ["all"]:
+    if "all" in args.table:
         args.table = [*paper.TABLES, "loss_curves", "claims"]
     args.table = [name for table in args.table for name in PARTS.get(table, (table,))]
     tables = [paper.TABLES[name] for name in args.table if name in paper.TABLES]

@@ -34,6 +34,7 @@ from util.data.datasets import Subset, load_images
 from util.data.loader import Batches, evaluation_view
 from util.data.transformed import TransformedImages
 from util.data.transforms import Normalize
+from util.errors import UsageError
 from util.evaluation.frozen import logistic
 from util.evaluation.frozen.knn import extract_features, predict_knn
 from util.flags.args import number
@@ -42,6 +43,7 @@ from util.training.precision import Precision
 
 MAE = "MAE: --num_masks 1 --lambda_max 0 --lambda_min 0"
 ROOT = sys.path[0]
+PIXELS = "pixels"
 PROBES = ("probe_images", "few", "draws", "pools")  # settings that training does not depend on
 LAYOUTS = ("scenes", "image_folder", "flat", "shards", "csv", "hugging_face")  # of any data
 LOSSES = ("rec", "max_mi", "min_mi", "info_nce_accuracy")
@@ -74,7 +76,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--probe_images", type=number(int, 1), default=10000, help="labelled images of the probes")
     add("--few", type=number(int, 1), default=12, help="labels of each class, of the second probe")
     add("--draws", type=number(int, 1), default=8, help="of those labels; the mean is told")
-    add("--baselines", action="store_true", help="the untrained encoder and raw pixels, too")
+    add("--pixels", action="store_true", help="raw pixels in place of features, too")
     add("--reference", nargs="+", default=["MAE"], metavar="NAME",
         help="variants that the others are compared with")  # fmt: skip
     add("--balanced", action="store_true",
@@ -174,8 +176,8 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     torch.set_num_threads(max(1, threads))
     name, _, flags = variant.partition(":")
     record = dict(variant=name, flags=flags.strip(), seed=seed, setting=setting(args))
-    if variant in BASELINES:
-        return record | {"losses": {}, "commit": commit()} | evaluate(args, *BASELINES[variant])
+    if variant == PIXELS:
+        return record | {"losses": {}, "commit": commit()} | evaluate(args, *images(args))
     folder = os.path.abspath(os.path.join(args.runs, place(record)))
     words = ["--dataset", args.dataset, "--data_path", args.data_path, *shlex.split(args.common)]
     words += length(args, name, overridden(words, shlex.split(flags)))
@@ -189,7 +191,7 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
         raise Failed(f"{name}, seed {seed} ended with status {done.returncode}: see {folder}.log")
     with open(os.path.join(folder, "results.json")) as file:
         results = json.load(file)
-    record["losses"] = {name: results[f"train_{name}"] for name in LOSSES}
+    record["losses"] = {name: results.get(f"train_{name}") for name in LOSSES}  # MAE: one
     record |= {"commit": results["commit"], "seconds": results["seconds"]}
     return record | evaluate(args, "--finetune", f"{folder}/checkpoint-last.pth")
 
@@ -213,8 +215,11 @@ def overridden(words: list[str], own: list[str]) -> list[str]:
 
 def length(args: argparse.Namespace, name: str, words: list[str]) -> list[str]:
     """The flags of how long a variant with these flags trains, on how many images at a time."""
-    own = main_pretrain.parse_args(words)
-    num_masks = main_pretrain.build_model(own).masks.num_masks
+    try:
+        own = main_pretrain.parse_args(words)
+        num_masks = main_pretrain.build_model(own).masks.num_masks
+    except (UsageError, SystemExit) as error:  # argparse has said what is wrong
+        raise Failed(f"{name} cannot be run: {error}") from None
     if args.batch_size % num_masks or (args.epochs % num_masks and not args.steps):
         raise Failed(f"--epochs and --batch_size must be divisible by {name}'s {num_masks} masks")
     batch, epochs = args.batch_size // num_masks, args.epochs / num_masks
@@ -226,7 +231,14 @@ def length(args: argparse.Namespace, name: str, words: list[str]) -> list[str]:
     return found + (["--max_steps", str(args.steps)] if args.steps else [])
 
 
-BASELINES = {"untrained": (), "pixels": ("--model", "pixels")}
+def images(args: argparse.Namespace) -> list[str]:
+    """The flags of main_linprobe.py that give raw pixels as --common's runs see them."""
+    own = main_pretrain.parse_args(["--dataset", args.dataset, *shlex.split(args.common)])
+    words = ["--model", PIXELS]
+    for flag in ("input_size", "in_chans", "mean", "std"):
+        value = getattr(own, flag)
+        words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 def run_all(args: argparse.Namespace) -> None:
@@ -239,7 +251,7 @@ def run_all(args: argparse.Namespace) -> None:
         if row["setting"] == own
     }
     todo = [(variant, seed) for seed in args.seeds for variant in args.variants]
-    todo += [(name, 0) for name in BASELINES] if args.baselines else []
+    todo += [(PIXELS, 0)] if args.pixels else []
     failed = False
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         jobs = []

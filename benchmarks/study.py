@@ -80,11 +80,16 @@ def compare(
 
 
 def by_variant(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records grouped by their variant's name, in the order of first runs; each group by seed."""
-    rows_of: dict[str, list[Record]] = {}
+    """Records grouped by their variant, in the order of first runs; each group by seed. Where
+    variants of other flags have the first one's name, their flags stand beside it."""
+    rows_of: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        rows_of.setdefault(record["variant"], []).append(record)
-    return {name: sorted(rows, key=lambda row: row["seed"]) for name, rows in rows_of.items()}
+        rows_of.setdefault((record["variant"], record["flags"]), []).append(record)
+    named: dict[str, list[Record]] = {}
+    for (name, flags), rows in rows_of.items():
+        title = f"{name}: {flags}" if name in named else name
+        named[title] = sorted(rows, key=lambda row: row["seed"])
+    return named
 
 
 def report(records: list[Record], references: Sequence[str]) -> str:
@@ -99,28 +104,38 @@ def report(records: list[Record], references: Sequence[str]) -> str:
             cells.append(_mean([row["losses"].get(loss) for row in rows], digits))
         seeds = ", ".join(str(row["seed"]) for row in rows)
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
-    for reference in references:
-        if reference in variants:
-            lines += differences(variants, reference, scores)
+    lines += differences(variants, [name for name in references if name in variants], scores)
     return "\n".join(lines)
 
 
 def differences(
-    variants: dict[str, list[Record]], reference: str, scores: Sequence[str]
+    variants: dict[str, list[Record]], references: Sequence[str], scores: Sequence[str]
 ) -> list[str]:
-    """The lines of a table: the other variants against one of them. Intervals are each
-    difference's own; verdicts are corrected over all of the table's."""
-    others = {name: rows for name, rows in variants.items() if name != reference}
-    lines = ["", f"| against {reference} | {' | '.join(scores)} |"]
-    lines += ["|---" * (len(scores) + 1) + "|"]
-    against = {score: compare(others, variants[reference], score) for score in scores}
+    """The lines of a table for each reference: the other variants against it. Intervals are each
+    difference's own; verdicts are corrected over all tables together."""
+    against = {
+        (reference, score): compare(
+            {name: rows for name, rows in variants.items() if name != reference},
+            variants[reference],
+            score,
+        )
+        for reference in references
+        for score in scores
+    }
     correct([one for of_score in against.values() for one in of_score.values()])
-    for name in others:
-        cells = [
-            _shown(against[score].get(name), images_alone(others[name], variants[reference], score))
-            for score in scores
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines = []
+    for reference in references:
+        lines += ["", f"| against {reference} | {' | '.join(scores)} |"]
+        lines += ["|---" * (len(scores) + 1) + "|"]
+        for name in (name for name in variants if name != reference):
+            cells = [
+                _shown(
+                    against[reference, score].get(name),
+                    images_alone(variants[name], variants[reference], score),
+                )
+                for score in scores
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

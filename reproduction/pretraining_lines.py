@@ -4,6 +4,7 @@ often L_min moved the encoder, without which (d) of Table 3a is (b)."""
 import json
 import os
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from reproduction.graph import Graph
@@ -43,14 +44,15 @@ def _listed(
     values_of: Callable[[str], list[float]],
 ) -> str:  # fmt: skip
     """`ROW: 12.3 %; …`: the mean over seeds of each row's mean of the values in its log.txt."""
-    found = {}
+    found, titles = {}, Counter(row.title for row in rows)
     for row in (row for row in rows if row.recipe):
         jobs = [graph.pretrain(row.recipe, seed) for seed in seeds]
         done = [job for job in jobs if state_of(graph, job, wanted).state == DONE]
         values = [values_of(os.path.join(graph.folder(job), "log.txt")) for job in done]
         known = [statistics.mean(of_run) for of_run in values if of_run]
         if known:
-            found[row.title] = 100 * statistics.mean(known)
+            of_many = f" of {row.epochs} epochs" if titles[row.title] > 1 else ""
+            found[row.title + of_many] = 100 * statistics.mean(known)
     return "; ".join(f"{title}: {share:.1f} %" for title, share in found.items())
 
 

@@ -69,7 +69,7 @@ CASES = {
     ),
     "equal_samples": (
         "--variants MI-MAE: --dataset digits --train_fraction 0.2 --epochs 4 --seeds 0 "
-        "--probe_images 200 --few 4 --draws 2 --baselines --jobs 2",
+        "--probe_images 200 --few 4 --draws 2 --pixels --jobs 2",
         r"MI-MAE +seed 0 +linear [\d.]+ +few [\d.]+ +knn [\d.]+[^$]*\| MI-MAE \| 0 \| [\d.]+ ",
     ),
 }

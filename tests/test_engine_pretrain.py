@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from engine_pretrain import accumulate, step_noise
+from models_mae import mae_vit_tiny_patch2
 from models_mimae import MaskedAutoencoderViT
 from util.training.precision import Precision
 
@@ -53,6 +54,18 @@ def test_plain_accumulation_is_exact_for_reconstruction_only():
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected[name])
     assert (gradients(4, False)[0]["max_mi"] - gradients(1, False)[0]["max_mi"]).abs() > 0.1
+
+
+def test_exact_accumulation_leaves_mae_alone_as_it_is():
+    """It has no loss that sees several images."""
+    torch.manual_seed(0)
+    model = mae_vit_tiny_patch2(img_size=8, in_chans=1)
+    imgs, found = torch.randn(4, 1, 8, 8), []
+    noise = step_noise(model.masks.noise_shape(4), 2, 3, 5, CPU)
+    for exact in (True, False):
+        losses, _ = accumulate(model, imgs.chunk(2), noise, Precision("none", CPU), exact)
+        found.append(losses["rec"])
+    assert torch.equal(*found)
 
 
 def test_within_an_image_min_mi_does_not_depend_on_accumulation():

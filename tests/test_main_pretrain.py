@@ -268,6 +268,9 @@ def test_bad_flags_are_refused_in_one_line(refuses, tmp_path):
             names=("--pred_ratio", "SimMIM"))  # fmt: skip
     refuses(main, "--model", "simmim_swin_mini_patch2", "--decoder_depth", 2,
             names=("--decoder_depth", "SimMIM"))  # fmt: skip
+    for loss in ("--lambda_max", "--lambda_uniformity"):
+        refuses(main, "--model", "mae_vit_tiny_patch2", loss, 0.1,
+                names=("--model mae_vit", "mimae_vit_tiny_patch2"))  # fmt: skip
     refuses(main, "--model", "mimae_vit_giant", names=("--model", "mimae_vit_giant"))
     refuses(main, "--dataset", "imagenet", names=("--dataset", "imagenet"))
     refuses(main, "--lr", 1e-3, "--blr", 1e-3, names=("--lr", "--blr"))

@@ -12,6 +12,7 @@ from engine_pretrain import explained
 from models_mae import mae_vit_tiny_patch2
 from models_masked import MeanPatch
 from models_simmim import MODELS as SIMMIM
+from util.training.checkpoint import BufferState
 from util.training.effective_rank import image_share
 
 
@@ -50,9 +51,22 @@ def test_after_so_many_updates_it_stays(monkeypatch):
         mean_patch(batch)
         mean_patch.update()
         if number > 4:  # a log step, after which the ranks exchange nothing
-            mean_patch.stop_once_known()
+            mean_patch.settle()
             assert not mean_patch.is_learning
     torch.testing.assert_close(mean_patch.mean, data[:3].mean((0, 1)))
+
+
+def test_it_learns_again_where_a_rollback_goes_back_to_before(monkeypatch):
+    monkeypatch.setattr(MeanPatch, "MAX_UPDATES", 2)
+    mean_patch, data = MeanPatch(3, 2), targets(4)
+    before = BufferState(mean_patch).state_dict()
+    for batches in (data[:2], data[2:]):
+        for batch in batches:
+            mean_patch(batch)
+            mean_patch.update()
+        mean_patch.settle()
+        torch.testing.assert_close(mean_patch.mean, batches.mean((0, 1)))
+        BufferState(mean_patch).load_state_dict(before)
 
 
 def learns(rank: int, data: list) -> list:

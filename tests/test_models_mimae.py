@@ -384,6 +384,18 @@ def test_the_gate_opens_by_the_running_mean_and_stays_open(tiny):
     assert not any(key.startswith("gate") for key in model.state_dict())
 
 
+def test_a_gate_that_goes_back_to_before_it_opened_opens_again(tiny):
+    """As after a rollback, when log steps have passed since it opened."""
+    gate = tiny(mi_start_loss=0.5).gate
+    before = BufferState(gate).state_dict()
+    for _ in range(2):
+        gate.update(torch.tensor(0.1), ONE)
+        gate.settle()
+        assert gate.is_open and not gate.is_watched
+        BufferState(gate).load_state_dict(before)
+        assert not gate.is_open
+
+
 def test_the_gate_is_the_engines_to_move_and_inf_is_open_at_once(tiny):
     model = tiny(mi_start_loss=100.0)
     model(images(), torch.rand(3, 16))
@@ -400,7 +412,7 @@ def test_ranks_exchange_nothing_for_a_gate_that_is_open_or_not_needed(tiny, monk
     gate = tiny(mi_start_loss=0.5).gate
     for rec in (1.0, 0.1, 0.1):
         gate.update(torch.tensor(rec), ONE)
-        gate.stop_watching_once_open()
+        gate.settle()
         if not gate.is_open:
             assert gate.is_watched
     assert gate.is_open and not gate.is_watched

@@ -127,6 +127,41 @@ def test_one_seed_tells_an_interval_over_images_alone():
     assert (high - low) / 2 == pytest.approx(half, rel=0.2) and low < 10 < high
 
 
+def test_a_name_that_has_other_flags_is_another_variant():
+    other = record("a", 1, [1, 1]) | {"flags": "--lr 1"}
+    named = study.by_variant([record("a", 2, [1, 0]), other, record("a", 0, [0, 0])])
+    assert {name: [row["seed"] for row in rows] for name, rows in named.items()} == {
+        "a": [0, 2], "a: --lr 1": [1],
+    }  # fmt: skip
+
+
+def test_verdicts_are_corrected_over_all_references_together():
+    """A gain that one comparison leaves, and the 36 of six references do not."""
+    rng = np.random.default_rng(0)
+    variants = {"x": [record("x", seed, rng.random(200) < 0.9) for seed in range(3)]}
+    for name in ("a", "b", "c", "d", "e", "f"):
+        variants[name] = [record(name, seed, rng.random(200) < 0.7) for seed in range(3)]
+    few = study.differences({name: variants[name] for name in ("x", "a")}, ["a"], ["knn"])
+    many = study.differences(variants, list("abcdef"), ["knn"])
+    assert "| against a | knn |" in many and "| against f | knn |" in many
+    assert few[-1].endswith("gain |") and "cannot be told" in many[3]
+    assert few[-1].split(" gain")[0] == many[3].split(" cannot")[0]  # the interval is the same
+
+
+def test_a_variant_that_cannot_be_run_costs_the_others_nothing(tmp_path, monkeypatch, capsys):
+    """Unknown flags, and flags that the model refuses."""
+    path = str(tmp_path / "study.jsonl")
+    bad = ["A: --lambda_maxx 1", "B: --num_masks 1 --lambda_max 1"]
+    words = ["--study", path, "--runs", str(tmp_path / "runs"), "--dataset", "digits", "--pixels"]
+    words += ["--seeds", "0", "--probe_images", "200", "--few", "4", "--draws", "1"]
+    monkeypatch.setattr("sys.argv", ["equal_samples.py", *words, "--variants", *bad])
+    with pytest.raises(SystemExit):
+        equal_samples.main()
+    told = capsys.readouterr().err
+    assert told.count("cannot be run") == 2 and "Traceback" not in told
+    assert [row["variant"] for row in study.read(path)] == ["pixels"]
+
+
 def test_runs_that_differ_have_folders_of_their_own():
     """Of --common, of data in a layout that others have, too, and of flags; not of probes."""
 

@@ -116,8 +116,8 @@ def monitors(*flags: str) -> Built:
         with Rehearsed(amp, model).autocast(), torch.no_grad():
             latent = model.encode(imgs)[:, 0]
         model.eval().reconstruct(imgs, None, "visible")
-        model.mean_patch.stop_once_known()
-        model.gate.stop_watching_once_open()
+        model.mean_patch.settle()
+        model.gate.settle()
         image_share(latent, IMAGES)
         effective_rank(latent)
         features = torch.zeros(30, latent.shape[1])

@@ -250,6 +250,17 @@ def test_rollback_passes_over_the_batch(zygote, tmp_path, poisoned_images, log_e
     assert all(torch.isfinite(weight).all() for weight in state["model"].values())
 
 
+def test_an_epoch_of_which_every_step_is_passed_over(zygote, tmp_path, poisoned_images):
+    """It has no losses to tell, and the run goes on."""
+    output, log = tmp_path / "output", tmp_path / "stdout"
+    argv = poisoned_flags(poisoned_images, output, "--on_nonfinite", "rollback")
+    argv += ["--batch_size", "40"]
+    assert zygote.run("main_pretrain", argv, log) == 0, log.read_text()
+    lines = [json.loads(line) for line in (output / "log.txt").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert not any("train_rec" in line for line in lines)
+
+
 def test_rollbacks_are_bounded(zygote, tmp_path, poisoned_images):
     output, log = tmp_path / "output", tmp_path / "stdout"
     argv = poisoned_flags(poisoned_images, output, "--on_nonfinite", "rollback")

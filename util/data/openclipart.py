@@ -227,4 +227,4 @@ def split_of(drawings: Drawings, groups: np.ndarray) -> np.ndarray:
 
 def _draw(text: str) -> float:
     """A number in 0 … 1 that follows from a text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode(errors="replace")).digest()[:6]) / 2**48
+    return int.from_bytes(hashlib.sha256(text.encode(errors="replace")).digest()[:6], "big") / 2**48

@@ -42,7 +42,8 @@ class Stateful(Protocol):
 
 
 class BufferState:
-    """Saves and restores all buffers of a module, those that its own state dict leaves out, too."""
+    """Saves and restores all buffers of a module, those that its own state dict leaves out, too.
+    Its flags that follow from them are set by its `settle`."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -53,6 +54,7 @@ class BufferState:
     def load_state_dict(self, state: dict) -> None:
         for name, buffer in self.module.named_buffers():
             buffer.copy_(state[name])
+        self.module.settle()
 
 
 @dataclass
