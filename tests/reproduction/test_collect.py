@@ -1,6 +1,7 @@
 """Tables hold what results.json says and nothing else, beside the paper's numbers."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
@@ -171,3 +172,16 @@ def test_how_often_l_min_moved_the_encoder_is_told_of_rows_that_have_it(graph):
     told = pretraining_lines.explained_lines(graph, rows, (0, 1), "abc")  # the last epoch's
     assert "L_apx: 10.0 %; (f) all: MI-MAE: 40.0 %" in told and "(a)" not in told
     assert paper.TABLE3A.of_losses and not paper.TABLE1.of_losses
+
+
+def test_rows_of_one_title_are_told_apart_by_their_epochs(graph):
+    rows = paper.TABLE1.rows
+    for row, share in zip((row for row in rows if row.recipe), itertools.count(1), strict=False):
+        folder = plant(graph, graph.pretrain(row.recipe, 0))
+        Path(folder.path, "log.txt").write_text(json.dumps({"explained": share / 100}) + "\n")
+    told = pretraining_lines.explained_lines(graph, rows, (0,), "abc")
+    recipes = [row for row in rows if row.recipe]
+    assert told.count("%") == len(recipes)
+    for row in recipes:
+        many = sum(other.title == row.title for other in rows) > 1
+        assert f"{row.title} of {row.epochs} epochs:" in told if many else f"{row.title}:" in told

@@ -54,6 +54,11 @@ def refused(*words) -> str:
     return line
 
 
+def test_all_is_all_whatever_stands_beside_it():
+    asked = [reproduce.parse_args(words).table for words in (["all"], ["table1", "all"])]
+    assert asked[0] == asked[1] and {"table1", "table5", "claims"} <= set(asked[0])
+
+
 ASKED = ("table3a", "table2", "--rows", "a", "scratch")
 
 
