@@ -95,7 +95,8 @@ def evaluate(
         return True
 
     category_ids = images_of.categories.ids
-    for number, (images, about) in enumerate(shown(batches.epoch(), "test", len(batches))):
+    each = batches.epoch(what="without predictions")
+    for number, (images, about) in enumerate(shown(each, "test", len(batches))):
         wanted = batches.global_ids(0, number)[distributed.rank() :: distributed.world_size()]
         batch = []
         for image, found, (index, *original), place in zip(

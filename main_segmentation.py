@@ -225,6 +225,8 @@ def build_predict(
     """The function that predicts the classes of whole images, as the flags of evaluation say."""
     window = args.input_size
     stride = args.stride or [max(1, 2 * side // 3) for side in window]
+    if len(stride) > 2:
+        raise UsageError(f"--stride {' '.join(map(str, stride))}: give one number, or height width")
     stride = [stride[0], stride[-1]]
     if any(step > side for step, side in zip(stride, window, strict=True)):
         raise UsageError(

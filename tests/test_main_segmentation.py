@@ -193,6 +193,7 @@ def test_bad_flags_are_refused_in_one_line(refuses, scenes, tmp_path):
     refuses(MAIN, *data, *MODEL, "--batch_size", 1, names=("--batch_size 1", "BatchNorm"))
     refuses(MAIN, *data, *MODEL, "--batch_size", 21, names=("--batch_size 21",))
     refuses(MAIN, *data, *MODEL, "--stride", 33, names=("--stride 33 33", "32 x 32"))
+    refuses(MAIN, *data, *MODEL, "--stride", 9, 8, 7, names=("--stride 9 8 7", "height width"))
     refuses(MAIN, *data, "--scales", 2, 0.5, names=("--scales 2 0.5",))
     refuses(MAIN, *data, "--eval", names=("--eval", "--resume"))
     refuses(MAIN, "--predict", scenes, "--resume", "auto", names=("--predict", "--resume"))

@@ -99,10 +99,7 @@ def list_images(src: str, dst: str) -> list[str]:
     inside, outside = os.path.realpath(dst), os.path.realpath(src)
     if os.path.commonpath([inside, outside]) == outside:
         raise UsageError(f"DST {dst} lies inside SRC {src}: name a folder elsewhere")
-    try:
-        paths = find_images(src)
-    except UsageError as error:  # a folder in it cannot be read
-        raise UsageError(str(error).replace("--data_path", "SRC")) from None
+    paths = find_images(src)
     if not paths:
         raise UsageError(f"SRC {src} holds no image: name a folder that holds CLASS/IMAGE")
     misplaced = [path for path in paths if path.count(os.sep) != 1]

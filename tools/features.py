@@ -125,6 +125,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     stem, suffix = os.path.splitext(args.out)
     args.stem = stem if suffix in (*FORMATS, ".png", ".json") else args.out
     args.output_dir = f"{args.out}.parts"
+    if args.images and not args.like:
+        raise UsageError("--images is of --like: --subset_file names a part of the images")
     if args.like:
         if args.query or args.layer is not None:
             raise UsageError("--like compares all blocks: leave --query and --layer away")

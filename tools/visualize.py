@@ -86,6 +86,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "variance")
     add("--seed", type=number(int, 0), default=0, help="of the masks")
     # fmt: on
+    parser.set_defaults(subset_file="", train_fraction=1.0)
     return parser
 
 
@@ -169,7 +170,7 @@ def read_pictures(flags: argparse.Namespace) -> Tensor:
     if flags.images:
         images = [read_picture(path, flags) for path in picture_paths(flags.images)]
     else:
-        data = load_images(flags, "val")
+        data = load_images(flags, "pretrain" if flags.dataset == "flat" else "val")
         count = min(OF_DATA, len(data))
         images = [data.read(i * len(data) // count) for i in range(count)]
     return torch.stack([to_float(view(image)) for image in images])

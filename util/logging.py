@@ -18,6 +18,8 @@ def setup_logging(pause: float = PAUSE) -> None:
         pause: seconds between lines that only tell how far the program is.
     """
     rank = distributed.rank()
+    if hasattr(sys.stdout, "reconfigure"):  # names of files that are no UTF-8
+        sys.stdout.reconfigure(errors="surrogateescape")
     when = "" if sys.stdout.isatty() else "%(asctime)s "
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,

@@ -190,6 +190,26 @@ def test_images_without_labels_and_none_that_can_be_read(image_tree, whole, tmp_
     assert "cannot be read" in extract(*words, status=2).err
 
 
+def test_a_part_of_a_tree_keeps_its_labels_and_a_part_of_val_is_one(image_tree, tmp_path):
+    (tmp_path / "some.txt").write_text("b/b_4.png\na/a_1.png\n")
+    part = ("--subset_file", tmp_path / "some.txt")
+    extract("untrained", image_tree / "train", tmp_path / "flat.npy", *TINY, *part)
+    assert np.load(tmp_path / "flat.labels.npy").tolist() in ([0, 1], [1, 0])
+    assert len(np.load(tmp_path / "flat.npy")) == 2
+    (tmp_path / "val.txt").write_text("a/a_0.png\n")
+    part = ("--split", "val", "--subset_file", tmp_path / "val.txt")
+    extract("untrained", image_tree, tmp_path / "val.npy", *TINY, *part)
+    assert (tmp_path / "val.names.txt").read_text().splitlines() == ["a/a_0.png"]
+
+
+def test_names_that_are_no_utf8(image_tree, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    shutil.copy(image_tree / "train/b/b_4.png", os.fsencode(folder) + b"/caf\xe9.png")
+    extract("untrained", folder, tmp_path / "out.npy", *TINY)
+    assert (tmp_path / "out.names.txt").read_bytes() == b"caf\xe9.png\n"
+
+
 def test_queries_find_themselves_first_and_are_drawn(image_tree, whole, tmp_path):
     out = tmp_path / "out.npy"
     for path in whole.parent.iterdir():
@@ -229,6 +249,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(image_tree, whole, tmp_pa
         (("untrained", image_tree, out, "--what", "maps", "--query", "x"), "--what cls or mean"),
         (("untrained", image_tree, other / "x.npy"), "OUT"),
         (("untrained", image_tree, out, "--batch_size", 5), "does not divide"),
+        (("untrained", image_tree, out, "--images", 5), "--images is of --like"),
     ):
         err = extract(words[0], words[1], words[2], *TINY, *words[3:], status=2).err
         assert said in err and err.count("\n") == 1, err

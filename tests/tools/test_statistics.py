@@ -78,6 +78,19 @@ def test_broken_ones_duplicates_and_what_looks_alike(folder, capsys):
     assert lines[-1][:4] == ["alike", "0", "train", f"{train}/b/2.jpg"]
 
 
+def test_a_set_that_is_mostly_broken_is_told_as_well(folder, capsys):
+    for name in ("a", "b"):
+        for i in range(40):
+            (folder / "train" / name / f"junk{i}.png").write_bytes(b"junk")
+    out = told(capsys, folder, "--report", folder / "report.csv")
+    assert "train: 96 images looked at, 16 read\n  unreadable: 80:" in out
+    assert len((folder / "report.csv").read_text().splitlines()) == 81
+    for path in (folder / "train").rglob("*.png"):
+        path.write_bytes(b"junk")
+    with pytest.raises(UsageError, match="none of the training images"):
+        told(capsys, folder)
+
+
 def test_labels_are_not_needed_nor_a_val(folder, capsys):
     assert "train: 20 images looked at" in told(capsys, folder, "--dataset", "flat")
     (folder / "val").rename(folder.parent / f"{folder.name}-val")

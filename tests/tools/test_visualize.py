@@ -63,6 +63,15 @@ def test_a_data_set_and_models_without_class_token(checkpoints, tmp_path, capsys
     assert "no class token" in capsys.readouterr().out
 
 
+def test_the_folder_without_labels_that_a_run_was_trained_on(images, tmp_path):
+    data = ("--dataset", "flat", "--data_path", images, "--input_size", 8)
+    words = ("--model", "mae_vit_nano_patch2", "--epochs", 0, "--batch_size", 2)
+    done = run_in_process("main_pretrain", *data, *words, folder=tmp_path / "run")
+    assert done.status == 0, done.err
+    found = show(tmp_path / "out", tmp_path / "run/checkpoint-last.pth", *data[:4])
+    assert set(found) == set(visualize.KINDS)
+
+
 def test_a_file_as_maes_code_writes_it(checkpoints, tmp_path):
     state = torch.load(checkpoints["mae"], weights_only=True)
     told = argparse.Namespace(mask_ratio=0.5, norm_pix_loss=True)
@@ -81,6 +90,9 @@ def test_a_mask_of_ones_own(checkpoints, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "mask.png")
     is_masked = read_mask(str(tmp_path / "mask.png"), (4, 4), 16)
     assert is_masked.view(4, 4).nonzero().tolist() == [[0, 0], [1, 0]]
+    strokes = np.stack([np.zeros_like(pixels)] * 3 + [255 - pixels], axis=2)  # on nothing
+    Image.fromarray(strokes).save(tmp_path / "strokes.png")
+    assert torch.equal(read_mask(str(tmp_path / "strokes.png"), (4, 4), 16), is_masked)
     order = DrawnMask(is_masked).order(torch.rand(3, 16))
     assert order.shape == (3, 1, 16) and (order[..., -2:] == torch.tensor([0, 4])).all()
     found = show(tmp_path / "out", checkpoints["mimae"], "--only", "reconstructions", "--mask",

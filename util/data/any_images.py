@@ -1,25 +1,24 @@
 """Images at a path, whatever lies there: a tree, class folders, lists, shards; or a set by name."""
 
 import argparse
+import copy
 import os
 
 import numpy as np
 
+from util.cluster import agreement
 from util.data.datasets import DATASETS, load_images
 from util.data.hugging_face import SUFFIXES as TABLES
 from util.data.image_folders import image_tree
-from util.data.image_sets import FileImages, Images
+from util.data.image_list import listed_positions
+from util.data.image_sets import FileImages, Images, Subset
 from util.data.split_files import JOINED
 from util.data.table import SUFFIXES
 from util.errors import UsageError
 
 LISTS = (*SUFFIXES, ".txt")
 SPLITS = ("train", "val")
-WITH_ANY = (
-    "csv",
-    "shards",
-    "hugging_face",
-)  # data sets whose files may be taken whatever split they are of
+WITH_ANY = ("csv", "shards", "hugging_face")  # their files may be taken whatever split they are of
 
 
 def source_of(path: str) -> str:
@@ -63,10 +62,16 @@ def load_any(args: argparse.Namespace) -> Images:
         UsageError: as `load_images`.
     """
     plain = "pretrain" if args.dataset == "flat" else "train"
-    images = load_images(args, args.split or ("any" if args.dataset in WITH_ANY else plain))
-    images.published = ""
+    whole = copy.copy(args)
+    whole.subset_file = ""  # of a part the folders are not known, nor is there one of `val`
+    images = load_images(whole, args.split or ("any" if args.dataset in WITH_ANY else plain))
     if args.dataset == "flat" and isinstance(images, FileImages):
         label_by_folders(images)
+    if args.subset_file:
+        images = agreement.main_first(
+            lambda: Subset(images, listed_positions(images, args.subset_file, "--subset_file"))
+        )
+    images.published = ""
     return images
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from util.data.images import open_picture
+from util.data.images import convert, open_picture
 from util.errors import UsageError, first_line
 
 
@@ -20,7 +20,7 @@ def read_mask(path: str, grid: Sequence[int], units: int) -> Tensor:
     across = math.isqrt(grid[0] * grid[1] // units)  # patches that a unit is wide
     try:
         with open(path, "rb") as file:
-            picture = open_picture(file.read(), path).convert("L")
+            picture = convert(open_picture(file.read(), path), 1, path)
     except Exception as error:  # whatever a decoder makes of a damaged file
         raise UsageError(f"--mask {path} cannot be read: {first_line(error)}") from None
     size = (grid[1] // across, grid[0] // across)

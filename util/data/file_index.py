@@ -135,7 +135,10 @@ def _is_named_as_image(name: str) -> bool:
 
 
 def _unreadable(folder: str, error: OSError) -> UsageError:
-    return UsageError(f"--data_path: {folder} cannot be read ({error.strerror})")
+    return UsageError(
+        f"the folder {folder} cannot be read ({error.strerror}): make it readable, or name one "
+        "without it"
+    )
 
 
 def _list(root: str, relative: str, parents: frozenset[Identity]) -> tuple[list[Place], Listing]:

@@ -15,6 +15,7 @@ from util.data.image_sets import Images, Subset
 from util.data.images import to_float
 from util.data.loader import Batches
 from util.data.transformed import TransformedImages
+from util.errors import UsageError
 from util.progress import ProgressLine
 
 BATCH = 32
@@ -49,6 +50,20 @@ class Facts:
         return torch.from_numpy(np.frombuffer(row.tobytes(), np.uint8).copy())
 
 
+class _EachOnce(TransformedImages):
+    """Facts of each image; nothing takes the place of one that cannot be read."""
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
+        _, index = item
+        try:
+            image, target = self.read(index)
+        except UsageError:
+            raise
+        except Exception:  # whatever a decoder makes of a damaged file
+            return torch.zeros(self.transform.kind.itemsize, dtype=torch.uint8), -1, index
+        return *self.transformed(image, target), -1
+
+
 @dataclass
 class Looked:
     """A set's images that were looked at: `rows` of those that could be read, whose places in the
@@ -68,7 +83,7 @@ def look_at(name: str, images: Images, most: int, facts: Facts, num_workers: int
     """Read the images of a set. Args: most: of so many, a fair draw, the same each time."""
     chosen = np.random.default_rng(0).permutation(len(images))[:most]
     part = Subset(images, np.sort(chosen))
-    data = TransformedImages(part, facts, 0)
+    data = _EachOnce(part, facts, 0)
     batches = Batches(data, BATCH, False, num_workers=num_workers, max_bad_images=len(part))
     line, done, places, rows = ProgressLine(name, len(part)), 0, [], []
     with _silent("util.data.loader"):  # the broken are told at the end

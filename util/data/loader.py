@@ -116,14 +116,16 @@ class Batches:
         return self.last_order[1]
 
     def epoch(
-        self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset()
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self, epoch: int = 0, start: int = 0, skip: frozenset[int] = frozenset(),
+        what: str = "replaced",
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
         """(images, targets) of micro-batch `start` and those that follow, but for `skip`.
 
-        An image that cannot be read is replaced by another one, with that one's target.
+        An image that cannot be read is replaced by another one, with that one's target; `what` the
+        log says of it.
         """
         for _, imgs, targets, bad in self._epoch(epoch, start, skip):
-            self._count_bad(bad, "replaced")
+            self._count_bad(bad, what)
             yield imgs, targets
 
     def each_once(

@@ -22,7 +22,10 @@ def check_same(
     """
     if not distributed.is_distributed():
         return
-    sums = (zlib.crc32("\0".join(classes).encode()), zlib.crc32(np.ascontiguousarray(targets)))
+    sums = (
+        zlib.crc32("\0".join(classes).encode(errors="surrogateescape")),
+        zlib.crc32(np.ascontiguousarray(targets)),
+    )
     facts = agreement.gather((len(targets), len(classes), *sums))
     counts, class_counts, class_sums, label_sums = zip(*facts, strict=True)
     if len(set(counts)) > 1:

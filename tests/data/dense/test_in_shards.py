@@ -15,6 +15,7 @@ from tools import shards
 from util.data import kept_index
 from util.data.dense.ade20k import Labels, load_mapped_images, read_labels
 from util.data.dense.coco import load_coco
+from util.data.dense.image_places import FolderPlace, place_of
 from util.entry import run_main
 from util.errors import UsageError
 
@@ -47,6 +48,16 @@ def coco(path, split, **changes):
     flags |= dict(data_path=str(path), in_chans=3, empty_images=False, value_range=None)
     flags |= dict(mean=[0.5] * 3, std=[0.5] * 3)
     return load_coco(Namespace(**flags | changes), split)
+
+
+def test_a_folder_whose_path_looks_like_a_shards(scenes, tmp_path):
+    """`place_of` asks what lies there, not what it is called."""
+    folder = tmp_path / "m.tardieu" / "coco"
+    folder.parent.mkdir()
+    folder.symlink_to(next(iter(scenes.rglob("*.jpg"))).parent)
+    assert isinstance(place_of(str(folder), "--train_images"), FolderPlace)
+    with pytest.raises(UsageError, match="--train_images"):
+        place_of(str(tmp_path / "absent"), "--train_images")
 
 
 def test_what_lies_there(scenes, sharded):

@@ -97,6 +97,17 @@ def test_it_is_pycocotools():
         assert again == pytest.approx(found, nan_ok=True)
 
 
+def test_predictions_of_a_category_that_the_truth_does_not_list_count_for_nothing():
+    """As of a validation file without one of training's classes."""
+    truth = random_truth()
+    entries = noisy_predictions(truth)
+    unknown = [entries[0] | {"category_id": 91}, entries[1] | {"category_id": 0}]
+    expected = coco_ap.average_precisions(truth, entries)
+    assert coco_ap.average_precisions(truth, entries + unknown) == pytest.approx(
+        expected, nan_ok=True
+    )
+
+
 def one_object(side=40) -> tuple[dict, np.ndarray]:
     mask = np.zeros((100, 100), dtype=bool)
     mask[20 : 20 + side, 30 : 30 + side] = True

@@ -80,12 +80,11 @@ class ShardPlace:
 
 def place_of(where: str, flag: str) -> FolderPlace | ShardPlace:
     """Raises UsageError where there is neither a folder nor a shard."""
-    if SHARD not in where:
-        if not os.path.isdir(where):
-            raise UsageError(f"{where} is not a folder: name that of the images, {flag}")
-        has_shards = any(name.endswith(SHARD) for name in os.listdir(where))
-        if not has_shards:
+    if os.path.isdir(where):
+        if not any(name.endswith(SHARD) for name in os.listdir(where)):
             return FolderPlace(where)
+    elif SHARD not in where:
+        raise UsageError(f"{where} is not a folder: name that of the images, {flag}")
     try:
         return ShardPlace(where)
     except UsageError as error:

@@ -103,7 +103,7 @@ def _absent_line(labels: Labels, absent: Sequence[int], split: str, has_nothing:
 def _values_of_each(images: MappedImages, split: str) -> Iterator[tuple[int, list[int] | None]]:
     """Each map's number and values; None where it cannot be read. Fills the cache."""
     labels, pairs = images.labels, images.pairs
-    paths, cache_path = pairs.map_paths, _cache_path(pairs.map_folder, labels)
+    paths, cache_path = pairs.map_paths, _cache_path(pairs.map_folder, split, labels)
     known, fresh = _read_cache(cache_path), {}
 
     def look(index: int) -> Entry | None:
@@ -139,10 +139,11 @@ def _distinct(values: np.ndarray) -> list[int]:
     return np.unique(values).astype(np.int64).tolist()
 
 
-def _cache_path(folder: str, labels: Labels) -> str:
+def _cache_path(folder: str, split: str, labels: Labels) -> str:
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     kind = "numbers" if labels.palette is None else "colours"
-    name = hashlib.sha256(f"{kind} {os.path.realpath(folder)}".encode()).hexdigest()[:24]
+    where = f"{kind} {split} {os.path.realpath(folder)}"
+    name = hashlib.sha256(os.fsencode(where)).hexdigest()[:24]
     return os.path.join(root, "mi-mae", f"label_values-{name}.json")
 
 

@@ -113,7 +113,13 @@ def write_predictions(predictions: list[dict], path: str) -> None:
 
 
 def average_precisions(truth: dict, predictions: list[dict]) -> dict[str, float]:
-    """`box_AP`, `box_AP50`, … `mask_AR_large`, in percent; NaN for masks of which none is known."""
+    """`box_AP`, `box_AP50`, … `mask_AR_large`, in percent; NaN for masks of which none is known.
+
+    Predictions of a category that the truth's file does not list count for nothing, as in COCO's
+    own.
+    """
+    listed = {category["id"] for category in truth["categories"]}
+    predictions = [entry for entry in predictions if entry["category_id"] in listed]
     truth, predictions = _renumbered(truth, predictions)
     return {
         f"{name}_{number}": value

@@ -66,7 +66,9 @@ def images_checksum(images: Images) -> str:
     """A checksum of the images' names (their last two parts) and labels, not of their pixels."""
     digest = hashlib.sha256(images.targets.tobytes())
     for index in range(len(images)):
-        digest.update("/".join(images.name(index).split(os.sep)[-2:]).encode() + b"\0")
+        digest.update(
+            "/".join(images.name(index).split(os.sep)[-2:]).encode(errors="surrogateescape") + b"\0"
+        )
     return digest.hexdigest()
 
 
