@@ -190,11 +190,12 @@ def label_files(
 
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
-        opened, like = [], None
-        for word in args.checkpoints:
+        found: dict[str, tuple] = {}
+        for word in sorted(args.checkpoints, key=lambda word: word in BASELINES):  # those last
+            like = next((flags for _, flags in found.values()), None)
             model, flags = open_frozen(args, word, like)
-            like = like if like or word in BASELINES else flags
-            opened.append((model.to(run.device), flags))
+            found[word] = model.to(run.device), flags
+        opened = [found[word] for word in args.checkpoints]
         # Encoders may differ in their channels, which are a matter of reading an image.
         kinds: dict[tuple, argparse.Namespace] = {}
         for _, flags in opened:

@@ -39,6 +39,7 @@ from util.training import few_label_runs, muon, optim, preflight
 from util.training.drop_path import DropPaths
 from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
+from util.training.same_run import check_tested_on
 from util.training.weight_mean import WeightMean
 from util.weights.fit import load_weights
 
@@ -169,6 +170,8 @@ def main(args: argparse.Namespace) -> None:
         source = (args.resume, "--resume") if args.eval else (args.finetune, "--finetune")
         pretrained = open_checkpoint(source[0], args, flag=source[1])
         train_images, val_images = few_label_runs.load(args)
+        if args.eval:
+            check_tested_on(args.resume, pretrained.config, train_images.classes, args)
         num_classes = len(train_images.classes)
         model = build_model(args, pretrained, num_classes).to(run.device)
         args.input_size = list(model.patch_embed.img_size)

@@ -40,6 +40,7 @@ from util.flags.settings import take_from_checkpoint
 from util.training import optim, preflight
 from util.training.nonfinite import NonFiniteLoss
 from util.training.run import Run
+from util.training.same_run import check_tested_on
 from util.weights.checkpoint_file import read_checkpoint
 from util.weights.fit import load_weights
 from util.weights.opened_by_all import opened_by_all
@@ -155,7 +156,9 @@ def main(args: argparse.Namespace) -> None:
 
         probe = LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
         if args.eval:  # before features are computed with it
-            load_weights(probe, read_checkpoint(args.resume).get("model", {}), args.resume)
+            found = read_checkpoint(args.resume)
+            check_tested_on(args.resume, found.get("config", {}), train_images.classes, args)
+            load_weights(probe, found.get("model", {}), args.resume)
         trained: nn.Module = probe
         if not train_transform.is_random:  # the features never change
             train, val = features_once(args, run, encoder, normalize, precision, train, val)

@@ -274,7 +274,7 @@ def predict(
         precision=precision.name,
         competing=test_set.competing,
         batch_size=flags.batch_size,
-        **({"value_range": flags.value_range} if flags.value_range else {}),
+        **{k: v for k in ("value_range", "num_heads") if (v := getattr(flags, k, None))},
     )
 
     @torch.no_grad()

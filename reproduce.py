@@ -101,7 +101,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.table = [*paper.TABLES, "loss_curves", "claims"]
     args.table = [name for table in args.table for name in PARTS.get(table, (table,))]
     tables = [paper.TABLES[name] for name in args.table if name in paper.TABLES]
-    known = {row.key: None for table in tables for row in table.rows}
+    judged = paper.TABLES.values() if "claims" in args.table else tables
+    known = {row.key: None for table in judged for row in table.rows}
     unknown = [key for key in args.rows if key not in known]
     if unknown:
         parser.error(f"--rows {' '.join(unknown)}: the rows are {', '.join(known)}")

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -113,7 +114,9 @@ def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, l
     refuse_second_rate(parser, argv)
     launcher_args, rest = parser.parse_known_args(argv)  # which reads every @file
     rest = last_rates(rest)
-    main_args = main.parse_args(rest)
+    processes = launcher_args.nodes * (launcher_args.ngpus or launcher_args.tasks_per_node)
+    with as_one_of(processes):
+        main_args = main.parse_args(rest)
     if launcher_args.array and (is_given("--seed", rest) or is_given("--output_dir", rest)):
         raise UsageError("--array sets --seed and --output_dir itself: use --job_dir instead")
     added_flags = {"--resume": "auto"} | (
@@ -123,6 +126,20 @@ def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, l
         if hasattr(main_args, flag[2:]) and not is_given(flag, rest):
             rest += [flag, value]
     return launcher_args, rest
+
+
+@contextlib.contextmanager
+def as_one_of(processes: int) -> Iterator[None]:
+    """Inside, the environment is that of the first of so many processes."""
+    launched = {"RANK": "0", "WORLD_SIZE": str(processes)}
+    before = {name: os.environ.get(name) for name in launched}
+    os.environ.update(launched)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({} if value is None else {name: value})
 
 
 def is_given(flag: str, argv: list[str]) -> bool:

@@ -81,7 +81,7 @@ class Graph:
         """Add the jobs behind a cell; where its number will stand, or why it stays empty."""
         if column not in row.columns:
             return "the paper has no such number"
-        if reason := self.scale.lacks(column):
+        if reason := self.scale.lacks(column) or (row.recipe and self.scale.lacks("FT")):
             return reason
         kind, key = CELLS[column]
         if kind == "robustness":

@@ -149,7 +149,7 @@ class ImageNet:
     seconds_a_run: float = 0.0
 
     def pretrain(self, recipe: str) -> tuple[Words, float]:
-        words = ["--data_path", self.places["imagenet"]]
+        words = ["--data_path", self.places.get("imagenet", "")]
         return words, _passes(recipe_values("pretrain", recipe))
 
     def evaluation(self, kind: str, recipe: str, family: str, scenes: str) -> Words:

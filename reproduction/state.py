@@ -28,7 +28,7 @@ DONE, RUNNING, FAILED, MISSING = "done", "running", "failed", "missing"
 OTHER_FLAGS, OTHER_COMMIT = "done with other flags", "done by another commit"
 BEGUN = "begun by another commit"  # not done, and to go on would mix the two
 OTHERS = (OTHER_FLAGS, OTHER_COMMIT, BEGUN)
-TIME_LEFT = re.compile(r"([\d:]+) of the whole")  # as `util.progress` has it
+TIME_LEFT = re.compile(r"(\d+(?::\d\d)+) in all")  # as `util.progress` has it
 # Files of a run from which it would go on; of several draws each has its own.
 GOES_ON_FROM = ("checkpoint-*.pth", "draw-*/checkpoint-*.pth", "draw-*/blr-*/checkpoint-*.pth")
 

@@ -81,6 +81,22 @@ def test_two_processes_leave_the_same_features(evaluated, checkpoint, tmp_path):
             assert file.read_bytes() == (tmp_path / "features" / part / file.name).read_bytes()
 
 
+def test_features_are_of_their_mean_and_their_encoder_wherever_it_stands(
+    run_main_here, checkpoint, tmp_path
+):
+    """Baselines are the first checkpoint's model, also before it; another --mean is another's."""
+    words = ("--only", "knn", "--train_fraction", 0.1)
+    before = run_main_here("main_evaluate", "untrained", checkpoint, *words, folder=tmp_path / "a")
+    after = run_main_here("main_evaluate", checkpoint, "untrained", *words, folder=tmp_path / "b")
+    assert before.status == after.status == 0, before.err + after.err
+    first, last = before.results(), after.results()
+    scores = [key for key in first if "k-NN" in key]
+    assert scores and all(first[key] == last[key] for key in scores)
+    mean = ("--mean", 0.9, "--std", 0.1)
+    other = run_main_here("main_evaluate", checkpoint, *words, *mean, folder=tmp_path / "b")
+    assert other.status == 2 and "holds other features (mean, std differ)" in other.err
+
+
 def test_other_test_sets_and_any_of_labels(run_main_here, image_tree, tmp_path):
     shifted = tmp_path / "shifted"
     for name in ("a", "b"):

@@ -124,6 +124,17 @@ def test_an_image_folder_end_to_end(run_main_here, image_tree):
     assert 0 <= outcome.log()[0]["test_acc1"] <= 100 and outcome.log()[0]["steps"] == 3
 
 
+def test_eval_on_other_data_than_it_was_trained_on_is_asked_for(refuses, finetuned, tmp_path):
+    saved = finetuned.folder / "checkpoint-last.pth"
+    state = torch.load(saved, weights_only=True)
+    for change, said in (
+        ({"dataset": "fashion_mnist"}, "give --dataset fashion_mnist"),
+        ({"classes": [*"abcdefghij"]}, "of other classes"),
+    ):
+        torch.save(state | {"config": state["config"] | change}, tmp_path / "other.pth")
+        refuses("main_finetune", "--eval", "--resume", tmp_path / "other.pth", names=(said,))
+
+
 def test_eval_needs_a_file(refuses):
     refuses("main_finetune", "--eval", "--resume", "auto", names=("--eval", "--resume"))
 

@@ -342,3 +342,14 @@ def test_a_job_submits_without_its_own_variables(monkeypatch, tmp_path, is_insid
     assert ("SBATCH_ACCOUNT" in names) != is_inside and "SLURM_CPUS_PER_TASK" not in names
     if is_inside:
         assert os.environ["SLURM_CPUS_PER_TASK"] == "3"
+
+
+def test_the_mains_flags_are_checked_for_the_jobs_processes(monkeypatch):
+    """96 images a step are 93 on one process, which mixup cannot pair, and 64 x 2 on eight."""
+    monkeypatch.delenv("RANK", raising=False)
+    step = [*DIGITS, "--images_per_step", "1024", "--mixup", "0.8", "--max_batch_size", "96"]
+    launcher = ["--nodes", "1", "--ngpus", "8", "--job_dir", "x"]
+    split_args(main_finetune, [*launcher, *step])
+    assert "RANK" not in os.environ
+    with pytest.raises(SystemExit):
+        split_args(main_finetune, [*launcher, *step, "--nodes", "3"])

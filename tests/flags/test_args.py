@@ -224,6 +224,12 @@ def test_the_images_of_a_step_are_shared(monkeypatch, processes, flags, batch_si
     assert found[2] == given
 
 
+def test_a_limit_without_images_to_share_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main_pretrain.parse_args(["--max_batch_size", "64"])
+    assert "--max_batch_size is of --images_per_step" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("processes", "images", "flags"),
     [

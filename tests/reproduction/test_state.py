@@ -182,7 +182,9 @@ def test_time_left_is_told_before_the_first_run_is_done(graph):
     attempts[-1]["start"] -= 30
     folder.write(attempts=attempts)
     with open(folder.log(), "w") as log:
-        log.write("epoch 1 3/9  0:10 left, 1:30 of the whole  loss 1\nepoch 1: done\n")
+        log.write(
+            "epoch 1 3/9  0:10 left, 1:30 in all  loss 1\nepoch 1: done, step 3 (12 in all)\n"
+        )
     states = [
         Folder(graph, job).state("abc", is_alive=job.name == PRETRAIN) for job in graph.in_order()
     ]

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from encoders.vit import build_vit
 from util.flags.settings import Settings
 from util.training import background
 from util.training.background import Snapshot
 from util.training.checkpoint import Checkpointer, Progress
+from util.training.muon import new_optimizer
 from util.training.optim import adamw, decay_groups
 from util.weights import checkpoint_file
 from util.weights.checkpoint_file import read_checkpoint
@@ -45,6 +47,30 @@ def held(monkeypatch):
     monkeypatch.setattr(checkpoint_file.os, "fsync", fsync)
     yield event
     event.set()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_resumed_optimiser_has_the_flags_of_now_and_the_state_of_then(tmp_path, kind):
+    """The learning rate is the schedule's; all else is as the log says: other flags count."""
+
+    def made(decay: float, betas: tuple[float, float]):
+        torch.manual_seed(0)
+        model = build_vit("vit_nano_patch2", 2, 8, in_chans=1)
+        optimizer = new_optimizer(kind, model, decay_groups(model, decay), betas)
+        return model, optimizer
+
+    (model, before), (_, after) = made(0.05, (0.9, 0.95)), made(0.1, (0.9, 0.99))
+    model(torch.rand(2, 1, 8, 8)).sum().backward()
+    before.step()
+    Checkpointer._restore("optimizer", after, before.state_dict(), "x.pth")
+    decays = {group["weight_decay"] for group in after.param_groups}
+    assert decays == {0.0, 0.1}
+    assert {g["betas"] for g in after.param_groups if "betas" in g} == {(0.9, 0.99)}
+    then, now = before.state_dict()["state"], after.state_dict()["state"]
+    assert then.keys() == now.keys() and len(now) > 10
+    for key, values in then.items():
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(now[key][name]))
+                   for name, v in values.items())  # fmt: skip
 
 
 def train(saver: Checkpointer) -> None:

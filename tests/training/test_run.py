@@ -12,6 +12,7 @@ from ranks import in_ranks
 import main_finetune
 import main_linprobe
 import main_pretrain
+from util.weights.checkpoint_file import read_checkpoint
 
 COMMON = (
     "--train_fraction 0.05 --batch_size 16 --epochs 2 --warmup_epochs 1 --num_workers 0".split()
@@ -135,3 +136,14 @@ def test_the_log_tells_throughput_losses_and_the_time_left_of_the_run(tmp_path):
     quiet = run_in_process("main_pretrain", *flags, folder=tmp_path / "quiet")
     assert len([line for line in quiet.out.splitlines() if "epoch 0 1/" in line]) == 1
     assert len([line for line in quiet.out.splitlines() if "in all" in line]) < 5
+
+
+def test_max_steps_leaves_a_kept_checkpoint_as_it_was(tmp_path):
+    """Of epoch 1, which ends at step 4; the run is cut at step 6."""
+    words = "--train_fraction 0.05 --batch_size 16 --epochs 3 --keep_epochs 1 --max_steps 6"
+    words += " --num_workers 0 --model mimae_vit_nano_patch2"
+    done = run_in_process("main_pretrain", *words.split(), folder=tmp_path)
+    assert done.status == 0, done.err
+    steps = {name: read_checkpoint(str(tmp_path / f"checkpoint-{name}.pth"))["progress"]
+             for name in ("1", "last")}  # fmt: skip
+    assert steps["1"]["total_steps"] == 4 and steps["last"]["total_steps"] == 6

@@ -128,7 +128,11 @@ class _TermHandler:
 
 
 def job_state(job_number: str) -> str:
-    """SLURM's word for the job's state, from the controller: sites without accounting have it."""
+    """SLURM's word for the job's state, from the controller: sites without accounting have it.
+    Empty where nothing answers; then the batch script asks again."""
     command = ["squeue", "--noheader", "--jobs", job_number, "--format", "%T"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return ""
     return done.stdout.strip()

@@ -31,9 +31,17 @@ def keep(folder: str, classes: np.ndarray, images: Images, left_out: Sequence[in
         "images": len(classes), "unreadable": [images.name(index) for index in left_out],
         "made_of": _made_of_once(images),
     }  # fmt: skip
-    np.save(os.path.join(folder, PREDICTIONS), classes)
-    with open(os.path.join(folder, PREDICTED_OF), "w") as file:
-        json.dump(about, file, indent=1)
+    try:
+        for name, write in (
+            (PREDICTIONS, lambda file: np.save(file, classes)),
+            (PREDICTED_OF, lambda file: file.write(json.dumps(about, indent=1).encode())),
+        ):
+            path = os.path.join(folder, name)
+            with open(f"{path}.tmp", "wb") as file:
+                write(file)
+            os.replace(f"{path}.tmp", path)
+    except OSError as error:  # a full disk costs no training
+        log.error("THE PREDICTIONS COULD NOT BE KEPT in %s (%s)", folder, error.strerror)
 
 
 @functools.lru_cache(maxsize=2)

@@ -296,6 +296,8 @@ def set_batch_size(args: argparse.Namespace) -> None:
     """
     wanted = getattr(args, "images_per_step", None)
     if wanted is None:
+        if getattr(args, "max_batch_size", None) is not None:
+            raise UsageError("--max_batch_size is of --images_per_step: give that, or --batch_size")
         return
     launched = launcher_environment()
     processes = int(launched["world_size"]) if launched else 1

@@ -247,8 +247,13 @@ class Checkpointer:
 
     @staticmethod
     def _restore(name: str, obj: Stateful, state: dict, path: str) -> None:
+        # An optimiser keeps the flags' values, which the user was told count, not the file's.
+        groups = getattr(obj, "param_groups", ())
+        own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
         try:
             obj.load_state_dict(state)
+            for group, values in zip(getattr(obj, "param_groups", ()), own, strict=True):
+                group.update(values)
         except (ValueError, RuntimeError, KeyError) as error:
             raise UsageError(
                 f"--resume {path}: its {name} does not fit ({str(error).splitlines()[0]}): resume "

@@ -22,9 +22,8 @@ import numpy as np
 from util.cluster import agreement, distributed
 from util.data.datasets import Images, Subset, load_images
 from util.data.few_labels import held_out
-from util.errors import UsageError
+from util.errors import EXIT_NONFINITE, RunError, UsageError
 from util.flags.parser import number
-from util.training.nonfinite import NonFiniteLoss
 from util.training.output import RESULTS
 from util.training.run import Run
 
@@ -115,7 +114,9 @@ def _choose_blr(one: argparse.Namespace, finetune: Finetune, parts: list[dict]) 
         trial = _changed(one, f"blr-{blr:g}", blr=blr, hold_out=share, keep_checkpoints=1)
         try:
             result = _result(trial, finetune)
-        except NonFiniteLoss as error:  # on all ranks
+        except RunError as error:  # on all ranks
+            if error.status != EXIT_NONFINITE:
+                raise
             log.warning("draw %d, --blr %g is no choice: %s", one.draw, blr, error)
             continue
         parts.append(result)

@@ -39,6 +39,9 @@ def record_nonfinite_step(
         "indices": ids, "images": [batches.dataset.images.name(i) for i in ids],
     }  # fmt: skip
     path = os.path.join(output_dir, "nonfinite.json")
-    with open(path, "w") as file:
-        json.dump(record, file, indent=1)
+    try:
+        with open(path, "w") as file:
+            json.dump(record, file, indent=1)
+    except OSError as error:
+        return log.error("%s cannot be written (%s): %s", path, error.strerror, record)
     log.error("the batch that did it is written down in %s", path)

@@ -325,7 +325,7 @@ class Run:
     def save_epoch(self) -> None:
         """Save where the flags say that this epoch is saved, and after the last one."""
         args, epoch = self.args, self.progress.epoch
-        kept = epoch in args.keep_epochs
+        kept = epoch in args.keep_epochs and not self.progress.step  # --max_steps may cut one
         if kept or self.is_due(args.save_every_epochs):
             self.save(epoch if kept else None, for_certain=self.is_finished())
 

@@ -91,6 +91,26 @@ def check_same_run(
     )
 
 
+def check_tested_on(
+    path: str, config: Mapping, classes: list[str], args: argparse.Namespace
+) -> None:
+    """Compare what a checkpoint was trained on with the data that --eval tests it on.
+
+    Raises:
+        UsageError: data of which nobody said that they are wanted, or of other classes.
+    """
+    trained_on, known = config.get("dataset", args.dataset), config.get("classes")
+    if trained_on != args.dataset and not args.settings.is_given("dataset"):
+        raise UsageError(
+            f"--resume {path} was trained on {trained_on}: give --dataset {trained_on}"
+        )
+    if known and known != classes:
+        raise UsageError(
+            f"--resume {path} is of other classes than the data, or in another order: "
+            f"{_shown(known)}, here {_shown(classes)}; name its data with --data_path"
+        )
+
+
 def _of_config(state: Mapping, config: Mapping) -> list[str]:
     saved = state["config"]
     found = [
@@ -108,10 +128,11 @@ def _of_config(state: Mapping, config: Mapping) -> list[str]:
 
 
 def _of_optimizer(state: Mapping, args: argparse.Namespace) -> list[str]:
-    saved = state.get("args", {}).get("opt", "adamw")  # older files: there was no other
-    if not args.settings.named("opt") or saved == args.opt:
+    flag = next((name for name in ("opt", "optimizer") if args.settings.named(name)), "opt")
+    saved = state.get("args", {}).get(flag, "adamw" if flag == "opt" else None)  # older files
+    if not args.settings.named(flag) or saved in (None, getattr(args, flag)):
         return []
-    return [f"its optimiser is --opt {saved}, here {args.opt}"]
+    return [f"its optimiser is --{flag} {saved}, here {getattr(args, flag)}"]
 
 
 def _of_mean(state: Mapping, args: argparse.Namespace, has_mean: bool) -> list[str]:

@@ -80,9 +80,10 @@ def how_encoded(flags, view, precision) -> dict[str, object]:
     """
     about = dict(
         precision=precision.name, input_size=list(view.size), crop_share=view.crop_share,
-        batch_size=flags.batch_size,
+        batch_size=flags.batch_size, mean=flags.mean, std=flags.std,
     )  # fmt: skip
-    return about | ({"value_range": flags.value_range} if flags.value_range else {})
+    named = ("value_range", "num_heads")  # where they are known
+    return about | {name: value for name in named if (value := getattr(flags, name, None))}
 
 
 class FeatureStore:
