@@ -235,3 +235,12 @@ def test_more_flags_come_last():
     graph = Graph(SMALL_SCALES["demo"], "OUT", flags={"main_pretrain": "--max_steps 7"})
     job = graph.jobs[graph.pretrain("mae_vit_base_800ep", 0)]
     assert job.words[-2:] == ("--max_steps", "7")
+
+
+@pytest.mark.parametrize("column", ["AP box", "mIoU"])
+def test_without_imagenet_nothing_is_run_of_a_row_that_we_pre_train(tmp_path, column):
+    places = {"coco": "coco", "ade20k": "ade"}
+    graph = Graph(ImageNet(places), str(tmp_path))
+    rows = [row for row in paper.TABLE2.rows if row.recipe and column in row.columns]
+    assert rows and {graph.cell(row, column, 0) for row in rows} == {"needs --imagenet"}
+    assert not graph.jobs
