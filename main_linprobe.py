@@ -135,6 +135,13 @@ class FeatureSet(Dataset):
         return self.features[index], target, index if target == LEFT_OUT else -1
 
 
+def load_trained(probe: LinearProbe, classes: list[str], args: argparse.Namespace) -> None:
+    """The weights that --eval tests, of data with these classes."""
+    found = read_checkpoint(args.resume)
+    check_tested_on(args.resume, found.get("config", {}), classes, args)
+    load_weights(probe, found.get("model", {}), args.resume)
+
+
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         encoder, dim = build_frozen(args)
@@ -156,9 +163,7 @@ def main(args: argparse.Namespace) -> None:
 
         probe = LinearProbe(encoder, dim, len(train_images.classes)).to(run.device)
         if args.eval:  # before features are computed with it
-            found = read_checkpoint(args.resume)
-            check_tested_on(args.resume, found.get("config", {}), train_images.classes, args)
-            load_weights(probe, found.get("model", {}), args.resume)
+            load_trained(probe, train_images.classes, args)
         trained: nn.Module = probe
         if not train_transform.is_random:  # the features never change
             train, val = features_once(args, run, encoder, normalize, precision, train, val)

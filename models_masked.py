@@ -98,8 +98,9 @@ class MeanPatch(nn.Module):
         if not self.is_learning:
             return
         of_step = distributed.reduce_mean(self.pending / self.num_pending)
-        self.num_updates += 1
-        self.mean.lerp_(of_step, (self.num_updates <= self.MAX_UPDATES) / self.num_updates)
+        is_counted = self.num_updates < self.MAX_UPDATES
+        self.num_updates += is_counted
+        self.mean.lerp_(of_step, is_counted / self.num_updates)
         self.pending.zero_()
         self.num_pending.zero_()
 

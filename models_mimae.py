@@ -207,13 +207,13 @@ class ReconstructionGate(nn.Module):
 
     @torch.no_grad()
     def update(self, rec: Tensor, mean_patch: Tensor) -> None:
-        """Count an optimiser step's mean L_rec on this rank, and that of the data's mean patch."""
+        """Count a step's mean L_rec on this rank, and that of the mean patch, until it is open."""
         if not self.is_watched:
             return
         rec, mean_patch = distributed.reduce_mean(torch.stack([rec, mean_patch]).float())
         rec = rec / mean_patch if self.is_share else rec
-        self.num_updates += 1
-        self.rec_mean.lerp_(rec.to(self.rec_mean.dtype), 1 - self.decay)
+        self.num_updates += 1 - self.is_open
+        self.rec_mean.lerp_(rec.to(self.rec_mean.dtype), (1 - self.decay) * (1 - self.is_open))
         unbiased = self.rec_mean / (1 - self.decay**self.num_updates)
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import submitit_launch
 from models_mimae import resolve_num_masks
-from util.flags.parser import Share
+from util.flags.defaults import Share
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

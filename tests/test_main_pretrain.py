@@ -175,7 +175,8 @@ def test_the_gate_and_all_else_survive_an_interruption(run_main_here, tmp_path):
     # checkpoint-last-1 stands at step 8 of 11, inside the epoch.
     middle = first.folder / "checkpoint-last-1.pth"
     state = torch.load(middle, weights_only=True)
-    assert state["progress"]["step"] == 8 and state["gate"]["num_updates"] == 8
+    assert state["progress"]["step"] == 8
+    assert state["gate"]["is_open"] and 0 < state["gate"]["num_updates"] <= 8
     resumed = run_main_here("main_pretrain", *flags, "--epochs", 1, "--resume", middle)
     assert resumed.status == 0, resumed.err
     assert resumed.log() == whole.log()

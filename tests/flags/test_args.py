@@ -100,7 +100,7 @@ def test_the_papers_numbers_are_the_defaults():
 
 def test_a_flag_beats_the_data_sets_default():
     args = main_pretrain.parse_args(["--dataset", "digits", "--epochs", "3", "--input_size", "16"])
-    assert (args.epochs, args.input_size, args.warmup_epochs) == (3, [16], 2)
+    assert (args.epochs, args.input_size, args.warmup_epochs) == (3, [16], 0.75)  # a quarter
     assert (args.lambda_max, args.lambda_min, args.mi_start_loss) == (1.0, 10.0, "auto")
     args = main_pretrain.parse_args(["--dataset", "digits", "--mi_start_loss", "0.6"])
     assert (args.mi_start_loss, args.min_crop) == (0.6, 0.8)

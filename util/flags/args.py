@@ -8,14 +8,8 @@ from util.cluster.distributed import launcher_environment
 from util.data.datasets import DATASETS
 from util.errors import UsageError
 from util.flags import defaults
-from util.flags.parser import (
-    ArgumentParser,
-    Share,
-    epochs_or_share,
-    number,
-    refuse_second_rate,
-    service,
-)
+from util.flags.defaults import Share
+from util.flags.parser import ArgumentParser, epochs_or_share, number, refuse_second_rate, service
 from util.flags.settings import Settings, fit_image_flags
 
 

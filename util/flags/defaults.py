@@ -8,6 +8,14 @@ from collections.abc import Mapping
 
 from util.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 
+
+class Share(float):
+    """A length as a share of the run: 0.05 is `5%` on a command line."""
+
+    def __str__(self) -> str:
+        return f"{100 * self:g}%"
+
+
 # The encoder that fits a data set's images.
 _ENCODERS = {
     "digits": "vit_tiny_patch2", "fashion_mnist": "vit_tiny_patch4", "cifar10": "vit_tiny_patch4",
@@ -31,7 +39,7 @@ _SMALL = {
 _OWN = {"pretrain": {"openclipart": dict(min_crop=0.3)}}
 # 1415 images of 64 pixels: what ends well within a minute of two cores. Augmentation needs longer.
 _DIGITS = {
-    "pretrain": dict(epochs=24, warmup_epochs=2, batch_size=32, blr=2e-3),
+    "pretrain": dict(epochs=24, warmup_epochs=Share(0.25), batch_size=32, blr=2e-3),
     "finetune": dict(
         epochs=8, warmup_epochs=1, batch_size=32, blr=8e-3, layer_decay=1.0, drop_path=0.0,
         min_crop=1.0, aa="none", reprob=0.0, mixup=0.0, cutmix=0.0,
@@ -118,6 +126,6 @@ def shown(value: object) -> str:
         return " ".join(shown(item) for item in value) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
+    if type(value) is float:
         return f"{value:g}"
     return "none" if value in (None, "") else str(value)

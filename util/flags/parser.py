@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from util.errors import EXIT_USAGE
 from util.flags import defaults
+from util.flags.defaults import Share
 
 # A word as the shell has it: characters, escapes and quoted parts.
 _WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*')+""")
@@ -151,10 +152,6 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
 
     parse.__name__ = kind.__name__
     return parse
-
-
-class Share(float):
-    """A length as a share of the run: 0.05 is `5%` on a command line."""
 
 
 def epochs_or_share(text: str) -> float:
