@@ -16,6 +16,7 @@ import main_segmentation
 import submitit_launch
 from submitit_launch import ROOT, Snapshot, launch, split_args
 from util.cluster import distributed
+from util.errors import UsageError
 
 DIGITS = ["--dataset", "digits", "--device", "cpu"]
 
@@ -351,5 +352,6 @@ def test_the_mains_flags_are_checked_for_the_jobs_processes(monkeypatch):
     launcher = ["--nodes", "1", "--ngpus", "8", "--job_dir", "x"]
     split_args(main_finetune, [*launcher, *step])
     assert "RANK" not in os.environ
-    with pytest.raises(SystemExit):
-        split_args(main_finetune, [*launcher, *step, "--nodes", "3"])
+    launcher[1] = "3"
+    with pytest.raises(UsageError, match="--batch_size 43 is odd"):
+        split_args(main_finetune, [*launcher, *step])

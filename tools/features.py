@@ -198,7 +198,7 @@ def extract(run: Run, args: argparse.Namespace) -> None:
     precision = run.precision(width=0)  # on a CPU always fp32
     about = dict(
         what=what, layer="final" if args.layer is None else args.layer, encoder=checksum(model),
-        model=flags.model, image_names=images_checksum(images), mean=flags.mean, std=flags.std,
+        model=flags.model, image_names=images_checksum(images),
         **how_encoded(flags, view, precision),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from util.data.deep_pixels import Range, packing, read_deep, scaled
-from util.data.metadata import ORIENTATION, UPRIGHT, without_metadata
+from util.data.metadata import ORIENTATION, UPRIGHT, exif_orientation, without_metadata
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,10 @@ def _read_picture(
 
 def exif_orientation_of(image: Image.Image) -> object:
     """What an open file's EXIF says, upright where it says nothing."""
-    return image.getexif().get(ORIENTATION, UPRIGHT)
+    found = image.getexif().get(ORIENTATION)
+    if found is None:  # before version 13 Pillow gives up at a tag that it cannot read
+        found = exif_orientation(image.info.get("exif") or b"")
+    return found
 
 
 def open_picture(content: bytes, name: str) -> Image.Image:
