@@ -37,6 +37,7 @@ from util.evaluation.frozen.features import (
     check_batch_size,
     checksum,
     images_checksum,
+    where_given,
 )
 from util.evaluation.robustness import report as robustness_report
 from util.evaluation.robustness.errors import EXTRA, Robustness
@@ -274,7 +275,7 @@ def predict(
         precision=precision.name,
         competing=test_set.competing,
         batch_size=flags.batch_size,
-        **{k: v for k in ("value_range", "num_heads") if (v := getattr(flags, k, None))},
+        **where_given(flags),
     )
 
     @torch.no_grad()

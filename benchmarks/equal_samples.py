@@ -177,7 +177,7 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     name, _, flags = variant.partition(":")
     record = dict(variant=name, flags=flags.strip(), seed=seed, setting=setting(args))
     if variant == PIXELS:
-        return record | {"losses": {}, "commit": commit()} | evaluate(args, *images(args))
+        return record | {"losses": {}, "commit": commit()} | evaluate(args, *pixel_flags(args))
     folder = os.path.abspath(os.path.join(args.runs, place(record)))
     words = ["--dataset", args.dataset, "--data_path", args.data_path, *shlex.split(args.common)]
     words += length(args, name, overridden(words, shlex.split(flags)))
@@ -231,7 +231,7 @@ def length(args: argparse.Namespace, name: str, words: list[str]) -> list[str]:
     return found + (["--max_steps", str(args.steps)] if args.steps else [])
 
 
-def images(args: argparse.Namespace) -> list[str]:
+def pixel_flags(args: argparse.Namespace) -> list[str]:
     """The flags of main_linprobe.py that give raw pixels as --common's runs see them."""
     own = main_pretrain.parse_args(["--dataset", args.dataset, *shlex.split(args.common)])
     words = ["--model", PIXELS]

@@ -11,6 +11,7 @@ import numpy as np
 from util.cluster import agreement
 from util.data.datasets import Images
 from util.data.unreadable import LEFT_OUT, made_of
+from util.evaluation.frozen.features import write_aside
 from util.training.output import PREDICTED_OF, PREDICTIONS
 from util.training.run import Run
 
@@ -31,15 +32,10 @@ def keep(folder: str, classes: np.ndarray, images: Images, left_out: Sequence[in
         "images": len(classes), "unreadable": [images.name(index) for index in left_out],
         "made_of": _made_of_once(images),
     }  # fmt: skip
+    told = json.dumps(about, indent=1).encode()
     try:
-        for name, write in (
-            (PREDICTIONS, lambda file: np.save(file, classes)),
-            (PREDICTED_OF, lambda file: file.write(json.dumps(about, indent=1).encode())),
-        ):
-            path = os.path.join(folder, name)
-            with open(f"{path}.tmp", "wb") as file:
-                write(file)
-            os.replace(f"{path}.tmp", path)
+        write_aside(os.path.join(folder, PREDICTIONS), lambda file: np.save(file, classes))
+        write_aside(os.path.join(folder, PREDICTED_OF), lambda file: file.write(told))
     except OSError as error:  # a full disk costs no training
         log.error("THE PREDICTIONS COULD NOT BE KEPT in %s (%s)", folder, error.strerror)
 

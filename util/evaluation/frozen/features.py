@@ -82,8 +82,13 @@ def how_encoded(flags, view, precision) -> dict[str, object]:
         precision=precision.name, input_size=list(view.size), crop_share=view.crop_share,
         batch_size=flags.batch_size, mean=flags.mean, std=flags.std,
     )  # fmt: skip
-    named = ("value_range", "num_heads")  # where they are known
-    return about | {name: value for name in named if (value := getattr(flags, name, None))}
+    return about | where_given(flags)
+
+
+def where_given(flags) -> dict[str, object]:
+    """What else it depends on, of seldom given flags: files kept without them stay good."""
+    names = ("value_range", "num_heads")
+    return {name: value for name in names if (value := getattr(flags, name, None))}
 
 
 class FeatureStore:
