@@ -30,7 +30,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import main_linprobe
 import main_pretrain
 from benchmarks import study
-from util.data.datasets import Subset, load_images
+from util.data.datasets import DATASETS, Subset, load_images
 from util.data.loader import Batches, evaluation_view
 from util.data.transformed import TransformedImages
 from util.data.transforms import Normalize
@@ -44,7 +44,8 @@ from util.training.precision import Precision
 MAE = "MAE: --num_masks 1 --lambda_max 0 --lambda_min 0"
 ROOT = sys.path[0]
 PIXELS = "pixels"
-PROBES = ("probe_images", "few", "draws", "pools")  # settings that training does not depend on
+# Settings that training does not depend on.
+PROBES = ("probe_dataset", "probe_images", "few", "draws", "pools")
 LAYOUTS = ("scenes", "image_folder", "flat", "shards", "csv", "hugging_face")  # of any data
 LOSSES = ("rec", "max_mi", "min_mi", "info_nce_accuracy")
 Labelled = tuple[torch.Tensor, torch.Tensor]
@@ -73,6 +74,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--warmup_share", type=float, default=0.1, help="share of the run")
     add("--pools", nargs="+", choices=("cls", "mean"), default=["cls"],
         help="features: the class token, the mean of the patch tokens")  # fmt: skip
+    add("--probe_dataset", choices=sorted(DATASETS), metavar="NAME",
+        help="what encoders are tested on, if not --dataset; runs that --runs still has are not "
+        "made again")  # fmt: skip
     add("--probe_images", type=number(int, 1), default=10000, help="labelled images of the probes")
     add("--few", type=number(int, 1), default=12, help="labels of each class, of the second probe")
     add("--draws", type=number(int, 1), default=8, help="of those labels; the mean is told")
@@ -95,7 +99,8 @@ def setting(args: argparse.Namespace) -> dict:
     shared = {name: getattr(args, name) for name in (*names, *PROBES)}
     if args.dataset in LAYOUTS:
         shared["data"] = os.path.basename(os.path.abspath(args.data_path))
-    return {k: v for k, v in shared.items() if k != "pools" or v != ["cls"]}  # as of kept runs
+    own = {"pools": ["cls"], "probe_dataset": None}  # which records of kept runs do not name
+    return {k: v for k, v in shared.items() if k not in own or v != own[k]}
 
 
 def evaluate(args: argparse.Namespace, *words: str) -> dict:
@@ -121,8 +126,7 @@ def evaluate(args: argparse.Namespace, *words: str) -> dict:
 
 def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]:
     """Features and targets of --probe_images training images, and of the test images."""
-    words = ("--dataset", args.dataset, "--data_path", args.data_path, *words)
-    own = main_linprobe.parse_args(list(words))
+    own = main_linprobe.parse_args([*tested_on(args), *words])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = main_linprobe.build_frozen(own)[0].to(device)
     normalize = Normalize(own.mean, own.std).to(device)
@@ -135,6 +139,11 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
         batches = Batches(data, 500, training=False, num_workers=own.num_workers)
         found.append(extract_features(encoder, batches, normalize, Precision("none", device)))
     return found[0], found[1]
+
+
+def tested_on(args: argparse.Namespace) -> list[str]:
+    """The flags of the labelled data."""
+    return ["--dataset", args.probe_dataset or args.dataset, "--data_path", args.data_path]
 
 
 def probe(
@@ -287,7 +296,7 @@ def main() -> None:
         sys.exit(f"error: --tell: --study {args.study} has no {', '.join(sorted(unknown))}")
     records = [record for record in records if not args.tell or record["variant"] in args.tell]
     if args.balanced:
-        own = main_linprobe.parse_args(["--dataset", args.dataset, "--data_path", args.data_path])
+        own = main_linprobe.parse_args(tested_on(args))
         records = study.balanced(records, load_images(own, "val").targets)
     for record in records:
         settings.setdefault(json.dumps(record["setting"]), []).append(record)

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import equal_samples, study
 
@@ -177,5 +178,15 @@ def test_runs_that_differ_have_folders_of_their_own():
         folder(*layout, "/a/c"), folder(variant="MI/MAE: --lr 2"), folder(variant="MI MAE:"),
     ]  # fmt: skip
     assert len(set(folders)) == len(folders) and "/" not in folders[0]
-    assert folder("--few", "4", "--pools", "mean") == folders[0]
+    probes = ("--few", "4", "--pools", "mean", "--probe_dataset", "digits")
+    assert folder(*probes) == folders[0]
     assert folder("--dataset", "digits", "--data_path", "/a") == folder("--dataset", "digits")
+
+
+def test_encoders_can_be_tested_on_other_data(tmp_path, monkeypatch):
+    """Pixels of digits in the size of Fashion-MNIST, which is not there."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # which it would change
+    words = ["--dataset", "fashion_mnist", "--data_path", str(tmp_path)]
+    args = equal_samples.get_args_parser().parse_args([*words, "--probe_dataset", "digits"])
+    record = equal_samples.measure(args, equal_samples.PIXELS, 0)
+    assert record["setting"]["probe_dataset"] == "digits" and record["scores"]["knn"] > 80

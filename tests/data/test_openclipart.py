@@ -94,6 +94,25 @@ def test_labels_are_the_folders_that_are_large_enough(folder):
     assert "food/linked.png" not in both
 
 
+def test_finer_labels_are_folders_within_a_class_and_the_split_is_the_same(folder, monkeypatch):
+    monkeypatch.setattr(openclipart, "MIN_FINE", 3)
+    os.symlink("deep/bx.png", folder / "animals" / "shallow.png")  # in no folder within alone
+    (folder / "tools" / "small").mkdir()
+    drawing(8000).save(folder / "tools" / "small" / "one.png")
+    finer = [load_drawings(split, str(folder), is_fine=True) for split in ("pretrain", "val")]
+    coarse = [load_drawings(split, str(folder)) for split in ("pretrain", "val")]
+    for drawings in finer:
+        assert drawings.classes == [f"{top}/deep" for top in CLASSES]
+        for name, target in zip(drawings.names, drawings.targets, strict=True):
+            inside = os.path.dirname(name) in drawings.classes and name != "animals/deep/bx.png"
+            assert target == (drawings.classes.index(os.path.dirname(name)) if inside else -1)
+    assert list(finer[0].names) == list(coarse[0].names)
+    assert set(finer[1].names) < set(coarse[1].names) and (finer[1].targets >= 0).all()
+    monkeypatch.setattr(openclipart, "MIN_FINE", 1000)
+    with pytest.raises(UsageError, match="no folder within a class has 1000 drawings"):
+        load_drawings("train", str(folder), is_fine=True)
+
+
 def test_the_split_follows_from_the_names_alone(folder, tmp_path):
     before = by_name(folder, "pretrain", "val")
     shutil.copytree(folder, tmp_path / "other", symlinks=True)
@@ -158,12 +177,15 @@ def test_a_folder_without_drawings(tmp_path, monkeypatch, wrong):
         load_drawings("train", "")
 
 
-def test_as_a_data_set(folder):
+@pytest.mark.parametrize("is_fine", [False, True])
+def test_as_a_data_set(folder, is_fine, monkeypatch):
+    monkeypatch.setattr(openclipart, "MIN_FINE", 3)
     options = dict(subset_file="", train_fraction=1.0, download=False, in_chans=3)
-    args = argparse.Namespace(dataset="openclipart", data_path=str(folder), **options)
+    name = "openclipart_fine" if is_fine else "openclipart"
+    args = argparse.Namespace(dataset=name, data_path=str(folder), **options)
     for split in ("pretrain", "train", "val"):
-        images, drawings = load_images(args, split), load_drawings(split, str(folder))
-        assert images.classes == list(CLASSES)
+        images, drawings = load_images(args, split), load_drawings(split, str(folder), is_fine)
+        assert images.classes == [f"{top}/deep" if is_fine else top for top in CLASSES]
         assert np.array_equal(images.targets, drawings.targets)
         image = images.read(3)
         assert image.dtype == torch.uint8
@@ -179,6 +201,8 @@ def test_the_package_has_no_test_drawing_that_is_like_a_training_one():
     """Of all pairs, mirrored or not: the correlation of grey images at 16 x 16 pixels."""
     train, val = (load_drawings(split, "") for split in ("pretrain", "val"))
     assert len(val.classes) == 11 and 1600 < len(val.names) < 1750 and len(train.names) > 2500
+    finer = load_drawings("val", "", is_fine=True)
+    assert len(finer.classes) == 12 and 380 < len(finer.names) < 430
 
     def centred(images):
         grey = images.astype(np.float64) @ [0.299, 0.587, 0.114]

@@ -84,11 +84,15 @@ def _read_idx(folder: str, name: str) -> np.ndarray:
         raise UsageError(f"{path} is damaged ({error}): fetch it again") from None
 
 
-def _openclipart(split: str, data_path: str, in_chans: int, download: bool) -> Images:
-    drawings = load_drawings(split, data_path)
-    images = ArrayImages(f"openclipart-{split}", drawings.images, drawings.targets, in_chans)
-    images.classes = drawings.classes
-    return images
+def _openclipart(is_fine: bool) -> Callable[..., Images]:
+    def load(split: str, data_path: str, in_chans: int, download: bool) -> Images:
+        drawings = load_drawings(split, data_path, is_fine)
+        name = f"openclipart{'_fine' if is_fine else ''}-{split}"
+        images = ArrayImages(name, drawings.images, drawings.targets, in_chans)
+        images.classes = drawings.classes
+        return images
+
+    return load
 
 
 def _torchvision(name: str, classes: int) -> Callable[..., Images]:
@@ -139,6 +143,7 @@ class DatasetInfo:
 
 
 _FOLDER = (224, 3, IMAGENET_MEAN, IMAGENET_STD, 224 / 256, 10)
+_DRAWINGS = (32, 3, (0.814, 0.800, 0.769), (0.300, 0.305, 0.341))
 DATASETS = {
     "digits": DatasetInfo(_digits, 8, 1, (0.305,), (0.376,)),
     "fashion_mnist": DatasetInfo(_fashion_mnist, 28, 1, (0.286,), (0.353,)),
@@ -151,7 +156,8 @@ DATASETS = {
     "stl10": DatasetInfo(
         _torchvision("STL10", 10), 96, 3, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)
     ),
-    "openclipart": DatasetInfo(_openclipart, 32, 3, (0.814, 0.800, 0.769), (0.300, 0.305, 0.341)),
+    "openclipart": DatasetInfo(_openclipart(is_fine=False), *_DRAWINGS),
+    "openclipart_fine": DatasetInfo(_openclipart(is_fine=True), *_DRAWINGS),
     "scenes": DatasetInfo(_scenes, 128, 3, IMAGENET_MEAN, IMAGENET_STD),
     "image_folder": DatasetInfo(load_image_folder, *_FOLDER),
     "flat": DatasetInfo(load_flat, *_FOLDER),

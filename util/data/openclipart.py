@@ -13,7 +13,8 @@ import re
 import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,8 @@ DEBIAN_FOLDER = "/usr/share/openclipart/png"
 SIZE = 32  # pixels, of the square into which a drawing is fitted
 MAX_PIXELS = 2**24  # larger ones, 17 of the package's, are left out: they take gigabytes to decode
 MIN_LISTED = 140  # drawings, links included, of a folder that is a class
-NO_CLASSES = ("unsorted",)
+MIN_FINE = 10  # drawings on each side of a folder within such a one that is a finer class
+NO_CLASSES = ("unsorted", f"computer{os.sep}icons")  # the latter are of a style, not of a thing
 # Of grey images at half the size: correlation, and a difference of grey values (0 to 255) for the
 # nearly uniform ones.
 MIN_CORRELATION, MAX_DIFFERENCE = 0.9, 5.0
@@ -39,26 +41,29 @@ TEST_SHARE = 0.65  # of the groups that are small enough
 
 @dataclass
 class Drawings:
-    """images [n, 32, 32, 3] uint8, names [n] below the folder, targets [n] (−1: none or several),
-    and classes, the folders' names."""
+    """images [n, 32, 32, 3] uint8, names [n] below the folder, the folders [n] that hold all
+    listings of a drawing, targets [n] (−1: none or several), and classes, the folders' names."""
 
     images: np.ndarray
     names: np.ndarray
+    folders: np.ndarray
     targets: np.ndarray
     classes: list[str]
 
     def at(self, ids: np.ndarray) -> "Drawings":
-        return Drawings(self.images[ids], self.names[ids], self.targets[ids], self.classes)
+        arrays = (self.images, self.names, self.folders, self.targets)
+        return Drawings(*(array[ids] for array in arrays), self.classes)
 
 
-def load_drawings(split: str, data_path: str) -> Drawings:
+def load_drawings(split: str, data_path: str, is_fine: bool = False) -> Drawings:
     """The drawings of a split: `pretrain` is `train` and what has no class or several.
 
     Args:
         data_path: a folder CLASS/.../DRAWING; empty: where Debian's package has it.
+        is_fine: with the folders within those of the classes as classes, of the same split.
 
     Raises:
-        UsageError: a folder without drawings, or in which none can be read.
+        UsageError: a folder without drawings, in which none can be read, or without finer classes.
     """
     folder = data_path or DEBIAN_FOLDER
     if not os.path.isdir(folder):
@@ -75,6 +80,8 @@ def load_drawings(split: str, data_path: str) -> Drawings:
     images, names = _small_images(folder, listed)
     drawings = _labelled(images, names, listed)
     part = split_of(drawings, series(drawings))
+    if is_fine:
+        drawings = _finer(drawings, part)
     if split == "pretrain":
         return drawings.at(part == "train")
     return drawings.at((part == split) & (drawings.targets >= 0))
@@ -161,12 +168,37 @@ def _labelled(images: np.ndarray, names: np.ndarray, listed: list[str]) -> Drawi
     for index, image in enumerate(images):
         same.setdefault(image.tobytes(), []).append(index)
     ids = np.array([first for first, *_ in same.values()])
-    targets = np.full(len(ids), -1)
-    for number, indices in enumerate(same.values()):
-        found = {str(names[index]).split(os.sep)[0] for index in indices}
-        if len(found) == 1 and (top := found.pop()) in classes:
-            targets[number] = classes.index(top)
-    return Drawings(images[ids], names[ids], targets, classes)
+    folders = np.array(
+        [os.path.commonpath([os.path.dirname(names[i]) for i in found]) for found in same.values()]
+    )
+    return Drawings(images[ids], names[ids], folders, _targets(folders, 1, classes), classes)
+
+
+def _targets(folders: np.ndarray, depth: int, classes: list[str]) -> np.ndarray:
+    """Which of the classes, folders of that depth, each drawing lies in, [n]; −1: in none."""
+    numbers = {label: number for number, label in enumerate(classes)}
+    return np.array([numbers.get(_top(folder, depth), -1) for folder in folders])
+
+
+def _top(folder: str, depth: int) -> str:
+    return os.sep.join(str(folder).split(os.sep)[:depth])
+
+
+def _finer(drawings: Drawings, part: np.ndarray) -> Drawings:
+    """The same drawings; a class is a folder within a class that has MIN_FINE of either side."""
+    tops = np.array([_top(folder, 2) for folder in drawings.folders])
+    counts = [Counter(tops[part == side]) for side in ("train", "val")]
+    classes = [
+        str(top)
+        for top in np.unique(tops)
+        if os.sep in top and top not in NO_CLASSES and min(c[top] for c in counts) >= MIN_FINE
+    ]
+    if not classes:
+        raise UsageError(
+            f"--dataset openclipart_fine: no folder within a class has {MIN_FINE} drawings on each "
+            "side of the split: use --dataset openclipart"
+        )
+    return replace(drawings, targets=_targets(tops, 2, classes), classes=classes)
 
 
 def series(drawings: Drawings) -> np.ndarray:

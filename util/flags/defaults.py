@@ -19,12 +19,13 @@ class Share(float):
 # The encoder that fits a data set's images.
 _ENCODERS = {
     "digits": "vit_tiny_patch2", "fashion_mnist": "vit_tiny_patch4", "cifar10": "vit_tiny_patch4",
-    "cifar100": "vit_tiny_patch4", "openclipart": "vit_tiny_patch4", "stl10": "vit_small_patch16",
+    "cifar100": "vit_tiny_patch4", "openclipart": "vit_tiny_patch4",
+    "openclipart_fine": "vit_tiny_patch4", "stl10": "vit_small_patch16",
     "scenes": "vit_small_patch16", "image_folder": "vit_base_patch16", "flat": "vit_base_patch16",
     "shards": "vit_base_patch16", "csv": "vit_base_patch16", "hugging_face": "vit_base_patch16",
 }  # fmt: skip
 _FLIPPED = {"digits": False, "fashion_mnist": True, "cifar10": True, "cifar100": True,
-            "openclipart": True}  # fmt: skip
+            "openclipart": True, "openclipart_fine": True}  # fmt: skip
 
 # Small images: a hard crop would destroy their classes, Adam's rate is for --blr's 256 masked
 # samples, and pixels are not normalised.
@@ -36,7 +37,7 @@ _SMALL = {
     "evaluate": dict(min_crop=0.8, attentive_blr=[0.1, 1.0, 10.0]),
 }  # fmt: skip
 # Drawings survive a hard crop.
-_OWN = {"pretrain": {"openclipart": dict(min_crop=0.3)}}
+_OWN = {"pretrain": {name: dict(min_crop=0.3) for name in ("openclipart", "openclipart_fine")}}
 # 1415 images of 64 pixels: what ends well within a minute of two cores. Augmentation needs longer.
 _DIGITS = {
     "pretrain": dict(epochs=24, warmup_epochs=Share(0.25), batch_size=32, blr=2e-3),
