@@ -47,7 +47,7 @@ def run(name: str, flags: str) -> dict:
     """The results of a main, which prints into a file."""
     folder = folder_of(name)
     os.makedirs(OUTPUT, exist_ok=True)
-    command = [sys.executable, *flags.split(), "--output_dir", folder, "--log_every", "1000000"]
+    command = [sys.executable, *flags.split(), "--output_dir", folder]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     with open(f"{folder}.log", "w") as file:

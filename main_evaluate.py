@@ -25,7 +25,7 @@ from util.data.datasets import DATASETS, Images, Subset, load_images
 from util.data.image_cache import cached
 from util.data.image_folders import load_test_folder
 from util.data.imagenet import read_real_labels
-from util.data.loader import evaluation_view
+from util.data.loader import evaluation_view, loading
 from util.data.same_data import check_same
 from util.data.unreadable import beside
 from util.entry import run_main
@@ -54,7 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser)
     arguments.add_cache_flags(parser)
-    arguments.add_run_flags(parser, "output_dir/evaluate")
+    arguments.add_run_flags(parser, "output_dir/evaluate", training=False)
     _add_encoder_flags(parser)
     _add_attentive_flags(parser)
     _add_dense_flags(parser)
@@ -289,9 +289,8 @@ class Encoder:
         self, run: Run, store: FeatureStore, part: str,
         encode: Callable[[torch.Tensor, bool], Outputs], whole: Pace | None = None,
     ) -> None:  # fmt: skip
-        options = (self.flags.batch_size, self.flags.num_workers, self.flags.max_bad_images)
-        label = f"{self.name}, {part}"
-        store.extract(encode, self.view, run.device, *options, label, whole)
+        options = loading(self.flags, run.device)
+        store.extract(encode, self.view, run.device, f"{self.name}, {part}", whole, **options)
 
     def _encode(self, imgs: torch.Tensor, detailed: bool) -> dict[str, torch.Tensor]:
         with self.precision.autocast():

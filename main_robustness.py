@@ -28,6 +28,7 @@ from util.data import imagenet
 from util.data.corruption.corruptions import CORRUPTIONS, SEVERITIES
 from util.data.datasets import DATASETS
 from util.data.imagenet import read_real_labels
+from util.data.loader import loading
 from util.data.robustness_sets import TestSet, is_published, open_sets
 from util.data.transforms import Normalize
 from util.entry import run_main
@@ -56,7 +57,7 @@ SETS = (*imagenet.TEST_SETS, "ImageNet-C")
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     arguments.add_data_flags(parser, training=False)
-    arguments.add_run_flags(parser, "output_dir/robustness")
+    arguments.add_run_flags(parser, "output_dir/robustness", training=False)
     add = parser.add_argument_group("classifiers").add_argument
     # fmt: off
     add("checkpoints", nargs="+", metavar="CHECKPOINT", help="of main_finetune.py, or anybody's")
@@ -293,11 +294,9 @@ def predict(
         encode,
         test_set.view,
         run.device,
-        flags.batch_size,
-        flags.num_workers,
-        flags.max_bad_images,
         f"{classifier.name}, {test_set.name}",
         whole,
+        **loading(flags, run.device),
     )
     return store
 

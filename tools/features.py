@@ -28,7 +28,7 @@ from util.cluster import agreement, distributed
 from util.data.any_images import SPLITS, load_any, source_of
 from util.data.datasets import DATASETS
 from util.data.image_sets import Images
-from util.data.loader import Batches, evaluation_view
+from util.data.loader import evaluation_view, loading, open_batches
 from util.entry import run_main
 from util.errors import EXIT_DATA, RunError, UsageError
 from util.evaluation.frozen import neighbours, two_encoders, whole_file
@@ -110,7 +110,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--subset_file", default="", help="only the images listed in this file, a name a line")
     arguments.add_image_flags(add)
     # fmt: on
-    parser.set_defaults(train_fraction=1.0, download=False, grad_compression="none")
+    parser.set_defaults(train_fraction=1.0, download=False)
     return parser
 
 
@@ -243,8 +243,8 @@ def compute(
         agreement.main_does(lambda: shutil.rmtree(folder, ignore_errors=True))
         store = begin()
     store.extract(
-        lambda imgs, _: {whole_file.NAME: encode(imgs)}, view, run.device, args.batch_size,
-        args.num_workers, args.max_bad_images, "images",
+        lambda imgs, _: {whole_file.NAME: encode(imgs)}, view, run.device, "images",
+        **loading(args, run.device),
     )  # fmt: skip
     if not len(store.ids()):
         raise RunError(f"IMAGES {args.data_path}: none of {len(images)} can be read", EXIT_DATA)
@@ -282,10 +282,7 @@ def compare(run: Run, args: argparse.Namespace) -> None:
 
     data = two_encoders.TwoViews(*sets, *(evaluation_view(flags) for _, flags, _ in sides), order)
     own = two_encoders.own_part(len(order), args.batch_size)
-    batches = Batches(
-        data.at(own), args.batch_size, training=False, num_workers=args.num_workers, alone=True,
-        max_bad_images=args.max_bad_images, pin_memory=run.device.type == "cuda",
-    )  # fmt: skip
+    batches = open_batches(args, data.at(own), False, run.device, alone=True)
     depths = [model.depth + 1 for model, _, _ in sides]
     line = ProgressLine("images", len(own))
     values, num_images = two_encoders.align(batches, features, depths, run.device, line)

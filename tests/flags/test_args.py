@@ -5,9 +5,11 @@ import importlib
 
 import pytest
 
+import main_evaluate
 import main_finetune
 import main_linprobe
 import main_pretrain
+import main_robustness
 import main_segmentation
 from util.checks import check_one_of, image_size
 from util.errors import UsageError
@@ -156,6 +158,14 @@ def test_help_is_complete(main):
     for action in main.get_args_parser()._actions:
         assert action.help, action.option_strings
         assert action.option_strings[0] in text
+
+
+@pytest.mark.parametrize("flag", ["--compile", "--log_to=wandb", "--grad_compression=fp16"])
+@pytest.mark.parametrize("main", [main_evaluate, main_robustness])
+def test_evaluations_have_no_flag_of_training(main, flag, capsys):
+    with pytest.raises(SystemExit) as found:
+        main.parse_args(["untrained", flag])
+    assert found.value.code == 2 and flag in capsys.readouterr().err
 
 
 def test_image_size():

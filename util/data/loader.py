@@ -247,11 +247,15 @@ def open_batches(
     Args:
         options: more arguments of `Batches`, or others than the flags'.
     """
-    flags = dict(
+    return Batches(data, training=training, **loading(args, device) | options)
+
+
+def loading(args: argparse.Namespace, device: torch.device) -> dict:
+    """The arguments of `Batches` that are flags."""
+    return dict(
         batch_size=args.batch_size, seed=args.seed, num_workers=args.num_workers,
         pin_memory=args.pin_mem and device.type == "cuda", max_bad_images=args.max_bad_images,
     )  # fmt: skip
-    return Batches(data, training=training, **flags | options)
 
 
 def evaluation_view(args: argparse.Namespace) -> ResizeCenterCrop:

@@ -176,8 +176,12 @@ def add_ema_flag(add: Callable) -> None:
     )
 
 
-def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
-    """Add the flags of every run: output folder, seed, device, precision, processes."""
+def add_run_flags(parser: argparse.ArgumentParser, output_dir: str, training: bool = True) -> None:
+    """Add the flags of every run: output folder, seed, device, precision, processes.
+
+    Args:
+        training: add those that only training has a use for, too.
+    """
     group = parser.add_argument_group("run")
     add = group.add_argument
     # fmt: off
@@ -187,16 +191,18 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto",
         help="mixed precision; auto: bf16 where the GPU computes in it, else fp16 with loss "
         "scaling; on a CPU bf16 where it is faster and the model is at least 384 wide, else fp32")
-    add("--compile", action="store_true", help="torch.compile the model")
-    add("--log_every", type=number(int, 1), default=20,
-        help="steps between looks at the losses, which go to TensorBoard")
     add("--log_seconds", type=number(float, 0), default=60.0,
         help="where there is no terminal, seconds between lines that tell how far the run is; the "
         "first ones come sooner")
-    add("--grad_compression", choices=("none", "fp16", "bf16"), default="none",
-        help="send gradients between processes in 16 bits: half the bytes, rounded sums")
     add("--dist_timeout", type=number(float, 0.01), default=10.0,
         help="minutes to wait for the other ranks")
+    if not training:
+        return
+    add("--compile", action="store_true", help="torch.compile the model")
+    add("--log_every", type=number(int, 1), default=20,
+        help="steps between looks at the losses, which go to TensorBoard")
+    add("--grad_compression", choices=("none", "fp16", "bf16"), default="none",
+        help="send gradients between processes in 16 bits: half the bytes, rounded sums")
     add("--log_to", type=service, default="", metavar="SERVICE",
         help="wandb or trackio, or SERVICE:PROJECT: what TensorBoard gets goes there, too; a "
         "requeued run goes on there")

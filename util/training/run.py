@@ -92,7 +92,8 @@ class Run:
         return self.mixed
 
     def _set_amp(self) -> None:
-        check_compression(self.mixed.name, self.args.grad_compression)
+        if "grad_compression" in self.args:  # not of evaluations
+            check_compression(self.mixed.name, self.args.grad_compression)
         self.args.amp = self.mixed.name
         if self.mixed.is_auto:
             self.args.settings.sources["amp"] = AUTO

@@ -61,7 +61,10 @@ def test_an_interrupted_extraction_goes_on_and_leaves_the_same_bytes(images, tmp
     seen = []
     again = store(tmp_path / "cut", images)
     again.extract(
-        lambda imgs, d: seen.append(len(imgs)) or encode(imgs, d), lambda image: image, CPU, 4
+        lambda imgs, d: seen.append(len(imgs)) or encode(imgs, d),
+        lambda image: image,
+        CPU,
+        batch_size=4,
     )
     assert sum(seen) == 13  # the first shard is not computed again
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")

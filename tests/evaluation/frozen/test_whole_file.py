@@ -38,7 +38,7 @@ def kept(monkeypatch, tmp_path):
         lambda imgs, _: {NAME: imgs[:, 0, :2].float()},
         lambda image: image,
         torch.device("cpu"),
-        4,
+        batch_size=4,
         max_bad_images=9,
     )
     expected = torch.stack([read(images, i)[0, :2] for i in store.ids()]).half()

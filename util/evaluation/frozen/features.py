@@ -174,15 +174,14 @@ class FeatureStore:
 
     def extract(
         self, encode: Callable[[Tensor, bool], Outputs], transform: Callable,
-        device: torch.device, batch_size: int = 128, num_workers: int = 0,
-        max_bad_images: int = 0, label: str = "", whole: Pace | None = None,
+        device: torch.device, label: str = "", whole: Pace | None = None, **loading,
     ) -> None:  # fmt: skip
         """Compute the shards that are missing, every W-th on each of the W ranks.
 
         Args:
             encode: images [B, C, H, W], whether in detail -> what is kept, [B, ...] by name.
-            batch_size: a divisor of SHARD.
             whole: of several sets' images, these among them.
+            loading: arguments of `Batches`, batch_size among them: a divisor of SHARD.
 
         Raises:
             RunError: too many unreadable images, or one of a published set.
@@ -194,10 +193,7 @@ class FeatureStore:
             whole.pass_over(len(self.images) - len(ids))
         if len(ids):
             data = TransformedImages(Subset(self.images, ids), transform, 0)
-            batches = Batches(
-                data, batch_size, training=False, num_workers=num_workers, alone=True,
-                pin_memory=device.type == "cuda", max_bad_images=max_bad_images,
-            )  # fmt: skip
+            batches = Batches(data, training=False, alone=True, **loading)
             self._fill(
                 own, ids, batches, encode, device, ProgressLine(label, len(ids), whole=whole)
             )
