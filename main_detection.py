@@ -99,6 +99,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not args.settings.is_given("lr_milestones"):  # of shorter and longer runs: the same shares
         args.lr_milestones = [m * args.iterations // ITERATIONS for m in MILESTONES]
     dense_args.check_and_count(args)
+    if args.eval or args.predict:
+        args.settings.refuse("with --eval and --predict, whose --resume tells it", "window")
     if not args.predict:
         require_evaluator()
     return args

@@ -139,6 +139,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "evaluate", argv)
     args.names = column_names(args.names, args.checkpoints)
     check_batch_size(args.batch_size)
+    refuse = args.settings.refuse
+    if not args.attentive:
+        attentive = ("attentive_queries", "attentive_epochs", "attentive_batch", "attentive_blr")
+        refuse("without --attentive", *attentive, "tokens", "min_crop", "flip")
+    if not args.dense:
+        refuse("without --dense", "classes", "first_class", "palette", "dense_patches")
+    if "few" not in args.only:
+        refuse("without few in --only", "few", "few_shares", "few_list", "draws")
+    if not (args.attentive or {"knn", "logistic"} & set(args.only)):
+        refuse("without knn or logistic in --only, or --attentive", "test", "real_labels")
     if args.cache_images is not None and args.attentive and args.tokens != "kept":
         raise UsageError("--cache_images has no crops for --attentive: use --tokens kept")
     return args

@@ -100,7 +100,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.eval and args.resume in ("", "auto"):
         raise UsageError("--eval needs --resume FILE: name the fine-tuned checkpoint")
     few_label_runs.check_flags(args)
-    if uses_mixup(args) and args.batch_size % 2:
+    if uses_mixup(args) and args.batch_size % 2 and not args.eval:
         raise UsageError(
             f"--batch_size {args.batch_size} is odd, and mixup pairs images: use an even one, or "
             "--mixup 0 --cutmix 0"

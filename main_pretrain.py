@@ -156,7 +156,11 @@ def _add_monitoring_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    return arguments.parse_args(get_args_parser(), "pretrain", argv)
+    args = arguments.parse_args(get_args_parser(), "pretrain", argv)
+    if args.model in models_mae.MODELS:
+        others = [name for name in MI_FLAGS if name not in MAES_OWN]
+        args.settings.refuse(f"with --model {args.model}, which is MAE alone", *others)
+    return args
 
 
 MI_FLAGS = (
@@ -164,6 +168,7 @@ MI_FLAGS = (
     "latent_pool", "mi_head", "club_level", "club_negatives", "club_floor", "lambda_uniformity",
     "train_approximation", "mi_start_loss",
 )  # fmt: skip
+MAES_OWN = ("num_masks", "lambda_rec", "lambda_max", "lambda_min")  # with the values that are MAE
 
 
 def model_options(args: argparse.Namespace) -> dict[str, object]:

@@ -130,6 +130,11 @@ def _add_view_flags(parser: argparse.ArgumentParser) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = arguments.parse_args(get_args_parser(), "segmentation", argv)
     dense_args.check_and_count(args)
+    if args.predict:
+        told = ("classes", "first_class", "palette")
+        args.settings.refuse("with --predict, whose --resume has the classes", *told)
+    if args.test_mode == "whole":
+        args.settings.refuse("with --test_mode whole", "stride")
     if not args.data_path and not args.predict:
         raise UsageError(
             "--data_path is missing: name a folder with images/ and annotations/ (python -m "

@@ -64,7 +64,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--out", default="output_dir/reproduction", help="everything is written below it")
     # fmt: on
 
-    add = parser.add_argument_group("instead of running").add_argument
+    group = parser.add_argument_group("instead of running")
+    add = group.add_mutually_exclusive_group().add_argument
     # fmt: off
     add("--dry_run", action="store_true", help="print the commands of what is missing")
     add("--status", action="store_true", help="say how far every run is, and the time left")
@@ -85,7 +86,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         add(f"--{name}", default="", help=text)
     add("--checkpoints", default="", metavar="DIR", help="of the comparison rows' public files")
 
-    add = parser.add_argument_group("whose results count").add_argument
+    group = parser.add_argument_group("whose results count")
+    add = group.add_mutually_exclusive_group().add_argument
     # fmt: off
     add("--commit", help="those of this commit (default: of the code as it is)")
     add("--any_commit", action="store_true",
@@ -108,6 +110,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--rows {' '.join(unknown)}: the rows are {', '.join(known)}")
     if args.slurm is not None and (args.jobs > 1 or args.nproc_per_node > 1):
         parser.error("--slurm has --nodes and --ngpus: leave --jobs and --nproc_per_node away")
+    if args.scale in SMALL_SCALES and (given := [name for name in PLACES if getattr(args, name)]):
+        parser.error(f"--{given[0]} does nothing at --scale {args.scale}: leave it away")
     args.seeds = list(dict.fromkeys(args.seeds))
     for name in ("out", "checkpoints", *PLACES):
         if getattr(args, name):
@@ -174,9 +178,8 @@ class Reproduction:
                 if isinstance(sources[0], str) and column in row.columns:  # the same for each seed
                     reasons[sources[0]] = None
         if not self.graph.scale.lacks("FT"):
-            for seed in self.args.seeds:
-                for recipe in figures.CURVES if "loss_curves" in self.args.table else ():
-                    self.graph.pretrain(recipe, seed)
+            for recipe in figures.CURVES if "loss_curves" in self.args.table else ():
+                self.graph.pretrain(recipe, self.args.seeds[0])  # one curve each
             if "claims" in self.args.table:
                 claims.prepare(self.graph, self.args.seeds, self.args.rows)
         if not self.graph.jobs:
@@ -208,6 +211,12 @@ class Reproduction:
             raise UsageError(
                 f"{others[0].job.name} is {others[0].state}, {len(others)} in all: give another "
                 "--out, the flags of then, --any_commit or --commit; or remove those folders"
+            )
+        missing = sum(found.state != DONE for found in states)
+        if missing and self.args.commit not in (None, commit()):
+            raise UsageError(
+                f"--commit {self.args.commit}: {missing} of the runs are missing, and would be of "
+                f"the code as it is, {commit()}: check that commit out, or add --collect"
             )
         for found in states:
             if found.state == RUNNING:

@@ -295,14 +295,15 @@ def main() -> None:
     if unknown:
         sys.exit(f"error: --tell: --study {args.study} has no {', '.join(sorted(unknown))}")
     records = [record for record in records if not args.tell or record["variant"] in args.tell]
-    if args.balanced:
-        own = main_linprobe.parse_args(tested_on(args))
-        records = study.balanced(records, load_images(own, "val").targets)
     for record in records:
         settings.setdefault(json.dumps(record["setting"]), []).append(record)
     if not settings:
         sys.exit(f"error: --study {args.study} has no runs: leave --report away")
     for shared, records in settings.items():
+        if args.balanced:
+            vars(args).update(probe_dataset=None, **json.loads(shared))
+            own = main_linprobe.parse_args(tested_on(args))
+            records = study.balanced(records, load_images(own, "val").targets)
         try:
             print(f"\n{shared}\n\n{study.report(records, args.reference)}")
         except ImportError as error:

@@ -39,6 +39,7 @@ def open_checkpoint(
         UsageError: a file that cannot be used, or flags that do not fit it.
     """
     if not path:
+        args.settings.refuse("without a checkpoint", "num_heads")
         return None
     pretrained = opened_by_all(path, lambda: vit.Pretrained(path, args.num_heads, flag))
     config = pretrained.encoder_config() | {"model": model_name(pretrained)}
@@ -86,11 +87,22 @@ def model_name(pretrained: vit.Pretrained) -> str:
 
 
 def architecture(pretrained: vit.Pretrained | None, name: str) -> dict | None:
-    """What `build_encoder` has to know of a checkpoint's model that `SIZES` does not have."""
+    """What `build_encoder` has to know of a checkpoint's model that `SIZES` does not have.
+
+    Raises:
+        UsageError: --num_heads contradicts what is known.
+    """
     if pretrained is None:
         return None
     is_told = bool(pretrained.config.get("architecture")) and name == model_name(pretrained)
-    return pretrained.architecture() if is_told or name not in SIZES else None
+    found = pretrained.architecture() if is_told or name not in SIZES else None
+    num_heads = (found or SIZES[name])["num_heads"]
+    if pretrained.num_heads not in (None, num_heads):
+        raise UsageError(
+            f"--num_heads {pretrained.num_heads} is not for {name}, which has {num_heads}: leave "
+            f"{'it' if pretrained.is_ours or found else '--model'} away"
+        )
+    return found
 
 
 def segmenter_architecture(

@@ -4,6 +4,7 @@ C channels, H x W pixels, D the encoder's width.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -25,8 +26,10 @@ from encoders.vit import Pretrained, encoder_name
 from util.checks import image_size
 from util.data.datasets import DATASETS
 from util.errors import UsageError
-from util.flags.defaults import SIMMIM
+from util.flags.defaults import SIMMIM, shown
 from util.weights.fit import load_weights
+
+log = logging.getLogger(__name__)
 
 ENCODER, MAE, SIMMIM_KIND, CLASSIFIER = "encoder", "MAE", "SimMIM", "classifier"
 PROBE, SEGMENTER, DETECTOR = "linear probe", "segmenter", "detector"
@@ -82,7 +85,13 @@ class Source:
                     f"{path} does not tell the {name} of its {self.config['in_chans']} channels: "
                     f"give --{name} with one number, or one per channel"
                 )
-            self.config[name] = [float(value) for value in values]
+            values = [float(value) for value in values]
+            if self.pretrained.is_ours and values != told.get(name, values):
+                log.warning(
+                    "--%s %s as asked, not the checkpoint's %s", name, shown(values),
+                    shown(told[name]),
+                )  # fmt: skip
+            self.config[name] = values
         self.trained_size = self._trained_size()
         size = input_size or self.trained_size
         if size is None:

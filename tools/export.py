@@ -37,9 +37,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--input_size", type=number(int, 1), nargs="+", metavar="PX",
         help="of images: one number, or height and width; positions are interpolated (default: the "
         "checkpoint's)")
-    add("--mean", type=float, nargs="+", help="per channel, where the file does not tell")
-    add("--std", type=number(float, 1e-6), nargs="+", help="per channel, where it does not tell")
-    add("--num_heads", type=number(int, 1), help="attention heads, where it does not tell")
+    add("--mean", type=float, nargs="+", help="per channel, in place of the file's")
+    add("--std", type=number(float, 1e-6), nargs="+", help="per channel, in place of the file's")
+    add("--num_heads", type=number(int, 1), help="attention heads, where the file does not tell")
     add("--license", default="", metavar="NAME",
         help="of the weights, for the model card, as cc-by-nc-4.0 (default: unknown)")
     add("--overwrite", action="store_true",

@@ -109,6 +109,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="of images that have one (default: all of lists and shards; else train)")
     add("--subset_file", default="", help="only the images listed in this file, a name a line")
     arguments.add_image_flags(add)
+    arguments.add_loading_flags(add)
     # fmt: on
     parser.set_defaults(train_fraction=1.0, download=False)
     return parser
@@ -130,6 +131,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.like:
         if args.query or args.layer is not None:
             raise UsageError("--like compares all blocks: leave --query and --layer away")
+        args.settings.refuse("with --like", "dtype", "format", "neighbours")
         if os.path.exists(f"{args.stem}.json") and not args.overwrite:
             raise UsageError(f"OUT {args.stem}.json is there: name another one, or --overwrite")
         return args
@@ -140,6 +142,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UsageError("--query compares images by one vector each: use --what cls or mean")
     if absent := [path for path in args.query if not os.path.isfile(path)]:
         raise UsageError(f"--query {absent[0]} is no file: check the path")
+    if not args.query:
+        args.settings.refuse("without --query", "neighbours")
     check_batch_size(args.batch_size)
     return args
 

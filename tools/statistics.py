@@ -31,14 +31,17 @@ SHOWN = 3  # names, sizes or groups in a line
 
 def parse_args(argv: list[str] | None = None):
     parser = ArgumentParser(description=__doc__)
-    arguments.add_data_flags(parser)
+    arguments.add_data_flags(parser, loading=False)
     # fmt: off
+    parser.add_argument("--num_workers", type=number(int, 0), default=10,
+        help="processes that read images; more than there are cores are not started")
     parser.add_argument("--images", type=number(int, 1), default=10000,
         help="look at so many of each split, a fair draw: duplicates are found among those")
     parser.add_argument("--report", default="", metavar="FILE",
         help="write all that is broken or there more than once: lines kind,group,split,name,why")
     # fmt: on
     args = arguments.parse_args(parser, "pretrain", argv)
+    args.settings.refuse("here, where they are measured", "mean", "std")
     folder = os.path.dirname(os.path.abspath(args.report))
     if args.report and not os.access(folder, os.W_OK):
         raise UsageError(f"--report {args.report}: {folder} cannot be written to")

@@ -59,7 +59,7 @@ LARGEST = 448  # pixels of a picture's longer side on a sheet
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
-    arguments.add_data_flags(parser, training=False)
+    arguments.add_data_flags(parser, training=False, loading=False)
     add = parser.add_argument_group("what is shown").add_argument
     # fmt: off
     add("checkpoint", metavar="CHECKPOINT", help="of this project or anybody's")
@@ -91,7 +91,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    return arguments.parse_args(get_args_parser(), "evaluate", argv)
+    args = arguments.parse_args(get_args_parser(), "evaluate", argv)
+    if args.mask:
+        args.settings.refuse("with --mask", "num_masks", "mask_ratio", "mask_type", "seed")
+    return args
 
 
 @dataclass

@@ -38,22 +38,27 @@ TINY = (
 
 
 def run(record: Record, args: argparse.Namespace) -> None:
-    record.part("runs", 1, lambda: runs(record, args))
+    steps = f", {args.steps} steps" if args.steps else ""
+    name = f"{args.dataset}{steps}, seeds {' '.join(map(str, args.seeds))}"
+    record.part(name, 1, lambda: runs(record, args))
 
 
 def runs(record: Record, args: argparse.Namespace) -> Rows:
-    """Run what is missing until the time is up; a row for each run that has ended.
+    """Run what is missing until the time is up; a row for each of its runs that has ended.
 
     Raises:
         Unfinished: there is more to run.
     """
+    from benchmarks import equal_samples
+
     path = os.path.abspath(os.path.join(args.out, "evidence.jsonl"))
-    command = [sys.executable, "benchmarks/equal_samples.py", "--study", path]
-    command += ["--runs", os.path.abspath(os.path.join(args.out, "runs")), "--jobs", str(args.jobs)]
-    command += ["--dataset", args.dataset, "--seeds", *map(str, args.seeds)]
-    command += ["--data_path", os.path.abspath(args.data_path)] if args.data_path else []
-    command += TINY if args.tiny else SETTINGS.get(args.dataset, ())
-    command += ["--steps", str(args.steps)] if args.steps else []
+    words = ["--study", path, "--runs", os.path.abspath(os.path.join(args.out, "runs"))]
+    words += ["--jobs", str(args.jobs), "--dataset", args.dataset]
+    words += ["--seeds", *map(str, args.seeds)]
+    words += ["--data_path", os.path.abspath(args.data_path)] if args.data_path else []
+    words += TINY if args.tiny else SETTINGS.get(args.dataset, ())
+    words += ["--steps", str(args.steps)] if args.steps else []
+    command = [sys.executable, "benchmarks/equal_samples.py", *words]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads_for(args.jobs))}
     process = subprocess.Popen(
         [*command, "--variants", *VARIANTS], cwd=ROOT, env=environment, start_new_session=True
@@ -65,7 +70,8 @@ def runs(record: Record, args: argparse.Namespace) -> Rows:
         pass
     finally:
         end(process)
-    found = study.read(path)
+    own = equal_samples.setting(equal_samples.get_args_parser().parse_args(words))
+    found = [row for row in study.read(path) if row["setting"] == own and row["seed"] in args.seeds]
     rows: Rows = [
         {"variant": row["variant"], "seed": row["seed"], "seconds": row.get("seconds", "")}
         | row["scores"]

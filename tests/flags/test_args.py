@@ -5,6 +5,7 @@ import importlib
 
 import pytest
 
+import main_detection
 import main_evaluate
 import main_finetune
 import main_linprobe
@@ -166,6 +167,41 @@ def test_evaluations_have_no_flag_of_training(main, flag, capsys):
     with pytest.raises(SystemExit) as found:
         main.parse_args(["untrained", flag])
     assert found.value.code == 2 and flag in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "main, words",
+    [
+        (main_evaluate, "untrained --attentive_epochs 9"),
+        (main_evaluate, "untrained --palette x --first_class 0"),
+        (main_evaluate, "untrained --only knn --few 3"),
+        (main_evaluate, "untrained --only label_free --test v2=x"),
+        (main_robustness, "x --imagenet y --corruptions fog"),
+        (main_robustness, "x --no-corrupt --severities 3"),
+        (main_robustness, "x --imagenet y --partial"),
+        (main_finetune, "--subset_file x --draw 1"),
+        (main_detection, "--eval --resume x --window 7"),
+        (main_segmentation, "--predict . --resume x --palette y"),
+        (main_segmentation, "--data_path x --test_mode whole --stride 8"),
+        (main_pretrain, "--model mae_vit_tiny_patch2 --temperature 0.2"),
+        (main_pretrain, "--model mae_vit_tiny_patch2 --no_train_approximation"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(main, words, tmp_path):
+    """On the command line; an argument file may serve other runs, too."""
+    with pytest.raises(UsageError, match=r"--\w+ (does|and --\w+ do) nothing with.*: leave"):
+        main.parse_args(words.split())
+    (tmp_path / "flags").write_text(words)
+    main.parse_args([f"@{tmp_path / 'flags'}"])
+
+
+def test_evaluation_has_no_rules_of_training():
+    words = "--data_path x --batch_size 1 --eval --resume x --grad_compression fp16".split()
+    assert main_finetune.parse_args(words).batch_size == 1  # mixup pairs images
+    with pytest.raises(UsageError, match="mixup pairs images"):
+        main_finetune.parse_args(words[:4])
+    with pytest.raises(UsageError, match="--eval and --predict are both given"):
+        main_segmentation.parse_args(["--eval", "--predict", ".", "--resume", "x"])
 
 
 def test_image_size():

@@ -28,6 +28,8 @@ SHORT = [
     *("--flags", "main_segmentation=--iterations 2 --warmup_iterations 1 --eval_every 2"),
 ]
 
+ANY_COMMIT = ["--any_commit", *SHORT[:2], *SHORT[4:]]
+
 
 @pytest.fixture(autouse=True)
 def _commit(monkeypatch):
@@ -131,10 +133,12 @@ def test_other_flags_and_commits_are_shown_and_not_mixed(table):
     assert "finetune/mae_vit_base_800ep is done with other flags" in line
     changed = [word if word != "test" else "another" for word in SHORT]
     assert "is done by another commit, 6 in all" in refused(*ASKED, "--out", out, *changed)
+    both = refused(*ASKED, "--out", out, *ANY_COMMIT, "--commit", "another")
+    assert "--commit" in both and "--any_commit" in both
     status, said, err = here(*ASKED, "--out", out, *changed, "--collect")
     assert status == 0 and "done by another commit: test" in said + err
     assert "| (a) L_rec: MAE |  | -- | 82.2 | -- |  |" in said
-    status, said, _ = here(*ASKED, "--out", out, *changed, "--collect", "--any_commit")
+    status, said, _ = here(*ASKED, "--out", out, *ANY_COMMIT, "--collect")
     assert status == 0 and "| (a) L_rec: MAE |  | -- | 82.2 |" not in said
 
 
@@ -228,7 +232,7 @@ def test_what_another_commit_began_needs_any_commit_and_its_cell_says_so(tmp_pat
     line = refused(*words, *changed)
     assert "seed-0/pretrain/table3-independent is begun by another commit" in line
     assert "--any_commit" in line and not (folder / "results.json").exists()
-    status, said, err = here(*words, *changed, "--any_commit")
+    status, said, err = here(*words, *ANY_COMMIT)
     assert status == 0, err
     assert json.loads((folder / "results.json").read_text())["commits"] == ["test", "another"]
     (line,) = (line for line in said.splitlines() if line.startswith("| independent |"))
@@ -262,6 +266,23 @@ def test_slurm_gets_the_graph_as_dependencies(tmp_path):
     assert first.startswith("python submitit_launch.py main_pretrain --nodes 1 --ngpus 1")
     assert "--dependency afterok:seed-0/pretrain/mae_vit_base_800ep" in second
     assert "--dependency" not in first and not list(tmp_path.rglob("*.sh"))
+
+
+def test_what_is_missing_is_not_run_for_another_commit(tmp_path):
+    words = ("table3b", "--scale", "demo", "--out", tmp_path, "--commit", "another")
+    line = refused(*words)
+    assert "--commit another" in line and "are missing" in line and "--collect" in line
+    assert here(*words, "--collect")[0] == 0 and here(*words, "--status")[0] == 0
+
+
+@pytest.mark.parametrize("flags", [("--status", "--collect"), ("--imagenet", "/data")])
+def test_flags_that_would_do_nothing_are_refused(flags):
+    assert flags[0] in refused("table1", "--scale", "demo", *flags)
+
+
+def test_one_curve_is_drawn_and_one_run_is_made_for_it(tmp_path):
+    words = ("loss_curves", "--scale", "demo", "--out", tmp_path, "--dry_run")
+    assert here(*words, "--seeds", 3, 4)[1] == here(*words, "--seeds", 3)[1]
 
 
 def test_rows_that_the_scale_leaves_out_are_said_and_run_when_named(tmp_path):

@@ -38,6 +38,8 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 def _digits(split: str, data_path: str, in_chans: int, download: bool) -> Images:
     from sklearn.datasets import load_digits
 
+    if data_path:
+        raise UsageError("--dataset digits comes with scikit-learn: leave --data_path away")
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
     # Writer after writer: each filled in the same form, so the labels begin anew every 130 images.

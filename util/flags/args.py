@@ -13,11 +13,14 @@ from util.flags.parser import ArgumentParser, epochs_or_share, number, refuse_se
 from util.flags.settings import Settings, fit_image_flags
 
 
-def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> None:
+def add_data_flags(
+    parser: argparse.ArgumentParser, training: bool = True, loading: bool = True
+) -> None:
     """Add the flags of data whose images have one label each, or none.
 
     Args:
         training: add those that choose a part of the training set, too.
+        loading: add those of a loader, too.
     """
     add = parser.add_argument_group("data").add_argument
     # fmt: off
@@ -42,6 +45,8 @@ def add_data_flags(parser: argparse.ArgumentParser, training: bool = True) -> No
             help="train on the images listed in this file, a name a line")
         # fmt: on
     add_image_flags(add)
+    if loading:
+        add_loading_flags(add)
 
 
 def add_cache_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +65,7 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_image_flags(add: Callable) -> None:
-    """Add the flags of an image's size, channels and normalisation, and of its loading.
+    """Add the flags of an image's size, channels and normalisation.
 
     Args:
         add: `add_argument` of a group, here and below.
@@ -74,8 +79,15 @@ def add_image_flags(add: Callable) -> None:
     add("--value_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="the numbers that become 0 and 1 in files of more than 8 bits (default: 0 and 65535 "
         "of unsigned 16 bits; floats and other integers stay as they are)")
+    # fmt: on
+
+
+def add_loading_flags(add: Callable) -> None:
+    """Add the flags of how images are read."""
+    # fmt: off
     add("--max_bad_images", type=number(int, 0), default=100,
-        help="unreadable images are logged and replaced; more of them than this end the run")
+        help="unreadable images are logged and, in training, replaced; more of them than this end "
+        "the run")
     add("--num_workers", type=number(int, 0), default=10,
         help="processes that load images; more than there are cores are not started")
     add("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
@@ -152,7 +164,8 @@ def add_step_flags(add: Callable, unit: str, lr_help: str) -> None:
         help=f"{unit} at which multistep multiplies the rate by --lr_gamma")
     add("--lr_gamma", type=number(float, 0), default=0.1, help="see --lr_milestones")
     add("--weight_decay", type=number(float, 0), default=0.05,
-        help="none on 1-D parameters; in fine-tuning, nor on position embeddings and tokens")
+        help="none on 1-D parameters, but in detection's heads and a probe by sgd; in "
+        "fine-tuning, nor on position embeddings and tokens")
     add("--clip_grad", type=number(float, 1e-9), help="clip the gradient to this norm")
     add("--max_steps", type=number(int, 1), help="end after this many optimiser steps in all")
     # fmt: on
@@ -185,8 +198,11 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str, training: bo
     group = parser.add_argument_group("run")
     add = group.add_argument
     # fmt: off
-    add("--output_dir", default=output_dir, help="checkpoints, log.txt, results.json, TensorBoard")
-    add("--seed", type=number(int, 0), default=0, help="every random number is a function of it")
+    kept = "checkpoints, log.txt, results.json, TensorBoard" if training else "all that is written"
+    add("--output_dir", default=output_dir, help=kept)
+    add("--seed", type=number(int, 0), default=0,
+        help="every random number is a function of it" if training else "of untrained weights, of "
+        "what is trained and of corruptions; which few labels are drawn does not depend on it")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--amp", choices=("auto", "bf16", "fp16", "none"), default="auto",
         help="mixed precision; auto: bf16 where the GPU computes in it, else fp16 with loss "

@@ -11,6 +11,7 @@ from util.errors import UsageError
 from util.flags.args import (
     add_encoder_flags,
     add_image_flags,
+    add_loading_flags,
     add_saving_flags,
     add_step_flags,
     number,
@@ -22,6 +23,7 @@ def add_dense_data_flags(parser: argparse.ArgumentParser, data_path_help: str):
     add = parser.add_argument_group("data").add_argument
     add("--data_path", default="", help=data_path_help)
     add_image_flags(add)
+    add_loading_flags(add)
     return add
 
 
@@ -66,6 +68,8 @@ def check_and_count(args: argparse.Namespace) -> None:
     for flag in ("eval", "predict"):
         if getattr(args, flag) and args.resume in ("", "auto"):
             raise UsageError(f"--{flag} needs --resume FILE: name the trained checkpoint")
+    if args.eval and args.predict:
+        raise UsageError("--eval and --predict are both given: use one of them")
     if args.predict and not os.path.isdir(args.predict):
         raise UsageError(f"--predict {args.predict} is not a folder: name one that exists")
     if args.scales[0] > args.scales[1]:

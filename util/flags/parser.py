@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from util.errors import EXIT_USAGE
 from util.flags import defaults
 from util.flags.defaults import Share
+from util.flags.settings import COMMAND_LINE
 
 # A word as the shell has it: characters, escapes and quoted parts.
 _WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*')+""")
@@ -79,7 +80,7 @@ class ArgumentParser(argparse.ArgumentParser):
         """
         for word in argv:
             if not word.startswith("@"):
-                yield expand_home(word), f"@{file}" if file else "command line"
+                yield expand_home(word), f"@{file}" if file else COMMAND_LINE
                 continue
             path = os.path.expanduser(word[1:])
             path = os.path.normpath(os.path.join(os.path.dirname(file), path))

@@ -17,7 +17,8 @@ _WITHOUT_EFFECT = {
     "max_bad_images", "max_rollbacks", "eval", "test_every", "grad_checkpointing", "help",
     "monitor_every", "monitor_share", "log_to",
 }  # fmt: skip
-GIVEN = ("command line", "@")  # how the source of what the user gave begins
+COMMAND_LINE = "command line"  # the source of what the user typed
+GIVEN = (COMMAND_LINE, "@")  # how the source of what the user gave begins
 AUTO = "auto"  # the source of what such a flag has taken
 
 
@@ -37,6 +38,19 @@ class Settings:
     def is_given(self, name: str) -> bool:
         """Whether the user gave the flag, on the command line or in an @FILE."""
         return self.sources.get(name, "").startswith(GIVEN)
+
+    def refuse(self, where: str, *names: str) -> None:
+        """Raise UsageError for those of these flags that the user typed: they would do nothing.
+
+        An @FILE may hold them, which serves several runs.
+
+        Args:
+            where: the rest of that sentence, as "without --dense".
+        """
+        typed = [name for name in names if self.sources.get(name) == COMMAND_LINE]
+        if typed:
+            do, them = ("do", "them") if typed[1:] else ("does", "it")
+            raise UsageError(f"{self.named(*typed)} {do} nothing {where}: leave {them} away")
 
     def named(self, *names: str) -> str:
         """Those of these flags that the main has, as `--a, --b and --c`; empty: it has none."""

@@ -54,7 +54,7 @@ def log_plan(
         "masked samples": f"{images * masks} per step ({masks} masks per image)" * (masks > 1),
         "unseen": unseen_patches(model),
         "steps": _length(args, steps, images / len(data)),
-        "learning rate": f"{rate}, {_warmup(args)} of warm-up, to {args.min_lr:g}",
+        "learning rate": f"{rate}, {_warmup(args)} of warm-up, {_schedule(args)}",
         "precision": f"{precision.name if precision.dtype else 'fp32'} on {_device_name(device)}",
         "memory": f"about {_gib(state + activations)} per process: {_gib(state)} of weights, "
         f"gradients and optimiser, {_gib(activations)} of {what} (estimated)",
@@ -69,11 +69,19 @@ def log_plan(
 def _length(args: argparse.Namespace, steps: int, passes: float) -> str:
     """Args: steps: of an epoch, or a round. passes: over the data that a step is."""
     if hasattr(args, "iterations"):
-        return (
-            f"{args.iterations} in all, {args.iterations * passes:.1f} passes over the data; "
-            f"evaluated and saved every {steps}"
-        )
-    return f"{steps} per epoch, {steps * args.epochs} in {args.epochs} epochs"
+        total, after = args.iterations, f"; evaluated and saved every {steps}"
+        told = f"{total} in all, {total * passes:.1f} passes over the data"
+    else:
+        total, after = steps * args.epochs, ""
+        told = f"{steps} per epoch, {total} in {args.epochs} epochs"
+    ended = f", ended after {args.max_steps}" * bool(args.max_steps and args.max_steps < total)
+    return told + ended + after
+
+
+def _schedule(args: argparse.Namespace) -> str:
+    if args.lr_schedule != "multistep":
+        return f"to {args.min_lr:g}"
+    return f"x {args.lr_gamma:g} at {', '.join(f'{m:g}' for m in args.lr_milestones)}"
 
 
 def _warmup(args: argparse.Namespace) -> str:

@@ -92,8 +92,6 @@ class Run:
         return self.mixed
 
     def _set_amp(self) -> None:
-        if "grad_compression" in self.args:  # not of evaluations
-            check_compression(self.mixed.name, self.args.grad_compression)
         self.args.amp = self.mixed.name
         if self.mixed.is_auto:
             self.args.settings.sources["amp"] = AUTO
@@ -118,6 +116,7 @@ class Run:
         )
         resumed = self.checkpointer.resume(args.resume)
         self._set_amp()  # which the checkpoint may know
+        check_compression(self.mixed.name, args.grad_compression)
         if args.resume != "auto" and not self.folder.holds(args.resume):
             self.folder.set_aside()
         self.was_finished = self.is_finished()  # before this run began
