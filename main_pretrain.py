@@ -132,7 +132,8 @@ def _add_mutual_information_flags(parser: argparse.ArgumentParser) -> None:
         help="epsilon of Assumption 3: the MI losses count once the running mean of the "
         "reconstruction loss has been below it. A share such as 80%% is of the loss of predicting "
         "the data's mean patch, above which nothing of an image is learnt; auto: "
-        f"{models_mimae.AUTO_START}%; inf: from the first step. The paper's number is not known")
+        f"{models_mimae.ReconstructionGate.auto}%; inf: from the first step. The paper's number is "
+        "not known")
     # fmt: on
 
 

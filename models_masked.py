@@ -105,8 +105,9 @@ class MeanPatch(nn.Module):
         self.num_pending.zero_()
 
     def settle(self) -> None:
-        """Exchange nothing more after MAX_UPDATES; for log steps, since this waits for the
-        device."""
+        """Exchange nothing more after MAX_UPDATES, nor another first mean after a checkpoint's; for
+        log steps, since this waits for the device."""
+        self.has_begun = bool(self.num_updates > 0)
         self.is_learning = float(self.num_updates) < self.MAX_UPDATES
 
 

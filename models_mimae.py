@@ -31,8 +31,8 @@ from util.training.uniformity import uniformity
 def orthogonal_permutations(noise: Tensor, num_masks: int, num_visible: int) -> Tensor:
     """Patch order for each mask, from one random permutation per image.
 
-    Mask k sees the permutation's positions k·K … k·K + K − 1, modulo L. So the visible sets are
-    disjoint where N·K ≤ L and overlap as evenly as possible elsewhere.
+    Mask k sees K of the permutation's positions, modulo L, from k·K on where N·K ≤ L: the visible
+    sets are disjoint. Else from ⌊k·L/N⌋ on: no two are the same, and they overlap evenly.
 
     Args:
         noise: [B, L]; its argsort is the permutation, and row 0 of the result (MAE's masks).
@@ -42,11 +42,12 @@ def orthogonal_permutations(noise: Tensor, num_masks: int, num_visible: int) -> 
         [B, N, L] patch indices; the first K of row k are what mask k sees, the rest is masked.
     """
     permutation = noise.argsort(dim=1)  # [B, L]
-    return torch.stack([permutation.roll(-k * num_visible, 1) for k in range(num_masks)], dim=1)
+    starts = [min(k * num_visible, k * noise.shape[1] // num_masks) for k in range(num_masks)]
+    return torch.stack([permutation.roll(-start, 1) for start in starts], dim=1)
 
 
 def resolve_num_masks(num_masks: int, mask_ratio: float) -> int:
-    """N; 0 is *complete masking* [Fig. 2]: so many masks that each patch is visible to one."""
+    """N; 0 is *complete masking* [Fig. 2]: the masks of which nearly each patch is seen by one."""
     return num_masks or max(2, round(1 / (1 - mask_ratio)))
 
 
@@ -79,10 +80,8 @@ class OrthogonalMasks(RandomMasks):
 
 
 def latent_similarities(latents: Tensor, temperature: float) -> Tensor:
-    """s_ij: cosine similarities / τ to the latents of all ranks; a row's own (j = i) is −inf.
-
-    latents [B·N, D] -> [B·N, W·B·N]; columns are rank by rank.
-    """
+    """s_ij, cosine / τ, between latents [B·N, D] and those of all ranks, in the ranks' order,
+    [B·N, W·B·N]; a row's own (j = i) is −inf."""
     latents = F.normalize(full_precision(latents), dim=1)
     similarities = latents @ distributed.gather_with_grad(latents).T / temperature
     # Where a row meets itself; by indices the number would wait for the GPU to be copied to it.
@@ -125,9 +124,8 @@ def info_nce_accuracy(latents: Tensor, num_masks: int, temperature: float) -> Te
 class ApproximationNetwork(nn.Module):
     """q_φ(z | x·m), a diagonal Gaussian [Section 5.4]: x [rows, D] -> mean, logvar [rows, D].
 
-    Where the embedded patches are narrower than the latents (Swin), x is [rows, input_dim]. Our
-    choice: the ReLU output is the log-variance, so σ² ≥ 1 and the precision is bounded. Read
-    as a variance with a small floor, λ2 = 10 made a small run collapse.
+    Of a Swin x is narrower, [rows, input_dim]. Our choice: the ReLU output is the log-variance, so
+    σ² ≥ 1; read as a variance with a small floor, λ2 = 10 made a small run collapse.
     """
 
     def __init__(self, dim: int, input_dim: int | None = None):
@@ -152,9 +150,8 @@ def gaussian_nll(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 def club_upper_bound(z: Tensor, mean: Tensor, logvar: Tensor, group: int | None) -> Tensor:
     """L_min, the CLUB bound of the mutual information, in nats per dimension [Eq. 10].
 
-    mean_j [ log q(z_j | x_j) − mean_k log q(z_k | x_j) ], k over the rows of j's group. Among the
-    masks of one image it takes out of a latent what is peculiar to its mask, and leaves what
-    tells images apart. For a diagonal Gaussian the inner mean needs two moments only,
+    mean_j [ log q(z_j | x_j) − mean_k log q(z_k | x_j) ], k over the rows of j's group: an image's
+    masks lose what is peculiar to one of them. For a diagonal Gaussian two moments suffice,
     mean_k (z_k − μ_j)² = Var z + (E z − μ_j)², so the exact bound costs O(rows · D).
 
     Args:
@@ -184,25 +181,23 @@ def follow_above(bound: Tensor, floor: str) -> tuple[Tensor, Tensor]:
 
 # ------------------------------------------------------------------------- Assumption 3 [Eq. 5]
 
-AUTO_START = "80%"  # ε
-
 
 class ReconstructionGate(nn.Module):
     """Assumption 3: the MI losses count only once L_rec has fallen below ε.
 
     Our choice: a running mean over all ranks is tested; once met it stays met. `start` is ε, or as
-    `80%` a share of the loss of the data's mean patch, above which nothing of an image is learnt;
-    `auto` is AUTO_START. Infinite: open from the first step. Saved by the run."""
+    `80%`, which is `auto`, a share of the mean patch's loss; inf: open at once. A run saves it."""
 
-    decay = 0.95
+    decay, auto = 0.95, "80%"
 
     def __init__(self, start: float | str):
         super().__init__()
-        start = AUTO_START if start == "auto" else start
+        start = self.auto if start == "auto" else start
         self.is_share = isinstance(start, str)
         self.threshold = float(start[:-1]) / 100 if self.is_share else start
         self.is_watched = self.threshold < math.inf
-        for name, value in dict(is_open=not self.is_watched, rec_mean=0, num_updates=0).items():
+        own = dict(is_open=not self.is_watched, rec_mean=0, num_updates=0, of_share=self.is_share)
+        for name, value in own.items():
             self.register_buffer(name, torch.tensor(float(value)), persistent=False)
 
     @torch.no_grad()
@@ -211,14 +206,19 @@ class ReconstructionGate(nn.Module):
         if not self.is_watched:
             return
         rec, mean_patch = distributed.reduce_mean(torch.stack([rec, mean_patch]).float())
-        rec = rec / mean_patch if self.is_share else rec
-        self.num_updates += 1 - self.is_open
-        self.rec_mean.lerp_(rec.to(self.rec_mean.dtype), (1 - self.decay) * (1 - self.is_open))
+        counts = (mean_patch > 0) * (1 - self.is_open)  # a run's first image is its own mean patch
+        rec = torch.where(counts > 0, rec / mean_patch if self.is_share else rec, self.rec_mean)
+        self.num_updates += counts
+        self.rec_mean.lerp_(rec.to(self.rec_mean.dtype), (1 - self.decay) * counts)
         unbiased = self.rec_mean / (1 - self.decay**self.num_updates)
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
     def settle(self) -> None:
-        """Once open, exchange nothing more; for log steps, since this waits for the device."""
+        """Once open, exchange nothing more; a checkpoint's mean of the other unit begins anew. For
+        log steps, since this waits for the device."""
+        if bool(self.of_share) != self.is_share:
+            self.rec_mean, self.num_updates = self.rec_mean * 0, self.num_updates * 0
+            self.of_share.fill_(self.is_share)
         self.is_watched = not bool(self.is_open)
 
 
@@ -285,8 +285,7 @@ class MutualInformation:
         in_image = self.club_level == self.club_negatives == "image"
         if self.num_masks == 1 and (self.lambda_max or (self.lambda_min and in_image)):
             raise UsageError(
-                "--num_masks 1 leaves --lambda_max and --lambda_min no other mask to compare with: "
-                "set both to 0, or use more masks"
+                "--num_masks 1 has no other mask for --lambda_max and --lambda_min: set both to 0"
             )
         self.is_used = self.lambda_max > 0 or self.lambda_min > 0
         self.gate = ReconstructionGate(self.mi_start_loss if self.is_used else math.inf)
@@ -309,7 +308,7 @@ class MutualInformation:
     def rows(self, x: Tensor, z: Tensor, cls_token: Tensor) -> Rows:
         """What the losses compare, of x·m, its outputs z [B·N, K, D] and cls_token [B·N, D]."""
         latent = full_precision(cls_token if self.latent_pool == "cls" else z.mean(1))
-        g = self.head(latent) if self.head else latent
+        g = full_precision(self.head(latent)) if self.head else latent
         if self.club_level == "image":
             return Rows(g, full_precision(x.mean(1)), latent)
         return Rows(g, full_precision(x.flatten(0, 1)), full_precision(z.flatten(0, 1)))
@@ -329,8 +328,9 @@ class MutualInformation:
             if self.approximation is not None:
                 mean, logvar = self.approximation(x.detach())
                 losses["apx"] = gaussian_nll(z.detach(), mean, logvar)
-                in_image = self.club_negatives == "image"
-                group = self.num_masks * len(z) // len(g) if in_image else None
+                group = (
+                    self.num_masks * len(z) // len(g) if self.club_negatives == "image" else None
+                )
                 bound = club_upper_bound(z, mean.detach(), logvar.detach(), group)
                 losses["min_mi"], is_followed = follow_above(bound, self.club_floor)
                 losses["min_mi_followed"] = is_followed * self.gate.is_open

@@ -234,7 +234,16 @@ def length(args: argparse.Namespace, name: str, words: list[str]) -> list[str]:
     batch, epochs = args.batch_size // num_masks, args.epochs / num_masks
     if args.steps:
         own.train_fraction = float(args.train_fraction)
-        epochs = args.steps / (len(load_images(own, "pretrain")) // batch)
+        count = len(load_images(own, "pretrain"))
+        if count < batch:
+            raise Failed(f"{name} has {batch} images a step, and there are {count}")
+        epochs = args.steps / (count // batch)
+        if math.ceil(epochs) > 1.03 * epochs:
+            print(
+                f"{name}: --steps {args.steps} are {epochs:.2f} epochs, of whose rounded-up number "
+                "the cosine is: it is cut, by another share in each variant",
+                file=sys.stderr,
+            )
     found = ["--train_fraction", args.train_fraction, "--epochs", str(math.ceil(epochs))]
     found += ["--warmup_epochs", f"{args.warmup_share * epochs:g}", "--batch_size", str(batch)]
     return found + (["--max_steps", str(args.steps)] if args.steps else [])
@@ -271,8 +280,9 @@ def run_all(args: argparse.Namespace) -> None:
         for job in as_completed(jobs):
             try:
                 record = job.result()
-            except Failed as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+            except Exception as error:  # whatever it is, the others' results are kept
+                told = error if isinstance(error, Failed) else repr(error)
+                print(f"error: {told}", file=sys.stderr, flush=True)
                 failed = True
                 continue
             study.append(args.study, record)

@@ -101,7 +101,8 @@ def report(records: list[Record], references: Sequence[str]) -> str:
     for name, rows in variants.items():
         cells = [_mean([row["scores"][score] for row in rows], 1) for score in scores]
         for loss, digits in (("rec", 3), ("max_mi", 2), ("min_mi", 4), ("info_nce_accuracy", 2)):
-            cells.append(_mean([row["losses"].get(loss) for row in rows], digits))
+            computed = [row["losses"].get(loss) or None for row in rows]  # others are 0
+            cells.append(_mean(computed, digits))
         seeds = ", ".join(str(row["seed"]) for row in rows)
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
     lines += differences(variants, [name for name in references if name in variants], scores)

@@ -69,6 +69,18 @@ def test_it_learns_again_where_a_rollback_goes_back_to_before(monkeypatch):
         BufferState(mean_patch).load_state_dict(before)
 
 
+def test_it_has_begun_where_the_restored_run_had():
+    """The first step's mean is the global batch's, for which the ranks wait for each other."""
+    begun, new = MeanPatch(3, 2), MeanPatch(3, 2)
+    before = BufferState(begun).state_dict()
+    begun(targets(1)[0])
+    begun.update()
+    BufferState(new).load_state_dict(BufferState(begun).state_dict())
+    assert new.has_begun
+    BufferState(new).load_state_dict(before)
+    assert not new.has_begun
+
+
 def learns(rank: int, data: list) -> list:
     mean_patch = MeanPatch(3, 2)
     for batch in torch.tensor(data):

@@ -36,7 +36,10 @@ def test_the_visible_sets_partition_the_patches_when_n_k_is_l():
     assert (visible.sort(1).values == torch.arange(16)).all()
 
 
-@pytest.mark.parametrize(("num_masks", "num_visible"), [(3, 4), (2, 8), (4, 12), (5, 4), (7, 9)])
+@pytest.mark.parametrize(
+    ("num_masks", "num_visible"),
+    [(3, 4), (2, 8), (4, 8), (4, 12), (5, 4), (8, 4), (7, 9), (16, 15)],
+)
 def test_patches_are_seen_as_evenly_as_possible(num_masks, num_visible):
     ids = orthogonal_permutations(torch.rand(4, 16), num_masks, num_visible)
     for image in ids:
@@ -47,6 +50,8 @@ def test_patches_are_seen_as_evenly_as_possible(num_masks, num_visible):
             assert seen.max() == 1
         for mask in image:
             assert mask[:num_visible].unique().numel() == num_visible
+        sets = {tuple(mask[:num_visible].sort().values.tolist()) for mask in image}
+        assert len(sets) == num_masks  # no mask is another's copy
 
 
 def masking(num_patches, num_masks, mask_ratio):
@@ -329,6 +334,14 @@ def test_an_untrained_approximation_network(tiny):
     assert not any(p.requires_grad for p in model.approximation.parameters())
 
 
+@pytest.mark.parametrize("mi_head", ["none", "mlp"])
+def test_what_is_compared_is_in_full_precision(tiny, mi_head):
+    model = tiny(mi_head=mi_head).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = model.mi_rows(images().float(), torch.rand(3, 16))
+    assert {part.dtype for part in rows} == {torch.float32}
+
+
 def test_terms_of_weight_zero_cost_no_gradient(tiny):
     out = tiny(lambda_max=0.0, lambda_min=0.0)(images(), torch.rand(3, 16))
     assert torch.equal(out["loss"], out["rec"])
@@ -353,6 +366,32 @@ def test_a_share_is_of_what_the_mean_patch_costs(start, share):
         for _ in range(100):
             gate.update(0.9 * share * mean_patch, mean_patch)
         assert gate.is_open
+
+
+def test_a_step_that_is_its_own_mean_patch_does_not_count():
+    """The first of a run of single images."""
+    gate = ReconstructionGate("80%")
+    gate.update(ONE, torch.tensor(0.0))
+    assert gate.num_updates == gate.rec_mean == 0 and not gate.is_open
+    gate.update(torch.tensor(0.7), ONE)
+    assert gate.is_open
+
+
+@pytest.mark.parametrize(("saved", "own"), [(0.1, "auto"), ("80%", 0.1)])
+def test_a_running_mean_of_the_other_unit_begins_anew(saved, own):
+    """A run whose --mi_start_loss is changed on the way."""
+    before, gate = ReconstructionGate(saved), ReconstructionGate(own)
+    rec, mean_patch = torch.tensor(0.5), torch.tensor(0.45)
+    for _ in range(3):
+        before.update(rec, mean_patch)
+    state = BufferState(before).state_dict()
+    BufferState(gate).load_state_dict(state)
+    assert gate.num_updates == gate.rec_mean == 0
+    gate.update(rec, mean_patch)
+    assert not gate.is_open
+    same = ReconstructionGate(saved)
+    BufferState(same).load_state_dict({k: v for k, v in state.items() if k != "of_share"})
+    assert same.num_updates == 3  # of an older file
 
 
 def test_the_gate_opens_by_the_running_mean_and_stays_open(tiny):

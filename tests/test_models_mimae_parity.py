@@ -117,9 +117,9 @@ def test_the_reconstruction_of_n_masks_is_the_mean_of_n_maes(tiny, size, num_mas
     losses = []
     for mask in range(num_masks):
         # Rank of each patch in the permutation that starts with this mask's visible ones.
-        rank = (
-            noise.argsort(1).argsort(1) - mask * model.masks.num_visible
-        ) % model.masks.num_patches
+        num_patches = model.masks.num_patches
+        start = min(mask * model.masks.num_visible, mask * num_patches // num_masks)
+        rank = (noise.argsort(1).argsort(1) - start) % num_patches
         losses.append(
             mae_loss(weights_of(model), imgs, rank, model.masks.num_visible, 2, (2, 2), True)
         )

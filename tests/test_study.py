@@ -1,12 +1,14 @@
 """A study's records and its verdicts, on runs whose truth is known."""
 
 import re
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import equal_samples, study
+from util.errors import UsageError
 
 
 def record(variant, seed, correct):
@@ -161,6 +163,39 @@ def test_a_variant_that_cannot_be_run_costs_the_others_nothing(tmp_path, monkeyp
     told = capsys.readouterr().err
     assert told.count("cannot be run") == 2 and "Traceback" not in told
     assert [row["variant"] for row in study.read(path)] == ["pixels"]
+
+
+def test_an_error_of_one_run_costs_the_others_nothing(tmp_path, monkeypatch, capsys):
+    """Whatever it is: here the second of three has no data."""
+    path = str(tmp_path / "study.jsonl")
+
+    class Now:
+        """A pool that does each job at once, in this process."""
+
+        def __init__(self, *args):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def submit(self, measure, args, variant, seed):
+            job = Future()
+            if seed == 1:
+                job.set_exception(UsageError("no such folder"))
+            else:
+                job.set_result(record(variant, seed, [True]))
+            return job
+
+    monkeypatch.setattr(equal_samples, "ProcessPoolExecutor", Now)
+    words = ["--study", path, "--runs", str(tmp_path / "runs"), "--seeds", "0", "1", "2"]
+    monkeypatch.setattr("sys.argv", ["equal_samples.py", *words, "--variants", "A:"])
+    with pytest.raises(SystemExit):
+        equal_samples.main()
+    assert sorted(row["seed"] for row in study.read(path)) == [0, 2]
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_runs_that_differ_have_folders_of_their_own():

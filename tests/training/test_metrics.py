@@ -56,3 +56,11 @@ def test_results_say_how_to_repeat_them(tmp_path):
     record = json.loads(path.read_text())
     assert record["acc1"] == 12.5 and record["loss"] is None and record["seconds"] == 3.2
     assert record.keys() >= {"command", "commit", "versions", "device", "processes"}
+
+
+def test_an_epoch_that_goes_on_with_other_losses_counts_these():
+    """Another term was switched on or off, and the run resumed within an epoch."""
+    progress = Progress(sums={"loss": 5.0, "uniformity": 2.0}, count=3)
+    meters = Meters(progress, CPU)
+    meters.add(3, {"loss": torch.tensor(1.0), "rec": torch.tensor(4.0)})
+    assert meters.check() == meters.means() == {"loss": 1.0, "rec": 4.0}

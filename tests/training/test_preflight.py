@@ -1,9 +1,12 @@
 """The memory estimate, against the bytes that autograd keeps."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 
 import models_mimae
+from util.training import preflight
 from util.training.precision import Precision
 from util.training.preflight import estimate_memory, unseen_patches
 
@@ -67,3 +70,30 @@ def test_patches_in_no_mask(options, says):
 
 def test_what_has_no_masks_leaves_none_unseen():
     assert unseen_patches(torch.nn.Linear(1, 1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("length", "warns"),
+    [
+        (dict(epochs=20, warmup_epochs=2.0, max_steps=None), False),
+        (dict(epochs=20, warmup_epochs=2.0, max_steps=8), True),  # 2 epochs of 4 steps
+        (dict(epochs=20, warmup_epochs=2.0, max_steps=9), False),
+        (dict(epochs=2, warmup_epochs=2.0, max_steps=None), True),
+        (dict(epochs=0, warmup_epochs=0.0, max_steps=None), False),  # an initialisation
+        (dict(iterations=20, warmup_iterations=5, max_steps=20), False),
+        (dict(iterations=20, warmup_iterations=5, max_steps=5), True),
+    ],
+)
+def test_a_warm_up_that_does_not_end_is_told(length, warns, caplog):
+    preflight._warmup(Namespace(**length), 4)
+    assert ("never comes to its height" in caplog.text) == warns
+
+
+def test_the_plan_says_how_the_rate_falls_and_what_ends_the_run():
+    args = Namespace(lr_schedule="multistep", lr_gamma=0.1, lr_milestones=[8.0, 11.0], min_lr=1.0)
+    assert preflight._schedule(args) == "x 0.1 at 8, 11"
+    args = Namespace(lr_schedule="cosine", min_lr=1e-6, epochs=3, max_steps=None)
+    assert preflight._schedule(args) == "to 1e-06"
+    assert preflight._length(args, 5, 0.2) == "5 per epoch, 15 in 3 epochs"
+    args.max_steps = 7
+    assert preflight._length(args, 5, 0.2) == "5 per epoch, 15 in 3 epochs, ended after 7"

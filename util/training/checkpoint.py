@@ -53,7 +53,7 @@ class BufferState:
 
     def load_state_dict(self, state: dict) -> None:
         for name, buffer in self.module.named_buffers():
-            buffer.copy_(state[name])
+            buffer.copy_(state.get(name, buffer))  # an older file has fewer
         self.module.settle()
 
 

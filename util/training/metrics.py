@@ -27,8 +27,8 @@ class Meters:
 
     def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """Count the losses, scalars on the device, of the run's step number `step`."""
-        if not self.names:
-            self.names = list(losses)
+        if set(self.names) != set(losses):  # an epoch begins, or goes on with other losses
+            self.names, self.progress.count = list(losses), 0
             self.sums = torch.zeros(len(losses), dtype=torch.float64, device=self.device)
         values = torch.stack([losses[name].detach().double() for name in self.names])
         self.sums += values

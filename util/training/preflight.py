@@ -54,7 +54,7 @@ def log_plan(
         "masked samples": f"{images * masks} per step ({masks} masks per image)" * (masks > 1),
         "unseen": unseen_patches(model),
         "steps": _length(args, steps, images / len(data)),
-        "learning rate": f"{rate}, {_warmup(args)} of warm-up, {_schedule(args)}",
+        "learning rate": f"{rate}, {_warmup(args, steps)} of warm-up, {_schedule(args)}",
         "precision": f"{precision.name if precision.dtype else 'fp32'} on {_device_name(device)}",
         "memory": f"about {_gib(state + activations)} per process: {_gib(state)} of weights, "
         f"gradients and optimiser, {_gib(activations)} of {what} (estimated)",
@@ -84,11 +84,17 @@ def _schedule(args: argparse.Namespace) -> str:
     return f"x {args.lr_gamma:g} at {', '.join(f'{m:g}' for m in args.lr_milestones)}"
 
 
-def _warmup(args: argparse.Namespace) -> str:
-    """The length of the warm-up; where it is longer than the run, a warning says what would fit."""
+def _warmup(args: argparse.Namespace, steps: int) -> str:
+    """The length of the warm-up; where it is longer than the run, a warning says what would fit.
+
+    Args:
+        steps: of an epoch.
+    """
     unit = "iterations" if hasattr(args, "iterations") else "epochs"
     length, warmup = getattr(args, unit), getattr(args, f"warmup_{unit}")
-    if warmup >= length:
+    if args.max_steps:
+        length = min(length, args.max_steps if unit == "iterations" else args.max_steps / steps)
+    if warmup >= length > 0:
         log.warning(
             "--warmup_%s %g is not shorter than the run of %g: the rate never comes to its height; "
             "--warmup_%s %g, a tenth, would fit",

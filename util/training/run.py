@@ -198,8 +198,8 @@ class Run:
     def log(
         self, step: int, more: Callable[[dict[str, float]], dict[str, float]] = lambda losses: {}
     ) -> None:
-        """At log steps the throughput and the mean losses since the last one go to the terminal
-        and to TensorBoard; at every step the progress line moves on.
+        """At log steps the throughput and the mean losses since the last one, or since a later
+        save, go to the terminal and to TensorBoard; at every step the progress line moves on.
 
         Args:
             more: called at log steps with those means, for what is shown besides.
