@@ -191,6 +191,7 @@ def class_names(pretrained: Pretrained, num_logits: int, args: argparse.Namespac
     classes = known or listed
     if classes is None and num_logits == imagenet.NUM_CLASSES:
         classes = list(imagenet.synsets())
+    classes = classes or pretrained.classes()
     if classes is None and DATASETS[args.dataset].crop_share == 1:
         classes = [str(number) for number in range(num_logits)]  # a data set of arrays
     if classes is None or len(classes) != num_logits:

@@ -31,12 +31,22 @@ from reproduction.cells import fill
 from reproduction.graph import Graph
 from reproduction.pretraining_lines import explained_lines, share_lines
 from reproduction.scales import MAINS, ROOT, SCALES, SMALL_SCALES, ImageNet, shown_path
-from reproduction.state import DONE, OTHERS, RUNNING, Folder, JobState, status_lines
+from reproduction.state import (
+    DONE,
+    FAILED,
+    MISSING,
+    OTHER_NEEDS,
+    OTHERS,
+    RUNNING,
+    Folder,
+    JobState,
+    status_lines,
+)
 from util.entry import run_main
 from util.errors import RunError, UsageError
 from util.flags.parser import ArgumentParser, number
 from util.logging import setup_logging
-from util.provenance import commit
+from util.provenance import abbreviated, commit
 from util.training.output import lock
 
 log = logging.getLogger(__name__)
@@ -76,7 +86,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     # fmt: off
     add("--jobs", type=number(int, 1), default=1, help="runs at once, on this machine")
     add("--nproc_per_node", type=number(int, 1), default=1, help="processes of a run: its GPUs")
-    add("--slurm", metavar="FLAGS", help="submit to SLURM with these flags of submitit_launch.py")
+    add("--slurm", action="append", metavar="[MAIN=]FLAGS", help="submit to SLURM with these flags "
+        "of submitit_launch.py, for all mains or one")
     add("--flags", action="append", default=[], metavar="MAIN=FLAGS",
         help='more flags for a main, as "main_pretrain=--num_workers 16"')
     # fmt: on
@@ -125,7 +136,7 @@ class Reproduction:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self._check_places()
-        self.wanted = None if args.any_commit else args.commit or commit()
+        self.wanted = None if args.any_commit else abbreviated(args.commit) or commit()
         self.out = os.path.join(args.out, args.scale)
         # Asked once, before this process has the lock, which a second look would give up.
         self.is_running = running.is_locked(self.out)
@@ -154,6 +165,15 @@ class Reproduction:
                 )
             return SMALL_SCALES[self.args.scale]
         return ImageNet({n: getattr(self.args, n) for n in PLACES if getattr(self.args, n)})
+
+    def _machines(self) -> dict[str, str]:
+        """What --slurm says for each main; for all under an empty name."""
+        found = {}
+        for text in self.args.slurm:
+            main, equals, flags = text.partition("=")
+            main, flags = (main, flags) if equals and main in MAINS.values() else ("", text)
+            found[main] = f"{found.get(main, '')} {flags}"
+        return found
 
     def _flags(self) -> dict[str, str]:
         found = {}
@@ -193,17 +213,25 @@ class Reproduction:
         found = []
         for job in self.graph.in_order():
             folder = Folder(self.graph, job)
-            found.append(folder.state(self.wanted, running.is_alive(folder, self.is_running)))
+            # What is done need not be asked for: SLURM's queue may be far away.
+            is_alive = not folder.results() and running.is_alive(folder, self.is_running)
+            found.append(folder.state(self.wanted, is_alive))
         return found
 
     def run(self) -> list[str]:
         """Run or submit what is missing, and return the names of the jobs that failed.
 
         Raises:
-            UsageError: a job's folder holds results, or a beginning, of another commit or of
-                other flags; or such a job runs.
+            UsageError: a job's folder holds results, or a beginning, of another commit, of other
+                flags or of an encoder that would be made anew; or such a job runs.
         """
         states = self.states()
+        todo = {
+            f.job.name for f in states if f.state in (MISSING, FAILED) and f.job.kind != "scenes"
+        }
+        for found in states:
+            if found.state == DONE and (anew := todo.intersection(found.job.needs)):
+                found.state, found.detail = OTHER_NEEDS, ", ".join(sorted(anew))
         others = [found for found in states if found.state in OTHERS]
         for found in others:
             log.error("%s: %s: %s", found.job.name, found.state, found.detail)
@@ -213,7 +241,7 @@ class Reproduction:
                 "--out, the flags of then, --any_commit or --commit; or remove those folders"
             )
         missing = sum(found.state != DONE for found in states)
-        if missing and self.args.commit not in (None, commit()):
+        if missing and self.args.commit and self.wanted != commit():
             raise UsageError(
                 f"--commit {self.args.commit}: {missing} of the runs are missing, and would be of "
                 f"the code as it is, {commit()}: check that commit out, or add --collect"
@@ -223,7 +251,7 @@ class Reproduction:
                 folder = Folder(self.graph, found.job)
                 running.check(folder, self.args.slurm is not None, self.args.any_commit)
         if self.args.slurm is not None:
-            run_slurm.SlurmRun(self.graph, states, self.args.slurm, dry_run=False).run()
+            run_slurm.SlurmRun(self.graph, states, self._machines(), dry_run=False).run()
             return []
         at_once, processes = self.args.jobs, self.args.nproc_per_node
         return run_local.LocalRun(self.graph, states, at_once, processes).run()
@@ -232,7 +260,7 @@ class Reproduction:
         """Print the commands that `run` would start."""
         states = self.states()
         if self.args.slurm is not None:
-            return run_slurm.SlurmRun(self.graph, states, self.args.slurm, dry_run=True).run()
+            return run_slurm.SlurmRun(self.graph, states, self._machines(), dry_run=True).run()
         for found in states:
             if found.state != DONE:
                 print(run_local.shown(self.graph, found.job, self.args.nproc_per_node))
@@ -301,7 +329,7 @@ def main(args: argparse.Namespace) -> None:
         return todo.collect()
     os.makedirs(todo.out, exist_ok=True)
     with open(os.path.join(todo.out, running.LOCK), "w") as held:  # closing it gives the lock up
-        if lock(held) is False:
+        if lock(held) is False and (time.sleep(1) or lock(held)) is False:  # not a mere --status
             raise UsageError(
                 f"--out {args.out}: another process runs these tables: wait for it, or see --status"
             )

@@ -253,12 +253,15 @@ def requeue_after_crash(folder: Path, max_requeues: int) -> list[str]:
     crashes = _quoted(folder / "$SLURM_JOB_ID.crashes")
     return [
         "status=$?",
+        # An array's task by its place: its own number may be that of the whole array, too.
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+        "job=${job:-$SLURM_JOB_ID}",
         f"if [ $status -ne 0 ] && [ ! -e {_quoted(failure_file(folder, '$SLURM_JOB_ID'))} ] &&",
-        '   [ "$(squeue --noheader --jobs $SLURM_JOB_ID --format %T)" = RUNNING ]; then',
+        '   [ "$(squeue --noheader --jobs $job --format %T)" = RUNNING ]; then',
         f'  echo "status $status after restart ${{SLURM_RESTART_COUNT:-0}}" >> {crashes}',
         f'  if [ "$(wc -l < {crashes})" -le {max_requeues} ]; then',
         '    echo "a task died or lost the others (status $status): the job is requeued"',
-        "    scontrol requeue $SLURM_JOB_ID && sleep 300",
+        "    scontrol requeue $job && sleep 300",
         "  fi",
         "fi",
         "exit $status",

@@ -96,7 +96,7 @@ def architecture(pretrained: vit.Pretrained | None, name: str) -> dict | None:
         return None
     is_told = bool(pretrained.config.get("architecture")) and name == model_name(pretrained)
     found = pretrained.architecture() if is_told or name not in SIZES else None
-    num_heads = (found or SIZES[name])["num_heads"]
+    num_heads = (found or SIZES[name]).get("num_heads")
     if pretrained.num_heads not in (None, num_heads):
         raise UsageError(
             f"--num_heads {pretrained.num_heads} is not for {name}, which has {num_heads}: leave "
@@ -177,7 +177,7 @@ def load_classifier(pretrained: vit.Pretrained, args: argparse.Namespace) -> nn.
     """A fine-tuned classifier with its head, images [B, C, H, W] -> logits [B, classes].
 
     Raises:
-        UsageError: a checkpoint without a head.
+        UsageError: a checkpoint without a head, or with one of other features.
     """
     keys = ("head.weight", "head.fc.weight")  # a ViT's, a Swin's
     head = next((pretrained.weights[k] for k in keys if k in pretrained.weights), None)
@@ -197,6 +197,11 @@ def load_classifier(pretrained: vit.Pretrained, args: argparse.Namespace) -> nn.
         global_pool="fc_norm.weight" in pretrained.weights,
         architecture=architecture(pretrained, args.model),
     )  # fmt: skip
+    if head.shape[1] != model.num_features:
+        raise UsageError(
+            f"{pretrained.foreign.named} classifies {head.shape[1]} features, where this project's "
+            f"{args.model} has {model.num_features}: fine-tune it with main_finetune.py first"
+        )
     load_pretrained(pretrained, model)
     return model
 
@@ -260,12 +265,14 @@ def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
         UsageError: a checkpoint of another architecture; the line says which keys and shapes.
     """
     if swin.is_swin(model):
-        pretrained.weights = swin.fit_weights(pretrained.weights, pretrained.config, model)
+        fitted = swin.fit_weights(pretrained.weights, pretrained.config, model, pretrained.named)
+        pretrained.weights = fitted
         pretrained.load_into(model)
         return
     if model.family == "beit" or has_position_biases(model):
         grid = model.patch_embed.grid_size
-        pretrained.weights = fit_weights(pretrained.weights, pretrained.config, grid)
+        fitted = fit_weights(pretrained.weights, pretrained.config, grid, pretrained.named)
+        pretrained.weights = fitted
     pretrained.load_into(model)
     head = pretrained.weights.get("head.weight")
     if model.num_classes and (head is None or head.shape != model.head.weight.shape):

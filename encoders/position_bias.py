@@ -82,12 +82,14 @@ def has_position_biases(model: nn.Module) -> bool:
     return bool(blocks) and isinstance(getattr(blocks[0], "attn", None), BiasedAttention)
 
 
-def fit_weights(weights: dict[str, Tensor], config: dict, new: Sequence[int]) -> dict[str, Tensor]:
+def fit_weights(
+    weights: dict[str, Tensor], config: dict, new: Sequence[int], named: str = "--finetune"
+) -> dict[str, Tensor]:
     """Weights with position biases stretched to a grid, as BEiT and SimMIM resize them.
 
     Args:
         config: of the checkpoint; its `grid` tells the old one where it is not square.
-        new: the model's grid.
+        new: the model's grid. named: the checkpoint, for errors.
 
     Raises:
         UsageError: tables whose grid is not known.
@@ -96,7 +98,7 @@ def fit_weights(weights: dict[str, Tensor], config: dict, new: Sequence[int]) ->
     for key, table in weights.items():
         if not key.endswith(TABLE):
             continue
-        old = _grid_of(len(table) - NUM_CLASS_ROWS, config)
+        old = _grid_of(len(table) - NUM_CLASS_ROWS, config, named)
         if tuple(old) != tuple(new) and key.startswith("blocks.0."):
             log.info("position biases: %d x %d -> %d x %d patches", *old, *new)
         offsets = resize_position_bias(table[:-NUM_CLASS_ROWS], old, tuple(new))
@@ -104,7 +106,7 @@ def fit_weights(weights: dict[str, Tensor], config: dict, new: Sequence[int]) ->
     return weights | resized
 
 
-def _grid_of(num_offsets: int, config: dict) -> tuple[int, int]:
+def _grid_of(num_offsets: int, config: dict, named: str) -> tuple[int, int]:
     """The grid whose patches have `num_offsets` offsets between them."""
     try:
         side = (square_grid(num_offsets)[0] + 1) // 2
@@ -113,6 +115,6 @@ def _grid_of(num_offsets: int, config: dict) -> tuple[int, int]:
         grid = tuple(config.get("grid") or (0, 0))
     if (2 * grid[0] - 1) * (2 * grid[1] - 1) != num_offsets:
         raise UsageError(
-            f"--finetune: {num_offsets} position biases belong to no grid of patches that is known"
+            f"{named}: {num_offsets} position biases belong to no grid of patches that is known"
         )
     return grid

@@ -183,11 +183,13 @@ def _stretched(old: int, new: int) -> np.ndarray:
     return np.concatenate([-places[::-1], [0.0], places])
 
 
-def fit_weights(weights: dict[str, Tensor], config: dict, model: nn.Module) -> dict:
+def fit_weights(
+    weights: dict[str, Tensor], config: dict, model: nn.Module, named: str = "--finetune"
+) -> dict:
     """Weights of a pre-trained Swin with names and position biases as `model` has them.
 
     Args:
-        config: of the checkpoint; its `input_size` tells the old window.
+        config: of the checkpoint; its `input_size` tells the old window. named: it, for errors.
 
     Raises:
         UsageError: tables of position biases whose window is not known.
@@ -198,14 +200,14 @@ def fit_weights(weights: dict[str, Tensor], config: dict, model: nn.Module) -> d
         key = f"{name}.relative_position_bias_table"
         if key not in weights or not hasattr(module, "relative_position_bias_table"):
             continue
-        old = _window_of(weights[key], config, cell)
+        old = _window_of(weights[key], config, cell, named)
         if old != module.window_size and name.endswith("layers.0.blocks.0.attn"):
             log.info("position biases: window %d x %d -> %d x %d", *old, *module.window_size)
         weights = weights | {key: resize_position_bias(weights[key], old, module.window_size)}
     return weights
 
 
-def _window_of(table: Tensor, config: dict, cell: int) -> tuple[int, int]:
+def _window_of(table: Tensor, config: dict, cell: int, named: str) -> tuple[int, int]:
     if config.get("input_size"):
         window = window_size([side // cell for side in config["input_size"]])
     else:
@@ -213,7 +215,7 @@ def _window_of(table: Tensor, config: dict, cell: int) -> tuple[int, int]:
         window = ((side + 1) // 2, (side + 1) // 2)
     if (2 * window[0] - 1) * (2 * window[1] - 1) != len(table):
         raise UsageError(
-            f"--finetune: {len(table)} position biases do not belong to a window of "
+            f"{named}: {len(table)} position biases do not belong to a window of "
             f"{window[0]} x {window[1]}: name a checkpoint of this project or of SimMIM"
         )
     return window

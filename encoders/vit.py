@@ -122,10 +122,21 @@ class Pretrained:
         self.is_ours = "model" in self.config
         self.weights: dict[str, Tensor] = dict(self.foreign.weights)
         self.raw = self.foreign.raw  # under the file's own names
+        self.named = self.foreign.named  # with its flag, for errors
 
     def architecture(self) -> dict:
         """The model, as `encoders.layouts.Foreign.architecture` describes it."""
         return self.foreign.architecture(self.num_heads)
+
+    def classes(self) -> list[str] | None:
+        """The names of the logits, in their order, where this project, timm or transformers has
+        written them."""
+        names = self.config.get("classes") or self.config.get("label_names")
+        labels = self.config.get("id2label")
+        if not names and isinstance(labels, dict):
+            names = [labels[key] for key in sorted(labels, key=int)]
+            names = None if names == [f"LABEL_{i}" for i in range(len(names))] else names
+        return [str(name) for name in names] if names else None
 
     def encoder_config(self) -> dict[str, object]:
         """`in_chans`, `input_size`, `mean` and `std` of the encoder, as far as they are known.
@@ -140,7 +151,7 @@ class Pretrained:
         if said is None and kernel.shape[1] == 3:
             log.warning(
                 "%s does not tell its images' mean and std: ImageNet's are used; for timm's "
-                "augreg models and mmpretrain's fine-tuned BEiT (not v2), give --mean 0.5 "
+                "augreg models and a fine-tuned BEiT (not v2), give --mean 0.5 "
                 "--std 0.5",
                 self.path,
             )

@@ -157,8 +157,7 @@ class Source:
     @property
     def classes(self) -> list[str] | None:
         """The classes' names, where the checkpoint has them."""
-        names = self.pretrained.config.get("classes")
-        return [str(name) for name in names] if names else None
+        return self.pretrained.classes()
 
     @property
     def crop_share(self) -> float:

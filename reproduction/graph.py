@@ -3,6 +3,8 @@
 A run that several cells, rows or tables need is in the graph once.
 """
 
+import hashlib
+import json
 import os
 import shlex
 from dataclasses import dataclass, field
@@ -75,6 +77,12 @@ class Graph:
     def of_imagenet(self) -> bool:
         return not isinstance(self.scale, SmallScale)
 
+    def digest(self, job: Job) -> str:
+        """Of a job's command and those of all that it needs."""
+        needs = [self.digest(self.jobs[name]) for name in job.needs]
+        told = json.dumps([job.main, *self.arguments(job), *needs])
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
     # ------------------------------------------------------------------------------------- cells
 
     def cell(self, row: Row, column: str, seed: int) -> Source | str:
@@ -95,6 +103,8 @@ class Graph:
             public, path = row.public, os.path.join(ROOT, self.checkpoints, row.public.file)
             if not (self.checkpoints and os.path.exists(path)):
                 return f"needs --checkpoints DIR/{public.file} ({public.layout}) from {public.url}"
+            if public.layout == "BEiT" and kind == "detection":
+                return "no detector is built on a BEiT, whose positions are relative"
             if row.key == "supervised" and column == "FT":
                 return Source(self._top1(row, seed), f"{row.title}, ImageNet")
         return Source(self.evaluation(kind, row, seed), key)

@@ -15,7 +15,7 @@ import submitit_launch
 from reproduction.graph import Graph, Job
 from reproduction.run_local import command, shown
 from reproduction.state import DONE, RUNNING, Folder, JobState, last_attempt
-from util.errors import RunError, first_line
+from util.errors import RunError, UsageError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,18 @@ class SlurmRun:
 
     Args:
         states: of all jobs, each job after those that it needs.
-        flags: for submitit_launch.py. dry_run: print the commands, and submit nothing.
+        flags: for submitit_launch.py, by main; of all under an empty name.
+        dry_run: print the commands, and submit nothing.
     """
 
-    def __init__(self, graph: Graph, states: Sequence[JobState], flags: str, dry_run: bool):
+    def __init__(self, graph: Graph, states: Sequence[JobState], flags: dict, dry_run: bool):
         self.graph, self.states, self.flags, self.dry_run = graph, states, flags, dry_run
 
     def run(self) -> None:
-        """Submit every job that is neither done nor in the queue."""
+        """Submit every job that is neither done nor in the queue, once all can be."""
+        for found in self.states:
+            if found.state not in (DONE, RUNNING) and found.job.kind != "scenes":
+                self._check(found.job)
         numbers: dict[str, str] = {}
         for found in self.states:
             if found.state == DONE:
@@ -82,10 +86,26 @@ class SlurmRun:
         if made.returncode:
             raise RunError(f"{job.name} could not be made: see above")
 
+    def _launcher(self, job: Job) -> list[str]:
+        """The launcher's flags for a job; those of its main come last, so that they win."""
+        words = [*shlex.split(self.flags.get("", "")), *shlex.split(self.flags.get(job.main, ""))]
+        words += ["--job_dir", self.graph.folder(job.name)]
+        return [*words, "--job_name", job.name.replace("/", "-")]
+
+    def _check(self, job: Job) -> None:
+        """Read a job's flags for its machines, as they will be when it is submitted."""
+        words = [*self._launcher(job), *self.graph.arguments(job)]
+        try:
+            submitit_launch.split_args(submitit_launch.MAINS[job.main], words)
+        except SystemExit:  # the line is told
+            raise UsageError(
+                f'{job.name} cannot be submitted so, and nothing was: --slurm "{job.main}=FLAGS" '
+                "gives its main machines of its own"
+            ) from None
+
     def _submit(self, job: Job, folder: Folder, needed: list[str]) -> str:
         """Submit the job to start after the jobs `needed`; its number (in a dry run, its name)."""
-        words = [*shlex.split(self.flags), "--job_dir", folder.path]
-        words += ["--job_name", job.name.replace("/", "-")]
+        words = self._launcher(job)
         if needed:
             words += ["--dependency", f"afterok:{':'.join(needed)}"]
             words += ["--sbatch", "kill-on-invalid-dep=yes"]

@@ -15,8 +15,11 @@ def is_locked(folder: str) -> bool:
     path = os.path.join(folder, LOCK)
     if not os.path.exists(path):
         return False
-    with open(path, "r+") as file:
-        return lock(file) is False
+    try:
+        with open(path, "r+") as file:
+            return lock(file) is False
+    except PermissionError:  # somebody else's tables, to look at
+        return False
 
 
 def is_alive(folder: Folder, is_looked_after: bool) -> bool:

@@ -27,7 +27,8 @@ STATUSES = {
 DONE, RUNNING, FAILED, MISSING = "done", "running", "failed", "missing"
 OTHER_FLAGS, OTHER_COMMIT = "done with other flags", "done by another commit"
 BEGUN = "begun by another commit"  # not done, and to go on would mix the two
-OTHERS = (OTHER_FLAGS, OTHER_COMMIT, BEGUN)
+OTHER_NEEDS = "made of what is there no more"  # an encoder by other flags, or made anew since
+OTHERS = (OTHER_FLAGS, OTHER_COMMIT, OTHER_NEEDS, BEGUN)
 TIME_LEFT = re.compile(r"(\d+(?::\d\d)+) in all")  # as `util.progress` has it
 # Files of a run from which it would go on; of several draws each has its own.
 GOES_ON_FROM = ("checkpoint-*.pth", "draw-*/checkpoint-*.pth", "draw-*/blr-*/checkpoint-*.pth")
@@ -45,7 +46,7 @@ class JobState:
     """How far one job is.
 
     Args:
-        state: DONE, RUNNING, FAILED, MISSING, OTHER_FLAGS, OTHER_COMMIT or BEGUN.
+        state: DONE, RUNNING, FAILED, MISSING, or one of OTHERS.
         detail: the log's last line, or the flags or commits that are not the wanted ones.
         results: what is in results.json, if it exists.
         seconds: what all attempts took together, by the clock: to tell the time left.
@@ -74,8 +75,9 @@ class Folder:
     """A job's folder: reads and writes job.json, the record of its attempts."""
 
     def __init__(self, graph: Graph, job: Job):
-        self.job, self.path = job, graph.folder(job.name)
+        self.graph, self.job, self.path = graph, job, graph.folder(job.name)
         self.command = [job.main, *graph.arguments(job)]
+        self.needs = {name: graph.digest(graph.jobs[name]) for name in job.needs}
 
     def record(self) -> dict:
         """What is in job.json: command, commit and attempts; empty before the first attempt."""
@@ -98,7 +100,8 @@ class Folder:
         own, earlier = commit(), self.begun_by()
         commits = [*(name for name in earlier if name != own), own]
         attempts = [*self.record().get("attempts", []), {"start": time.time()} | about]
-        self.write(command=self.command, commit=own, commits=commits, attempts=attempts)
+        made_by = dict(command=self.command, needs=self.needs, commit=own, commits=commits)
+        self.write(**made_by, attempts=attempts)
 
     def note(self, **about) -> None:
         """Keep more with the last attempt, as its process's number."""
@@ -179,6 +182,8 @@ class Folder:
         elif record.get("command", self.command) != self.command:
             if results or attempts:
                 found.state, found.detail = OTHER_FLAGS, " ".join(record["command"])
+        elif (results or self.begun_by()) and (changed := self._changed_needs(record)):
+            found.state, found.detail = OTHER_NEEDS, ", ".join(changed)
         elif results:
             found.state = DONE
             found.seconds = seconds or results.get("seconds") or 0.0
@@ -196,6 +201,20 @@ class Folder:
             self._refuse_mixture(found)
         return found
 
+    def _changed_needs(self, record: dict) -> list[str]:
+        """The jobs that this one needs and that are others than those it was made of: by their
+        flags, or begun anew after it. A folder without a record tells nothing of it."""
+        known, began = record.get("needs", {}), last_attempt(record).get("start")
+        changed = []
+        for name, digest in self.needs.items():
+            if self.graph.jobs[name].kind == "scenes":  # always the same
+                continue
+            anew = Folder(self.graph, self.graph.jobs[name]).last_attempt().get("start")
+            is_later = began is not None and anew is not None and anew > began
+            if known.get(name, digest) != digest or is_later:
+                changed.append(name)
+        return changed
+
     def _refuse_mixture(self, found: JobState) -> None:
         """A job that is not done is BEGUN if the code as it is would go on with another's work."""
         commits = self.begun_by()
@@ -205,7 +224,8 @@ class Folder:
 
     def runs_otherwise(self, any_commit: bool = False) -> str:
         """Why what runs here is not what the code as it is would run; empty where it is."""
-        if self.record()["command"] != self.command:
+        record = self.record()
+        if record["command"] != self.command or record.get("needs", self.needs) != self.needs:
             return "runs with other flags"
         is_same = any_commit or commits_of(self.record()) == [commit()]
         return "" if is_same else "runs by another commit"

@@ -49,3 +49,13 @@ def test_a_launcher_says_it_and_outside_git_it_is_unknown(tmp_path, monkeypatch)
     assert provenance.commit() == "unknown"
     monkeypatch.setenv("MIMAE_COMMIT", "abc-dirty-12345678")
     assert provenance.commit() == "abc-dirty-12345678"
+
+
+def test_a_commits_number_may_be_written_whole(tree):
+    words = ["git", "-C", str(tree), "rev-parse", "HEAD"]
+    number = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    assert (
+        provenance.abbreviated(number) == provenance.abbreviated(number[:12]) == provenance.commit()
+    )
+    for other in ("f" * 40, "abc-dirty-12345678", "test", None):
+        assert provenance.abbreviated(other) == other

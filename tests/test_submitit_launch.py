@@ -89,6 +89,26 @@ def test_a_crash_is_requeued(capsys, tmp_path, status, failed, state, earlier, r
     assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if requeued else "")
 
 
+def test_a_task_of_an_array_is_asked_for_and_requeued_alone(capsys, tmp_path):
+    """Also the one whose number is the whole array's."""
+    text = script(capsys, main_finetune, "--array", "3", "5", "--job_dir", str(tmp_path), *DIGITS)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "slurm").mkdir(exist_ok=True)
+    asked = tmp_path / "asked"
+    stand_ins = {
+        "srun": "exit 137",
+        "squeue": f'echo "$@" >> {asked}; echo RUNNING',
+        "scontrol": f'echo "$@" >> {asked}; exit 1',
+    }
+    for name, line in stand_ins.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    numbers = dict(SLURM_JOB_ID="7", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1")
+    environ = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"} | numbers
+    subprocess.run(["bash", "-c", text], env=environ, capture_output=True)
+    assert asked.read_text().splitlines() == ["--noheader --jobs 7_1 --format %T", "requeue 7_1"]
+
+
 def test_cpu_tasks(capsys):
     text = script(capsys, main_linprobe, "--ngpus", "0", "--tasks_per_node", "3", *DIGITS)
     assert "--ntasks-per-node=3" in text and "gpus" not in text.split("# setup")[0]

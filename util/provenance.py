@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 from importlib import metadata
 
@@ -36,6 +37,17 @@ def commit() -> str:
         return name + _edits(folder) if name else "unknown"
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def abbreviated(name: str | None) -> str | None:
+    """A commit's number, of any length, as `commit` writes it; other names stay as they are."""
+    if name is None or not re.fullmatch("[0-9a-f]{7,40}", name):
+        return name
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        return _git(folder, "rev-parse", "--short", f"{name}^{{commit}}").decode().strip() or name
+    except (OSError, subprocess.SubprocessError):
+        return name
 
 
 def _edits(folder: str) -> str:

@@ -14,7 +14,7 @@ from util.data.imagenet import TEST_SETS, synsets
 from util.data.loader import Batches
 from util.data.transformed import TransformedImages
 from util.data.unreadable import leave_out, made_of
-from util.errors import RunError
+from util.errors import RunError, UsageError
 
 
 @pytest.fixture
@@ -94,6 +94,18 @@ def test_folders_and_parts_of_them(tmp_path, monkeypatch):
         Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
     images = load_test_folder(str(tmp_path), ["n00000001", "n00000002"], 1)
     assert images.published == "two" and Subset(images, [0]).published == ""
+
+
+def test_a_test_set_may_number_its_folders(tmp_path):
+    """By the places of the sorted names, as ImageNet-V2 does; mixed with names it may not."""
+    for place in ("0", "1"):
+        (tmp_path / place).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / place / "a.png")
+    assert load_test_folder(str(tmp_path), ["cat", "dog"], 1).targets.tolist() == [0, 1]
+    (tmp_path / "cat").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "cat" / "a.png")
+    with pytest.raises(UsageError, match="lacks"):
+        load_test_folder(str(tmp_path), ["cat", "dog"], 1)
 
 
 def test_ade20ks_validation_set_is_known(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from pages import Structure
 
+from util.evaluation.tables import row
 from util.reporting.markdown import to_html
 
 
@@ -19,3 +20,10 @@ def test_headings_tables_lists_and_text():
 def test_a_table_right_below_its_text():
     found = to_html("Top-1, %.\n| | a |\n|---|---|\n| x | 1 |")
     assert found.startswith("<p>Top-1, %.</p>") and "<tbody><tr><th>x</th>" in found
+
+
+def test_a_bar_in_text_is_text():
+    assert to_html("Against a|b, in points:\nmore") == "<p>Against a|b, in points:<br>more</p>"
+    assert row("a|b", ["c"]) == "| a\\|b | c |"
+    html = to_html(f"{row('a|b', ['c'])}\n|---|---|\n| 1 | 2 |")
+    assert "a|b" in html and "<th>c</th>" in html

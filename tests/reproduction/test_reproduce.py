@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,9 @@ def test_what_another_commit_began_needs_any_commit_and_its_cell_says_so(tmp_pat
     folder = tmp_path / "demo/seed-0/pretrain/table3-independent"
     assert here(*words, *SHORT)[0] == 0
     (folder / "results.json").unlink()  # as a run that was killed at its end leaves it
+    line = refused(*words, *SHORT)  # what was made of it would be another encoder's
+    assert "finetune/table3-independent is made of what is there no more" in line
+    shutil.rmtree(tmp_path / "demo/seed-0/finetune")
     monkeypatch.setenv("MIMAE_COMMIT", "another")
     changed = [word if word != "test" else "another" for word in SHORT]
     line = refused(*words, *changed)
@@ -266,6 +270,21 @@ def test_slurm_gets_the_graph_as_dependencies(tmp_path):
     assert first.startswith("python submitit_launch.py main_pretrain --nodes 1 --ngpus 1")
     assert "--dependency afterok:seed-0/pretrain/mae_vit_base_800ep" in second
     assert "--dependency" not in first and not list(tmp_path.rglob("*.sh"))
+
+
+def test_nothing_is_submitted_where_a_job_cannot_be(tmp_path):
+    """Steps of an image on two processes; a main's own machines come last."""
+    words = ("table2", "--rows", "mimae_400", "--out", tmp_path, "--scale", "demo")
+    many = ("--slurm", "--nodes 1 --ngpus 2", "--flags", "main_segmentation=--images_per_step 1")
+    line = refused(*words, *many)
+    assert "segmentation" in line and '--slurm "main_segmentation=FLAGS"' in line
+    assert not list(tmp_path.rglob("job.json"))
+    own = ("--slurm", "main_segmentation=--ngpus 1", "--dry_run")
+    status, said, err = here(*words, *many, *own)
+    assert status == 0, err
+    lines = [line for line in said.splitlines() if "submitit_launch.py" in line]
+    gpus = {line.split()[2]: re.findall("--ngpus ([0-9]+)", line)[-1] for line in lines}
+    assert gpus["main_segmentation"] == "1" and gpus["main_pretrain"] == "2"
 
 
 def test_what_is_missing_is_not_run_for_another_commit(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 from planted import plant
@@ -16,6 +17,7 @@ from reproduction.state import (
     MISSING,
     OTHER_COMMIT,
     OTHER_FLAGS,
+    OTHER_NEEDS,
     RUNNING,
     Folder,
     seconds_left,
@@ -83,6 +85,26 @@ def test_other_flags_and_commits_are_told_apart(graph):
     folder.write(command=["main_pretrain", "--epochs", "1"])
     found = folder.state("abc")
     assert (found.state, found.detail) == (OTHER_FLAGS, "main_pretrain --epochs 1")
+
+
+def test_results_of_an_encoder_that_is_there_no_more_do_not_count(graph, tmp_path):
+    """Pre-trained by other flags, or begun anew since."""
+    plant(graph, PRETRAIN)
+    folder = plant(graph, FINETUNE)
+    assert folder.state("abc").state == DONE
+    other = Graph(SMALL_SCALES["demo"], str(tmp_path), flags={"main_pretrain": "--mask_ratio 0.9"})
+    for row in paper.TABLE3A.rows:
+        other.cell(row, "FT", 0)
+    found = Folder(other, other.jobs[FINETUNE]).state("abc")
+    assert (found.state, found.detail) == (OTHER_NEEDS, PRETRAIN)
+    again = Folder(graph, graph.jobs[PRETRAIN])
+    again.begin()  # after it was removed, for example
+    assert folder.state("abc").state == OTHER_NEEDS
+    os.remove(f"{folder.path}/results.json")
+    assert folder.state("abc").state == MISSING  # nothing was made of it
+    folder.begin()
+    plant(graph, FINETUNE).write(attempts=[{"start": time.time(), "end": time.time(), "status": 0}])
+    assert folder.state("abc").state == DONE
 
 
 def test_a_record_is_whole_or_not_there(graph):

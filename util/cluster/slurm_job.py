@@ -123,12 +123,13 @@ class _TermHandler:
     def __call__(self, number: int, frame: types.FrameType | None) -> None:
         if frame is not None:
             sys.exit(EXIT_INTERRUPTED)  # the batch script looks further
-        if self.env.global_rank == 0 and job_state(self.env.raw_job_id) == "RUNNING":
+        if self.env.global_rank == 0 and job_state(self.env.job_id) == "RUNNING":
             self.requeue(number, frame)
 
 
 def job_state(job_number: str) -> str:
-    """SLURM's word for the job's state, from the controller: sites without accounting have it.
+    """SLURM's word for the state of a job, or ARRAY_TASK, from the controller: sites without
+    accounting have it.
     Empty where nothing answers; then the batch script asks again."""
     command = ["squeue", "--noheader", "--jobs", job_number, "--format", "%T"]
     try:

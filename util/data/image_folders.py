@@ -137,7 +137,8 @@ def load_test_folder(
     folder: str, classes: list[str], in_chans: int, flag: str = "--test",
     value_range: Sequence[float] | None = None,
 ) -> Images:  # fmt: skip
-    """Labelled images FOLDER/CLASS/IMAGE, numbered as the classes of a training set are.
+    """Labelled images FOLDER/CLASS/IMAGE, numbered as the classes of a training set are. A folder
+    has a class's name, or all have their places among the sorted names, from 0 on.
 
     Raises:
         UsageError: no such folder, no image, or classes that training does not have.
@@ -151,6 +152,8 @@ def load_test_folder(
         raise UsageError(f"{flag} {folder} has no image in a class folder: name CLASS/'s parent")
     number = {name: i for i, name in enumerate(classes)}
     unknown = tree.unknown(number)
+    if unknown and not tree.unknown(places := {str(i): i for i in range(len(classes))}):
+        number, unknown = places, []  # ImageNet-V2 has folders 0 to 999
     if unknown:
         raise UsageError(
             f"{flag} {folder} has {len(unknown)} class folders that the training set lacks "

@@ -9,7 +9,7 @@ from util.evaluation.paired import Difference
 
 def row(label: str, cells: Sequence[str]) -> str:
     """A line of a Markdown table."""
-    return f"| {label} | {' | '.join(cells)} |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (label, *cells)) + " |"
 
 
 def rule(names: Sequence[str]) -> str:

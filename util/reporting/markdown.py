@@ -25,7 +25,7 @@ def _block(lines: list[str]) -> str:
         return _table(rows) + (_block(rest) if rest else "")
     if first.startswith("- "):
         return f"<ul>{''.join(f'<li>{_inline(line[2:])}</li>' for line in lines)}</ul>"
-    if "|" in "".join(lines):
+    if any(line.startswith("|") for line in lines):
         before = [line for line in lines if not line.startswith("|")]
         after = [line for line in lines if line.startswith("|")]
         return _block(before) + (_block(after) if after else "")

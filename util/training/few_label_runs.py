@@ -41,9 +41,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--draw", type=number(int, 0), default=0,
         help="which draw of --train_fraction, always the same for a number")
     add("--draws", type=number(int, 1),
-        help="this many runs, of draws 0, 1, … and of seeds from --seed on, in folders of their "
-        "own; results.json has their mean and standard deviation. With --subset_file the images "
-        "stay, the seeds differ")
+        help="this many runs, of draws 0, 1, … and of seeds from --seed x --draws on, in folders "
+        "of their own; results.json has their mean and standard deviation. With --subset_file the "
+        "images stay, the seeds differ")
     add("--hold_out", type=number(float, 1e-6, 0.9), metavar="SHARE",
         help="hold out this share of each class of the labelled images, and test on it instead of "
         f"the test set; with --choose_blr: to choose by (default: {HELD_OUT:g})")
@@ -100,7 +100,7 @@ def run_all(args: argparse.Namespace, finetune: Finetune) -> None:
 
 
 def _run_draw(args: argparse.Namespace, draw: int, finetune: Finetune, parts: list[dict]) -> dict:
-    one = _changed(args, f"draw-{draw}", draw=draw, seed=args.seed + draw, draws=None)
+    one = _changed(args, f"draw-{draw}", draw=draw, seed=args.seed * args.draws + draw, draws=None)
     if args.choose_blr:
         blr = _choose_blr(one, finetune, parts)
         one = _changed(one, blr=blr, hold_out=None)

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -133,7 +134,7 @@ def write_results(
     """
     record = _finite(numbers) | {
         "seconds": None if seconds is None else round(seconds, 1),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "commit": commits[-1] if commits else commit(),
         "versions": {"python": sys.version.split()[0]} | versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import platform
 from collections.abc import Callable
 
 import numpy as np
@@ -328,7 +329,7 @@ class Rows:
 
 def write_aside(path: str, write: Callable) -> None:
     """Write a file whole or not at all: to a temporary one that is renamed."""
-    temporary = f"{path}.{distributed.rank()}.tmp"
+    temporary = f"{path}.{platform.node()}-{os.getpid()}.tmp"  # others may write it, too
     try:
         with open(temporary, "wb") as file:
             write(file)
