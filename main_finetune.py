@@ -127,7 +127,8 @@ def build_model(
         architecture(pretrained, args.model),
     )
     if args.eval:
-        load_weights(model, pretrained.raw, args.resume)
+        check = "--model, --input_size and --cls_token"
+        load_weights(model, pretrained.raw, args.resume, check=check)
         return model
     if pretrained:
         load_pretrained(pretrained, model)
@@ -147,6 +148,15 @@ def build_augmentation(
 
     from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
 
+    if args.cutmix_minmax and uses_mixup(args):
+        low, high = args.cutmix_minmax
+        if not 0 <= low < high <= 1 or int(low * min(args.input_size)) >= int(
+            high * min(args.input_size)
+        ):
+            raise UsageError(
+                f"--cutmix_minmax {low:g} {high:g} are no shares of the image's side with a whole "
+                f"number of {min(args.input_size)} pixels between them: as 0.2 0.8"
+            )
     erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount)
     mix = None
     if uses_mixup(args):
@@ -176,15 +186,15 @@ def main(args: argparse.Namespace) -> None:
         model = build_model(args, pretrained, num_classes).to(run.device)
         args.input_size = list(model.patch_embed.img_size)
         normalize = Normalize(args.mean, args.std).to(run.device)
-        train = TransformedImages(train_images, training_view(args), args.seed)
         val = TransformedImages(val_images, evaluation_view(args), args.seed)
-        batches = open_batches(args, train, True, run.device)
         val_batches = open_batches(args, val, False, run.device)
         shapes = block_shapes(model)
         precision = run.precision(max(dim for _, dim, _ in shapes))
         if args.eval:
             return run.finish(**evaluate(model, val_batches, normalize, precision))
 
+        train = TransformedImages(train_images, training_view(args), args.seed)
+        batches = open_batches(args, train, True, run.device)
         per_step = args.accum_iter * batches.global_size
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
         groups = optim.layer_decay_groups(

@@ -139,7 +139,8 @@ def load_trained(probe: LinearProbe, classes: list[str], args: argparse.Namespac
     """The weights that --eval tests, of data with these classes."""
     found = read_checkpoint(args.resume)
     check_tested_on(args.resume, found.get("config", {}), classes, args)
-    load_weights(probe, found.get("model", {}), args.resume)
+    check = "--model, --input_size and --global_pool"
+    load_weights(probe, found.get("model", {}), args.resume, check=check)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -166,13 +167,15 @@ def main(args: argparse.Namespace) -> None:
             load_trained(probe, train_images.classes, args)
         trained: nn.Module = probe
         if not train_transform.is_random:  # the features never change
-            train, val = features_once(args, run, encoder, normalize, precision, train, val)
+            sets = [val] if args.eval else [train, val]
+            sets = features_once(args, run, encoder, normalize, precision, sets)
+            train, val = sets[0], sets[-1]
             trained, normalize = probe.head, nn.Identity()
-        batches = loader(args, train, run, training=True)
         val_batches = loader(args, val, run, training=False)
         if args.eval:
             numbers = evaluate(trained, val_batches, normalize, precision)
             return run.finish(**numbers)
+        batches = loader(args, train, run, training=True)
 
         per_step = args.accum_iter * batches.global_size
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
@@ -181,7 +184,8 @@ def main(args: argparse.Namespace) -> None:
         preflight.log_plan(args, probe, batches, precision, 1, [], run.device)
         before = [weight.clone() for weight in encoder.parameters()]
         objects = dict(model=probe, optimizer=optimizer, scaler=precision)
-        run.start(objects, describe(args, getattr(encoder, "vit", None)), batches)
+        about = describe(args, getattr(encoder, "vit", None), classes=train_images.classes)
+        run.start(objects, about, batches)
         if trained is not probe:
             check_same_encoder(before, encoder, args.resume)
         model = distributed.wrap(trained, run.device, args.grad_compression)
@@ -226,15 +230,16 @@ def features_of(
 
 
 def features_once(
-    args, run: Run, encoder, normalize, precision, train: TransformedImages, val: TransformedImages
-) -> tuple[FeatureSet, FeatureSet]:
-    """What a probe without augmentation is trained and tested on."""
-    log.info("no augmentation: features of %d images, once", len(train) + len(val))
-    found = [
-        features_of(args, run, encoder, normalize, precision, data, to_train=data is train)
-        for data in (train, val)
+    args, run: Run, encoder, normalize, precision, sets: list[TransformedImages]
+) -> list[FeatureSet]:
+    """What a probe without augmentation is trained on, and tested on, the last of the sets."""
+    log.info("no augmentation: features of %d images, once", sum(map(len, sets)))
+    return [
+        FeatureSet(
+            data, *features_of(args, run, encoder, normalize, precision, data, data is not sets[-1])
+        )
+        for data in sets
     ]
-    return FeatureSet(train, *found[0]), FeatureSet(val, *found[1])
 
 
 def knn(args, run: Run, encoder, normalize, precision, train: TransformedImages, val) -> None:

@@ -36,6 +36,18 @@ def test_eval_reproduces_what_training_logged(run_main_here, probed):
     assert outcome.results()["acc1"] == pytest.approx(probed.log()[-1]["test_acc1"])
 
 
+def test_eval_needs_no_training_images(run_main_here, probed):
+    """Neither a batch of them nor their features; other classes than the probe's are refused."""
+    saved = probed.folder / "checkpoint-last.pth"
+    words = ("--eval", "--resume", saved, "--train_fraction", 0.02)
+    for more in ((), ("--min_crop", 0.5)):
+        outcome = run_main_here("main_linprobe", *words, "--batch_size", 200, *more)
+        assert outcome.status == 0, outcome.err
+        assert outcome.results()["acc1"] == pytest.approx(probed.log()[-1]["test_acc1"], abs=0.3)
+        assert "features of 1" not in outcome.out
+    assert torch.load(saved, weights_only=True)["config"]["classes"] == [str(i) for i in range(10)]
+
+
 def test_lars_with_augmentation(run_main_here, checkpoint):
     outcome = run_main_here(
         "main_linprobe", "--finetune", checkpoint, "--optimizer", "lars", "--min_crop", 0.5,

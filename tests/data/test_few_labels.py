@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from util.data import few_labels
 from util.data.few_labels import balanced_draw, check_few, held_out
 from util.errors import UsageError
 
@@ -16,6 +17,16 @@ def test_a_balanced_draw():
     assert (np.diff(ids) > 0).all()
     assert {t: (targets[ids] == t).sum() for t in (0, 1, 2, 7)} == {0: 10, 1: 5, 2: 1, 7: 1}
     assert np.array_equal(balanced_draw(targets, 1.0), np.arange(161))
+
+
+def test_draws_are_those_of_a_class_after_the_other():
+    """One sort finds the images of all classes, as a search for each class does."""
+    targets = RNG.choice([0, 3, 5, 900], 400, p=[0.5, 0.3, 0.15, 0.05])
+    found = few_labels._by_class(targets)
+    assert [target for target, _ in found] == np.unique(targets).tolist()
+    for target, ids in found:
+        assert np.array_equal(ids, np.flatnonzero(targets == target))
+    assert few_labels._by_class(targets[:0]) == []
 
 
 @pytest.mark.parametrize(("amount", "counts"), [(3, [3, 3, 3]), (0.1, [6, 2, 1])])

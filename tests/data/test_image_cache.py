@@ -17,6 +17,7 @@ from util.data.image_cache import cached, cached_box, reduced
 from util.data.image_sets import ArrayImages
 from util.data.transforms import ResizeCenterCrop
 from util.errors import UsageError
+from util.evaluation.frozen.features import where_given
 
 SHAPES = [
     (300, 400),
@@ -120,6 +121,17 @@ def test_it_is_made_once_and_anew_where_a_file_has_changed(args, folder, monkeyp
     assert len(made) == 2 and len(files(args)) == 1 and files(args) != before
     load(args, input_size=[56]), load(args, "train")  # other images, or of another size
     assert len(made) == 4 and len(files(args)) == 3
+
+
+def test_another_column_of_the_same_rows_has_its_own(args):
+    images = load(args, cache_images=None)
+    places = [
+        image_cache._place(images, Namespace(**vars(args) | column), 1.0, 1.0)[0]
+        for column in ({}, {"image_column": ""}, {"image_column": "mask"})
+    ]
+    assert places[0] == places[1] != places[2]
+    flags = Namespace(value_range=None, num_heads=None, image_column="mask")
+    assert where_given(flags) == {"image_column": "mask"}  # of kept features
 
 
 def test_a_part_of_the_images_has_its_own(args, tmp_path):

@@ -46,6 +46,11 @@ def test_absolute_paths_and_the_lists_order(listed):
     assert listed("a/x.png", "z z.png", of=part) == [2, 0]
 
 
+def test_an_image_that_is_named_twice_is_taken_once_and_told(listed, caplog):
+    assert listed("b/y.png", "a/x.png", "y.png", "a/x.png") == [3, 0]
+    assert "names 2 images twice" in caplog.text
+
+
 @pytest.mark.parametrize("line", ["x.png", "deep/1.png", "1.png"])
 def test_an_ambiguous_name_is_refused_with_those_that_it_may_mean(listed, line):
     with pytest.raises(UsageError, match=r"--subset_file .*more than one image is called") as error:

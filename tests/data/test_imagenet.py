@@ -128,6 +128,9 @@ def test_real_labels_follow_the_images_numbers(tmp_path):
     path = tmp_path / "real.json"
     path.write_text("[[5], [], [1, 2]]")
     assert read_real_labels(str(path), images) == [{1, 2}, {5}, frozenset()]
+    jpeg2000 = [name.replace("JPEG", "jp2") for name in names]  # a 2 that is no image's number
+    images = FileImages("", jpeg2000, [0, 0, 0], ["c"], 3)
+    assert read_real_labels(str(path), images) == [{1, 2}, {5}, frozenset()]
     path.write_text("[[5]]")
     with pytest.raises(UsageError, match=r"has 1 images, and .*is none of them"):
         read_real_labels(str(path), images)

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data._utils import signal_handling
 
 from util.cluster import distributed
@@ -198,6 +199,20 @@ def test_a_usage_error_is_one_line_from_a_worker_too(tmp_path, workers):
     with pytest.raises(UsageError) as caught:
         ids(batches)
     assert "\n" not in str(caught.value) and str(caught.value).startswith("20 images in a row")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transforms_usage_error_keeps_its_words(tmp_path, workers):
+    """Notes would stand below them, and the last line is told."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    images = FileImages(str(tmp_path), ["a.png"] * 4, [-1] * 4, [], 3)
+    batches = Batches(TransformedImages(images, refuse, 0), 2, True, num_workers=workers)
+    with pytest.raises(UsageError, match=r"^--aa needs 8 bits: use --aa none$"):
+        ids(batches)
+
+
+def refuse(image):
+    raise UsageError("--aa needs 8 bits: use --aa none")
 
 
 # -------------------------------------------------------------------------------------- randomness

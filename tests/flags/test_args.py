@@ -195,6 +195,14 @@ def test_a_flag_that_would_do_nothing_is_refused(main, words, tmp_path):
     main.parse_args([f"@{tmp_path / 'flags'}"])
 
 
+@pytest.mark.parametrize("shares", [("0.5", "0.6"), ("0.8", "0.2"), ("0.1", "1.5")])
+def test_shares_of_cutmix_leave_whole_pixels(shares):
+    """Of 8 pixels 0.5 to 0.6 are 4 to 4."""
+    args = main_finetune.parse_args(["--cutmix_minmax", *shares])
+    with pytest.raises(UsageError, match=r"--cutmix_minmax .* whole number of 8 pixels"):
+        main_finetune.build_augmentation(args, None, 10)
+
+
 def test_evaluation_has_no_rules_of_training():
     words = "--data_path x --batch_size 1 --eval --resume x --grad_compression fp16".split()
     assert main_finetune.parse_args(words).batch_size == 1  # mixup pairs images

@@ -25,8 +25,7 @@ def balanced_draw(targets: np.ndarray, amount: int | float, draw: int = 0) -> np
         UsageError: a class with fewer images than asked for.
     """
     drawn = []
-    for target in np.unique(targets):
-        ids = np.flatnonzero(targets == target)
+    for target, ids in _by_class(targets):
         count = max(1, round(amount * len(ids))) if isinstance(amount, float) else amount
         if count > len(ids):
             raise UsageError(
@@ -36,6 +35,13 @@ def balanced_draw(targets: np.ndarray, amount: int | float, draw: int = 0) -> np
         order = torch.randperm(len(ids), generator=generator(STREAM_SUBSET, *counters)).numpy()
         drawn.append(ids[order[:count]])
     return np.sort(np.concatenate(drawn))
+
+
+def _by_class(targets: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Each class of labels [n] with the ids of its images, sorted; one sort for all of them."""
+    classes, starts = np.unique(np.sort(targets), return_index=True)
+    parts = np.split(np.argsort(targets, kind="stable"), starts[1:])
+    return list(zip(classes.tolist(), parts, strict=True)) if len(targets) else []
 
 
 def check_few(targets: np.ndarray, classes: Sequence[str], amounts: Sequence[int]) -> None:
@@ -69,8 +75,7 @@ def held_out(targets: np.ndarray, share: float = 0.1) -> np.ndarray:
     """
     is_held = np.zeros(len(targets), dtype=bool)
     order_of = torch.Generator().manual_seed(0)
-    for target in np.unique(targets):
-        ids = np.flatnonzero(targets == target)
+    for _, ids in _by_class(targets):
         count = min(max(1, int(share * len(ids) + 1e-6)), len(ids) - 1)  # 0.1 · 290 is 28.99…
         is_held[ids[torch.randperm(len(ids), generator=order_of).numpy()[:count]]] = True
     if not is_held.any():

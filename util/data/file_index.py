@@ -122,7 +122,7 @@ def _holds_image(root: str, place: Place) -> bool:
     folder = os.path.join(root, place[0])
     try:
         with os.scandir(folder) as entries:
-            if any(_is_named_as_image(entry.name) for entry in entries):
+            if any(is_named_as_image(entry.name) for entry in entries):
                 return True
     except OSError as error:
         raise _unreadable(folder, error) from None
@@ -130,7 +130,8 @@ def _holds_image(root: str, place: Place) -> bool:
     return bool(part.images) or any(_holds_image(root, inner) for inner in places)
 
 
-def _is_named_as_image(name: str) -> bool:
+def is_named_as_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does, and is not hidden."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
@@ -179,9 +180,13 @@ def _list(root: str, relative: str, parents: frozenset[Identity]) -> tuple[list[
 def _kind(entry: os.DirEntry) -> str:
     """`image`, `folder`, `junk` (a folder to pass over) or `file`."""
     # The suffix comes first: it spares a network disk one look-up per image.
-    if _is_named_as_image(entry.name):
+    if is_named_as_image(entry.name):
         return "image"
-    if entry.is_dir():
+    try:
+        is_folder = entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that is closed
+        return "file"
+    if is_folder:
         is_junk = entry.name.startswith(".") or entry.name.lower() in JUNK_FOLDERS
         return "junk" if is_junk else "folder"
     return "image" if _is_image_without_suffix(entry) else "file"

@@ -98,7 +98,9 @@ def _place(images: Images, args, crop_share: float, min_crop: float) -> tuple[st
     if not images.files(0):
         raise UsageError("--cache_images: these images are in memory already: leave it away")
     box = cached_box(args, crop_share, min_crop)
-    names = hashlib.sha256(json.dumps([box, args.in_chans, args.value_range]).encode())
+    read_as = [box, args.in_chans, args.value_range]
+    read_as += [args.image_column] if getattr(args, "image_column", "") else []  # seldom given
+    names = hashlib.sha256(json.dumps(read_as).encode())
     here = "" if os.path.isabs(images.name(0)) else os.getcwd()
     for start in range(0, len(images), PART):
         part = range(start, min(start + PART, len(images)))

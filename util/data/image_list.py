@@ -1,9 +1,12 @@
 """Published lists of images: which images of a data set the lines of a file name."""
 
+import logging
 import os
 from typing import Protocol
 
 from util.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 class Named(Protocol):
@@ -44,7 +47,10 @@ def listed_positions(images: Named, path: str, flag: str) -> list[int]:
             f"{flag} {path} names {len(absent)} of {len(wanted)} images that the data set "
             f"lacks ({', '.join(absent[:3])}): use the list of this data set"
         )
-    return found
+    once = list(dict.fromkeys(found))
+    if len(once) < len(found):
+        log.warning("%s %s names %d images twice", flag, path, len(found) - len(once))
+    return once
 
 
 def _by_end(images: Named, names: set[str]) -> dict[str, list[int]]:

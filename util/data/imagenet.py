@@ -160,7 +160,8 @@ def read_real_labels(
     found = []
     for index in range(len(images)):
         name = images.name(index)
-        number = re.search(r"(\d+)\D*$", name)
+        stem = os.path.splitext(os.path.basename(name))[0]  # a suffix may have digits: jp2
+        number = re.search(r"(\d+)\D*$", stem)
         if number is None or not 1 <= int(number[1]) <= len(known):
             raise UsageError(
                 f"--real_labels {path} has {len(known)} images, and {name} is none of them by its "

@@ -137,7 +137,7 @@ def _file_system(path: str) -> str:
     """The kind of file system on which a path lies, as Linux names it; empty: not known."""
     best, kind = -1, ""
     try:
-        with open("/proc/self/mountinfo") as file:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as file:
             lines = file.read().splitlines()
     except OSError:
         return ""

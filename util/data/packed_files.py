@@ -19,7 +19,10 @@ class PackedFiles:
 
     def __init__(self, paths: Sequence[str], index: Index):
         self.paths = list(paths)
-        self.root = os.path.commonpath([os.path.dirname(path) for path in paths])
+        folders = [os.path.dirname(path) for path in paths]
+        if len({os.path.isabs(folder) for folder in folders}) > 1:
+            folders = [os.path.abspath(folder) for folder in folders]
+        self.root = os.path.commonpath(folders)
         arrays = index.arrays
         stamps = dict(zip(arrays["made of"].tolist(), arrays["stamps"].tolist(), strict=True))
         of_paths = (stamps[os.fsencode(os.path.realpath(path))] for path in paths)

@@ -1,11 +1,13 @@
 """The files that --data_path names by a pattern, a list or a folder, and those of a split."""
 
 import glob
-import itertools
+import logging
 import os
 import re
 
 from util.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 JOINED = "::"  # between patterns, as WebDataset has it
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -17,8 +19,9 @@ def split_files(data_path: str, split: str, suffix: tuple[str, ...], deep: bool)
     """The files of a split, in the order of a pattern, or sorted; none where there are none.
 
     A file is of the split that its name says (`train-0001.tar`, `imagenet1k-validation-07.tar`),
-    or else the nearest folder's. Files that say nothing are of the training split. Those of a test
-    split are `val` where there is no validation split: many sets publish it without labels.
+    or else the nearest folder's. Files that say nothing are of the training split where none says
+    so, else of no split. Those of a test split are `val` where there is no validation split: many
+    sets publish it without labels.
 
     Args:
         data_path: files with {0000..0099}, {a,b} or wildcards, or folders, joined by `::`.
@@ -35,8 +38,16 @@ def split_files(data_path: str, split: str, suffix: tuple[str, ...], deep: bool)
     is_folder = os.path.isdir(data_path)
     roots = (data_path if is_folder else os.path.join(os.path.dirname(p), "..") for p in named)
     of = [_split_of(path, root) for path, root in zip(named, roots, strict=True)]
+    unsaid = [path for path, own in zip(named, of, strict=True) if not own]
+    if "train" not in of:
+        of = [own or "train" for own in of]
+    elif unsaid and split != "val":
+        log.warning(
+            "--data_path: %d files are of no split by their names, and left out, as %s",
+            len(unsaid), unsaid[0],
+        )  # fmt: skip
     found = next((one for one in wanted if one in of), None)
-    return [path for path, own in zip(named, of, strict=True) if own == found]
+    return [path for path, own in zip(named, of, strict=True) if own and own == found]
 
 
 def needed_files(
@@ -59,13 +70,10 @@ def named_files(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str
     if not data_path:
         raise UsageError(f"--data_path is missing: name {' or '.join(suffix)} files, or a folder")
     if os.path.isdir(data_path):
-        levels = os.walk(data_path, followlinks=True)
-        levels = levels if deep else itertools.islice(levels, 1)
-        found = [os.path.join(folder, name) for folder, _, names in levels for name in names
-                 if name.lower().endswith(suffix) and not name.startswith(".")]  # fmt: skip
+        found = sorted(_below(data_path, suffix, deep, frozenset()))
         if not found:
             raise UsageError(f"--data_path {data_path} has no {' or '.join(suffix)} file")
-        return sorted(found)
+        return found
     found, absent = [], []
     for pattern in data_path.split(JOINED):
         for path in _expanded(os.path.expanduser(pattern)):
@@ -82,7 +90,31 @@ def named_files(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str
             f"--data_path {data_path}: there is no {absent[0]} ({len(absent)} of "
             f"{len(absent) + len(found)} files are missing): name files on a disk"
         )
-    return found
+    return list(dict.fromkeys(found))  # patterns may overlap
+
+
+def _below(
+    folder: str, suffix: tuple[str, ...], deep: bool, parents: frozenset[tuple[int, int]]
+) -> list[str]:
+    """A folder's files, and those of folders in it, but of a link to one in which it lies.
+
+    Args:
+        parents: device and number of the folders in which it lies.
+    """
+    found: list[str] = []
+    try:
+        status = os.stat(folder)
+        inside = parents | {(status.st_dev, status.st_ino)}
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UsageError(f"--data_path: {folder} cannot be read ({error.strerror})") from None
+    for path in (os.path.join(folder, name) for name in names):
+        if not os.path.isdir(path):
+            found += [path] * path.lower().endswith(suffix)
+        elif deep and len(inside) > len(parents):
+            found += _below(path, suffix, deep, inside)
+    return found if len(inside) > len(parents) else []
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -101,7 +133,8 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def _split_of(path: str, root: str) -> str:
-    """The split that a file's name says, or else the nearest folder's, below a root."""
+    """The split that a file's name says, or else the nearest folder's, below a root; empty: none
+    does."""
     *folders, name = os.path.relpath(path, root).lower().split(os.sep)
     said = [s for s, words in SPLITS.items() if re.search(rf"(?<![a-z])({words})(?![a-z])", name)]
     if said and (len(said) == 1 or "train" not in said):
@@ -110,4 +143,4 @@ def _split_of(path: str, root: str) -> str:
         for split, words in SPLITS.items():
             if re.fullmatch(words, folder):
                 return split
-    return "train"
+    return ""

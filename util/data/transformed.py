@@ -41,6 +41,8 @@ class TransformedImages(Dataset):
             seed_libraries(self.seed, STREAM_SAMPLE, epoch, wanted)
             try:
                 return *self.transformed(image, target), bad
+            except UsageError:
+                raise
             except Exception as error:
                 if hasattr(error, "add_note"):  # from Python 3.11 on
                     error.add_note(f"with the image {self.images.name(index)}")

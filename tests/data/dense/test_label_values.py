@@ -62,6 +62,13 @@ def test_maps_that_count_from_one_are_not_of_first_class_0(told, tmp_path):
     )
 
 
+def test_masks_of_0_and_255_are_no_two_classes(told, tmp_path):
+    write(tmp_path, [[[0, 255, 255]], [[255, 0, 0]]])
+    line = told(Labels(["ground", "thing"], first_class=0)).splitlines()[0]
+    assert line.startswith("value 1 (thing) is in no training map, and 255 is nothing")
+    assert "--palette" in line
+
+
 def test_many_absent_classes_take_one_line(told, tmp_path):
     write(tmp_path, [[[1, 1]]])
     line = told(Labels([f"c{i}" for i in range(150)])).splitlines()[0]

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from util.data.file_index import is_named_as_image
 from util.data.kept_index import Stamp, stamp
 from util.data.packed_files import PackedFiles
 from util.data.shards import SHARD, shard_index
@@ -81,7 +82,8 @@ class ShardPlace:
 def place_of(where: str, flag: str) -> FolderPlace | ShardPlace:
     """Raises UsageError where there is neither a folder nor a shard."""
     if os.path.isdir(where):
-        if not any(name.endswith(SHARD) for name in os.listdir(where)):
+        names = os.listdir(where)
+        if any(map(is_named_as_image, names)) or not any(name.endswith(SHARD) for name in names):
             return FolderPlace(where)
     elif SHARD not in where:
         raise UsageError(f"{where} is not a folder: name that of the images, {flag}")

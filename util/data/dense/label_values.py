@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from util.cluster import agreement
-from util.data.dense.ade20k import NOTHING, Labels, MappedImages
+from util.data.dense.ade20k import NOTHING, UNLABELLED, Labels, MappedImages
 from util.errors import UsageError
 from util.progress import ProgressLine
 
@@ -59,9 +59,9 @@ def _tell(images: MappedImages, split: str) -> None:
         )
     absent = [number for number in range(len(labels.classes)) if number not in found]
     if absent:
-        has_nothing = any(number == NOTHING for number in classes_of.values())
+        nothing = {value for (value, _), number in classes_of.items() if number == NOTHING}
         level = logging.WARNING if split == "training" else logging.INFO
-        log.log(level, "%s", _absent_line(labels, absent, split, has_nothing))
+        log.log(level, "%s", _absent_line(labels, absent, split, nothing))
     everywhere = [shown[key] for key in sorted(count) if count[key] == num]
     if everywhere and num > 1:
         log.info("in each of the %d %s maps: %s", num, split, ", ".join(everywhere[:SHOWN]))
@@ -77,7 +77,7 @@ def _shown(labels: Labels, value: int, is_colour: bool) -> str:
     return f"{labels.shown(value, is_colour)} ({name})"
 
 
-def _absent_line(labels: Labels, absent: Sequence[int], split: str, has_nothing: bool) -> str:
+def _absent_line(labels: Labels, absent: Sequence[int], split: str, nothing: set[int]) -> str:
     names = [
         labels.classes[number] if labels.palette is not None
         else f"value {number + labels.first_class} ({labels.classes[number]})"
@@ -90,10 +90,12 @@ def _absent_line(labels: Labels, absent: Sequence[int], split: str, has_nothing:
     if labels.palette is not None:
         return line
     # Maps that count from the other number: their first value is nothing, or of no pixel.
-    if labels.first_class == 1 and absent[-1] == len(labels.classes) - 1 and has_nothing:
+    if labels.first_class == 1 and absent[-1] == len(labels.classes) - 1 and nothing:
         return f"{line}; is --first_class 0?"
     if labels.first_class == 0 and absent[0] == 0:
         return f"{line}; is --first_class 1?"
+    if nothing == {UNLABELLED}:
+        return f"{line}, and 255 is nothing: if it is a class, name the colours, by --palette"
     return line
 
 

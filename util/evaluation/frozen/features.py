@@ -88,7 +88,7 @@ def how_encoded(flags, view, precision) -> dict[str, object]:
 
 def where_given(flags) -> dict[str, object]:
     """What else it depends on, of seldom given flags: files kept without them stay good."""
-    names = ("value_range", "num_heads")
+    names = ("value_range", "num_heads", "image_column")
     return {name: value for name in names if (value := getattr(flags, name, None))}
 
 
