@@ -143,6 +143,11 @@ def load_trained(probe: LinearProbe, classes: list[str], args: argparse.Namespac
     load_weights(probe, found.get("model", {}), args.resume, check=check)
 
 
+def new_optimizer(args: argparse.Namespace, head: nn.Module) -> torch.optim.Optimizer:
+    kind = optim.LARS if args.optimizer == "lars" else torch.optim.SGD
+    return kind(head.parameters(), weight_decay=args.weight_decay, momentum=0.9)
+
+
 def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         encoder, dim = build_frozen(args)
@@ -156,8 +161,7 @@ def main(args: argparse.Namespace) -> None:
         view = evaluation_view(args)
         train_images = load_images(args, "train", min_crop=1.0 if args.knn else args.min_crop)
         val_images = load_images(args, "val")
-        train_view = view if args.knn else train_transform
-        train = TransformedImages(train_images, train_view, args.seed)
+        train = TransformedImages(train_images, view if args.knn else train_transform, args.seed)
         val = TransformedImages(val_images, view, args.seed)
         if args.knn:
             return knn(args, run, encoder, normalize, precision, train, val)
@@ -173,14 +177,12 @@ def main(args: argparse.Namespace) -> None:
             trained, normalize = probe.head, nn.Identity()
         val_batches = loader(args, val, run, training=False)
         if args.eval:
-            numbers = evaluate(trained, val_batches, normalize, precision)
-            return run.finish(**numbers)
-        batches = loader(args, train, run, training=True)
+            return run.finish(**evaluate(trained, val_batches, normalize, precision))
 
+        batches = loader(args, train, run, training=True)
         per_step = args.accum_iter * batches.global_size
         args.lr = optim.absolute_lr(args.lr, args.blr, per_step, args.blr_samples)
-        kind = optim.LARS if args.optimizer == "lars" else torch.optim.SGD
-        optimizer = kind(probe.head.parameters(), weight_decay=args.weight_decay, momentum=0.9)
+        optimizer = new_optimizer(args, probe.head)
         preflight.log_plan(args, probe, batches, precision, 1, [], run.device)
         before = [weight.clone() for weight in encoder.parameters()]
         objects = dict(model=probe, optimizer=optimizer, scaler=precision)
