@@ -134,8 +134,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.corrupt = not of_imagenet and not args.imagenet_c
     if not (args.corrupt or args.imagenet_c):
         args.settings.refuse("without --corrupt or --imagenet_c", "corruptions", "severities")
-    if not args.imagenet_c:
-        args.settings.refuse("without --imagenet_c", "partial")
+    if not (of_imagenet or args.imagenet_c):
+        args.settings.refuse("without a published set", "partial")
     words = [*args.checkpoints, *[b for b in [args.baseline] if b and b not in args.checkpoints]]
     if args.names and len(words) > len(args.checkpoints):
         args.names = [*args.names, "baseline"]

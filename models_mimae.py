@@ -206,16 +206,16 @@ class ReconstructionGate(nn.Module):
         if not self.is_watched:
             return
         rec, mean_patch = distributed.reduce_mean(torch.stack([rec, mean_patch]).float())
-        counts = (mean_patch > 0) * (1 - self.is_open)  # a run's first image is its own mean patch
-        rec = torch.where(counts > 0, rec / mean_patch if self.is_share else rec, self.rec_mean)
+        unit = mean_patch if self.is_share else torch.ones_like(rec)
+        counts = (unit > 0) * (1 - self.is_open)  # a run's first image is its own mean patch
+        rec = torch.where(counts > 0, rec / unit, self.rec_mean)
         self.num_updates += counts
         self.rec_mean.lerp_(rec.to(self.rec_mean.dtype), (1 - self.decay) * counts)
         unbiased = self.rec_mean / (1 - self.decay**self.num_updates)
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
     def settle(self) -> None:
-        """Once open, exchange nothing more; a checkpoint's mean of the other unit begins anew. For
-        log steps, since this waits for the device."""
+        """At log steps: once open, exchange nothing more; a saved mean of the other unit goes."""
         if bool(self.of_share) != self.is_share:
             self.rec_mean, self.num_updates = self.rec_mean * 0, self.num_updates * 0
             self.of_share.fill_(self.is_share)

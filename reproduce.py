@@ -46,7 +46,7 @@ from util.entry import run_main
 from util.errors import RunError, UsageError
 from util.flags.parser import ArgumentParser, number
 from util.logging import setup_logging
-from util.provenance import abbreviated, commit
+from util.provenance import commit, is_same
 from util.training.output import lock
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Reproduction:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self._check_places()
-        self.wanted = None if args.any_commit else abbreviated(args.commit) or commit()
+        self.wanted = None if args.any_commit else args.commit or commit()
         self.out = os.path.join(args.out, args.scale)
         # Asked once, before this process has the lock, which a second look would give up.
         self.is_running = running.is_locked(self.out)
@@ -230,18 +230,22 @@ class Reproduction:
             f.job.name for f in states if f.state in (MISSING, FAILED) and f.job.kind != "scenes"
         }
         for found in states:
-            if found.state == DONE and (anew := todo.intersection(found.job.needs)):
-                found.state, found.detail = OTHER_NEEDS, ", ".join(sorted(anew))
+            anew = sorted(todo.intersection(found.job.needs))
+            if anew and (found.state == DONE or Folder(self.graph, found.job).begun_by()):
+                found.state, found.detail = OTHER_NEEDS, ", ".join(anew)
         others = [found for found in states if found.state in OTHERS]
         for found in others:
             log.error("%s: %s: %s", found.job.name, found.state, found.detail)
         if others:
+            flags = ", the flags of then"
+            if {found.state for found in others} != {OTHER_NEEDS}:
+                flags += ", --any_commit or --commit"
             raise UsageError(
                 f"{others[0].job.name} is {others[0].state}, {len(others)} in all: give another "
-                "--out, the flags of then, --any_commit or --commit; or remove those folders"
+                f"--out{flags}; or remove those folders"
             )
         missing = sum(found.state != DONE for found in states)
-        if missing and self.args.commit and self.wanted != commit():
+        if missing and self.args.commit and not is_same(self.args.commit, commit()):
             raise UsageError(
                 f"--commit {self.args.commit}: {missing} of the runs are missing, and would be of "
                 f"the code as it is, {commit()}: check that commit out, or add --collect"

@@ -114,7 +114,7 @@ def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, l
     refuse_second_rate(parser, argv)
     launcher_args, rest = parser.parse_known_args(argv)  # which reads every @file
     rest = last_rates(rest)
-    if launcher_args.ngpus and parser.is_given("tasks_per_node", argv):
+    if parser.is_given("tasks_per_node", argv) and not parser.is_given("ngpus", argv):
         raise UsageError("--tasks_per_node is of CPU runs: add --ngpus 0, or leave it away")
     processes = launcher_args.nodes * (launcher_args.ngpus or launcher_args.tasks_per_node)
     with as_one_of(processes):

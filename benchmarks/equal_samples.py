@@ -311,7 +311,7 @@ def main() -> None:
         sys.exit(f"error: --study {args.study} has no runs: leave --report away")
     for shared, records in settings.items():
         if args.balanced:
-            vars(args).update(probe_dataset=None, **json.loads(shared))
+            vars(args).update({"probe_dataset": None} | json.loads(shared))
             own = main_linprobe.parse_args(tested_on(args))
             records = study.balanced(records, load_images(own, "val").targets)
         try:

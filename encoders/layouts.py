@@ -215,7 +215,7 @@ def _normalization(name: str, config: dict, weights: Weights, args: dict) -> Nor
     is_fixed = pos_embed is not None and pos_embed.ndim == 3 and not pos_embed[0, 0].any()
     if is_fixed and name in ("timm's ViT", "transformers' ViT"):
         return IMAGENET
-    if name == "BEiT" and "head.weight" in weights:
+    if name == "BEiT" and "head.weight" in weights and "imagenet_default_mean_and_std" not in args:
         return None  # fine-tuned, v2 has v1's keys and has seen ImageNet's mean and std
     return LAYOUTS[name].normalization
 

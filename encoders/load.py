@@ -39,7 +39,8 @@ def open_checkpoint(
         UsageError: a file that cannot be used, or flags that do not fit it.
     """
     if not path:
-        args.settings.refuse("without a checkpoint", "num_heads")
+        if not getattr(args, "eval", False):
+            args.settings.refuse("without a checkpoint", "num_heads")
         return None
     pretrained = opened_by_all(path, lambda: vit.Pretrained(path, args.num_heads, flag))
     config = pretrained.encoder_config() | {"model": model_name(pretrained)}
@@ -97,10 +98,11 @@ def architecture(pretrained: vit.Pretrained | None, name: str) -> dict | None:
     is_told = bool(pretrained.config.get("architecture")) and name == model_name(pretrained)
     found = pretrained.architecture() if is_told or name not in SIZES else None
     num_heads = (found or SIZES[name]).get("num_heads")
-    if pretrained.num_heads not in (None, num_heads):
+    # This project's own files tell it; the flag may be for another one beside them.
+    if not pretrained.is_ours and pretrained.num_heads not in (None, num_heads):
         raise UsageError(
             f"--num_heads {pretrained.num_heads} is not for {name}, which has {num_heads}: leave "
-            f"{'it' if pretrained.is_ours or found else '--model'} away"
+            f"{'it' if found else '--model'} away"
         )
     return found
 

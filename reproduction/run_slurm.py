@@ -97,7 +97,9 @@ class SlurmRun:
         words = [*self._launcher(job), *self.graph.arguments(job)]
         try:
             submitit_launch.split_args(submitit_launch.MAINS[job.main], words)
-        except SystemExit:  # the line is told
+        except (SystemExit, UsageError) as error:
+            if isinstance(error, UsageError):  # else the line is told
+                log.error("%s", error)
             raise UsageError(
                 f'{job.name} cannot be submitted so, and nothing was: --slurm "{job.main}=FLAGS" '
                 "gives its main machines of its own"

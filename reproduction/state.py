@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from reproduction.graph import Graph, Job
 from util import errors
-from util.provenance import commit
+from util.provenance import commit, is_same
 from util.training.output import RESULTS
 
 RECORD, LOG = "job.json", "log.out"
@@ -187,7 +187,7 @@ class Folder:
         elif results:
             found.state = DONE
             found.seconds = seconds or results.get("seconds") or 0.0
-            if wanted and found.commits != [wanted]:
+            if wanted and not all(is_same(name, wanted) for name in found.commits):
                 found.state, found.detail = OTHER_COMMIT, ", then ".join(found.commits)
         elif attempts and "slurm_job" in attempts[-1]:
             found.state = FAILED
@@ -209,10 +209,13 @@ class Folder:
         for name, digest in self.needs.items():
             if self.graph.jobs[name].kind == "scenes":  # always the same
                 continue
-            anew = Folder(self.graph, self.graph.jobs[name]).last_attempt().get("start")
+            need = Folder(self.graph, self.graph.jobs[name])
+            anew = need.last_attempt().get("start")
             is_later = began is not None and anew is not None and anew > began
             if known.get(name, digest) != digest or is_later:
                 changed.append(name)
+            else:
+                changed += need._changed_needs(need.record())
         return changed
 
     def _refuse_mixture(self, found: JobState) -> None:

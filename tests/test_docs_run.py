@@ -44,10 +44,12 @@ TRAINING = "--max_steps 1 --batch_size 2 --images_per_step 2"
 SHORT = {  # program: what is appended to its flags, before those of a model
     "main_pretrain": TRAINING, "main_finetune": TRAINING, "main_linprobe": TRAINING,
     "main_segmentation": f"{TRAINING} --decoder_channels 8", "main_detection": TRAINING,
-    "main_evaluate": "--few 1 --draws 1 --attentive_epochs 1 --attentive_batch 8 "
-    "--block_images 20 --dense_patches 64",
+    "main_evaluate": "--few 1 --draws 1 --block_images 20",
     "main_robustness": "--max_images 8 --corruptions fog --severities 1",
     "reproduce": "--dry_run --out tables",
+}  # fmt: skip
+SHORT_WITH = {
+    "--attentive": "--attentive_epochs 1 --attentive_batch 8", "--dense": "--dense_patches 64",
 }  # fmt: skip
 DENSE = ("main_segmentation", "main_detection")
 
@@ -86,6 +88,8 @@ def tiny(name: str, words: list[str]) -> list[str]:
                 break
             words[place] = str(int(words[place]) // 16)
     words += SHORT.get(name, "").split()
+    for flag, more in SHORT_WITH.items():
+        words += more.split() if name == "main_evaluate" and flag in words else []
     if name.startswith("main_"):
         words += ["--device", "cpu", "--num_workers", "0"]
         if not is_digits(words):

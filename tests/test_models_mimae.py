@@ -375,6 +375,9 @@ def test_a_step_that_is_its_own_mean_patch_does_not_count():
     assert gate.num_updates == gate.rec_mean == 0 and not gate.is_open
     gate.update(torch.tensor(0.7), ONE)
     assert gate.is_open
+    gate = ReconstructionGate(0.1)  # is of no mean patch
+    gate.update(torch.tensor(0.05), torch.tensor(0.0))
+    assert gate.is_open
 
 
 @pytest.mark.parametrize(("saved", "own"), [(0.1, "auto"), ("80%", 0.1)])

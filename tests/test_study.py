@@ -165,6 +165,21 @@ def test_a_variant_that_cannot_be_run_costs_the_others_nothing(tmp_path, monkeyp
     assert [row["variant"] for row in study.read(path)] == ["pixels"]
 
 
+def test_a_balanced_report_has_the_data_of_its_records(tmp_path, monkeypatch, capsys):
+    """Whatever --dataset says: here the records', on which encoders of other data were tested."""
+    path = str(tmp_path / "study.jsonl")
+    rng = np.random.default_rng(0)
+    for seed in range(2):
+        one = record("x", seed, rng.random(382) < 0.9)
+        one["setting"] = dict(dataset="fashion_mnist", probe_dataset="digits")
+        study.append(path, one | {"losses": {"rec": 0.5, "max_mi": 0.0}})
+    words = ["--report", "--balanced", "--study", path, "--reference", "x"]
+    monkeypatch.setattr("sys.argv", ["equal_samples.py", *words])
+    equal_samples.main()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| x |")]
+    assert line.endswith("| 0.500 ± 0.000 | – | – | – |")  # what is 0 was not computed
+
+
 def test_an_error_of_one_run_costs_the_others_nothing(tmp_path, monkeypatch, capsys):
     """Whatever it is: here the second of three has no data."""
     path = str(tmp_path / "study.jsonl")

@@ -39,15 +39,11 @@ def commit() -> str:
         return "unknown"
 
 
-def abbreviated(name: str | None) -> str | None:
-    """A commit's number, of any length, as `commit` writes it; other names stay as they are."""
-    if name is None or not re.fullmatch("[0-9a-f]{7,40}", name):
-        return name
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    try:
-        return _git(folder, "rev-parse", "--short", f"{name}^{{commit}}").decode().strip() or name
-    except (OSError, subprocess.SubprocessError):
-        return name
+def is_same(one: str, other: str) -> bool:
+    """Whether two names are of one commit, whose number may be abbreviated."""
+    if all(re.fullmatch("[0-9a-f]{7,40}", name) for name in (one, other)):
+        return one.startswith(other) or other.startswith(one)
+    return one == other
 
 
 def _edits(folder: str) -> str:

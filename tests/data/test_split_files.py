@@ -53,3 +53,15 @@ def test_patterns_that_overlap_name_a_file_once(made):
     root = made("train-0.csv", "train-1.csv")
     patterns = JOINED.join([f"{root}/train-{{0..1}}.csv", f"{root}/train-*.csv"])
     assert len(named_files(patterns, (".csv",), deep=True)) == 2
+
+
+def test_of_several_folders_each_files_own_is_its_root(made):
+    """Parts of a folder `train` that is named are for training, as deep as they lie."""
+    made("a/train/0.csv", "a/train/part1/1.csv", "b/val/0.csv", "b/train/2.csv")
+    root = made()
+    folders = JOINED.join(f"{root}/{folder}" for folder in ("a/train", "b/train", "b/val"))
+    found = split_files(folders, "train", (".csv",), deep=True)
+    assert [os.path.relpath(path, root) for path in found] == [
+        "a/train/0.csv", "a/train/part1/1.csv", "b/train/2.csv",
+    ]  # fmt: skip
+    assert len(split_files(folders, "val", (".csv",), deep=True)) == 1

@@ -213,14 +213,14 @@ def test_a_beit_and_a_swin_stay_what_they_are():
     assert segmenter_architecture(None, NAME, False, 0.0) is None
     own = dict(family="beit", patch_size=4, use_rel_pos_bias=False, init_values=None)
     config = {"architecture": own, "model": "beit"}
-    pretrained = argparse.Namespace(config=config, architecture=lambda: own, num_heads=None)
+    pretrained = argparse.Namespace(config=config, architecture=lambda: own, is_ours=True)
     assert segmenter_architecture(pretrained, "beit", True, 1.0) == own
 
 
 def test_dinov2s_scales_stay_its_own():
     found = dict(family="vit", patch_size=14, init_values=1.0, reg_tokens=4)
-    config = {"architecture": found}
-    pretrained = argparse.Namespace(config=config, architecture=lambda: found, num_heads=None)
+    pretrained = argparse.Namespace(config={"architecture": found}, architecture=lambda: found)
+    pretrained.is_ours = True
     pretrained.config["model"] = "vit_huge_patch14_as_in_file"
     args = (pretrained, "vit_huge_patch14_as_in_file", True)
     assert segmenter_architecture(*args, 0.5) == found | {"rel_pos_bias": True}

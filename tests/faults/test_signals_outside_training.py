@@ -50,10 +50,10 @@ def test_a_frozen_evaluation_ends_and_goes_on_from_its_features(
     zygote, tmp_path, checkpoint, number
 ):
     log, out = tmp_path / "stdout", tmp_path / "out"
-    argv = [checkpoint, "--output_dir", out, "--device", "cpu", "--draws", 1000, "--only"]
+    argv = [checkpoint, "--output_dir", out, "--device", "cpu", "--only"]
     status = interrupted(
-        zygote, "main_evaluate", [*argv, "few"], log, lambda: (out / "features").exists(),
-        (number,),
+        zygote, "main_evaluate", [*argv, "few", "--draws", 1000], log,
+        lambda: (out / "features").exists(), (number,),
     )  # fmt: skip
     said = log.read_text()
     assert status == 75, said

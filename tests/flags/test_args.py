@@ -178,7 +178,7 @@ def test_evaluations_have_no_flag_of_training(main, flag, capsys):
         (main_evaluate, "untrained --only label_free --test v2=x"),
         (main_robustness, "x --imagenet y --corruptions fog"),
         (main_robustness, "x --no-corrupt --severities 3"),
-        (main_robustness, "x --imagenet y --partial"),
+        (main_robustness, "x --data_path y --partial"),
         (main_finetune, "--subset_file x --draw 1"),
         (main_detection, "--eval --resume x --window 7"),
         (main_segmentation, "--predict . --resume x --palette y"),

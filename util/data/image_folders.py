@@ -152,7 +152,8 @@ def load_test_folder(
         raise UsageError(f"{flag} {folder} has no image in a class folder: name CLASS/'s parent")
     number = {name: i for i, name in enumerate(classes)}
     unknown = tree.unknown(number)
-    if unknown and not tree.unknown(places := {str(i): i for i in range(len(classes))}):
+    places = {str(place): number[name] for place, name in enumerate(sorted(classes))}
+    if unknown and not tree.unknown(places):
         number, unknown = places, []  # ImageNet-V2 has folders 0 to 999
     if unknown:
         raise UsageError(

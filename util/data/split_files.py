@@ -5,6 +5,7 @@ import logging
 import os
 import re
 
+from util.data.file_index import JUNK_FOLDERS
 from util.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,11 @@ def split_files(data_path: str, split: str, suffix: tuple[str, ...], deep: bool)
         UsageError: files that there are not.
     """
     wanted = ("val", "test") if split == "val" else ("train",)
-    named = named_files(data_path, suffix, deep)
+    roots = _named(data_path, suffix, deep)
+    named = list(roots)
     if split == "any":
         return named
-    is_folder = os.path.isdir(data_path)
-    roots = (data_path if is_folder else os.path.join(os.path.dirname(p), "..") for p in named)
-    of = [_split_of(path, root) for path, root in zip(named, roots, strict=True)]
+    of = [_split_of(path, root) for path, root in roots.items()]
     unsaid = [path for path, own in zip(named, of, strict=True) if not own]
     if "train" not in of:
         of = [own or "train" for own in of]
@@ -67,22 +67,31 @@ def needed_files(
 
 def named_files(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str]:
     """All files that a pattern or folders name; as `split_files`, of whichever split."""
+    return list(_named(data_path, suffix, deep))
+
+
+def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> dict[str, str]:
+    """Those files, each once, with the folder below which their paths may say a split: of several
+    folders that in which each lies."""
     if not data_path:
         raise UsageError(f"--data_path is missing: name {' or '.join(suffix)} files, or a folder")
     if os.path.isdir(data_path):
-        found = sorted(_below(data_path, suffix, deep, frozenset()))
-        if not found:
+        below = sorted(_below(data_path, suffix, deep, frozenset()))
+        if not below:
             raise UsageError(f"--data_path {data_path} has no {' or '.join(suffix)} file")
-        return found
-    found, absent = [], []
+        return dict.fromkeys(below, data_path)
+    found: dict[str, str] = {}
+    absent = []
     for pattern in data_path.split(JOINED):
         for path in _expanded(os.path.expanduser(pattern)):
             if os.path.isfile(path):
-                found.append(path)
+                found.setdefault(path, os.path.join(os.path.dirname(path), ".."))
             elif os.path.isdir(path):
-                found += named_files(path, suffix, deep)
+                for one in _named(path, suffix, deep):
+                    found.setdefault(one, os.path.join(path, ".."))
             elif matches := sorted(glob.glob(path)):
-                found += matches
+                for one in matches:
+                    found.setdefault(one, os.path.join(os.path.dirname(one), ".."))
             else:
                 absent.append(path)
     if absent:
@@ -90,7 +99,7 @@ def named_files(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str
             f"--data_path {data_path}: there is no {absent[0]} ({len(absent)} of "
             f"{len(absent) + len(found)} files are missing): name files on a disk"
         )
-    return list(dict.fromkeys(found))  # patterns may overlap
+    return found
 
 
 def _below(
@@ -106,15 +115,24 @@ def _below(
         status = os.stat(folder)
         inside = parents | {(status.st_dev, status.st_ino)}
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+            listed = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
+        if parents:
+            log.warning("%s cannot be read (%s): passed over", folder, error.strerror)
+            return []
         raise UsageError(f"--data_path: {folder} cannot be read ({error.strerror})") from None
-    for path in (os.path.join(folder, name) for name in names):
-        if not os.path.isdir(path):
-            found += [path] * path.lower().endswith(suffix)
-        elif deep and len(inside) > len(parents):
-            found += _below(path, suffix, deep, inside)
-    return found if len(inside) > len(parents) else []
+    if len(inside) == len(parents):
+        return []
+    for entry in listed:
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself
+            is_folder = False
+        if not is_folder:
+            found += [entry.path] * entry.name.lower().endswith(suffix)
+        elif deep and entry.name.lower() not in JUNK_FOLDERS:
+            found += _below(entry.path, suffix, deep, inside)
+    return found
 
 
 def _expanded(pattern: str) -> list[str]:
