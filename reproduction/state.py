@@ -240,14 +240,16 @@ def commits_of(record: dict) -> list[str]:
 
 
 def mixed_commits(graph: Graph, job_name: str) -> list[str]:
-    """The commits of a job and of those that it needs; empty where all are of one."""
-    names, todo = {}, [job_name]
-    while todo:
-        job = graph.jobs[todo.pop()]
-        results = Folder(graph, job).results()
-        names |= dict.fromkeys(commits_of(results) if results else ())
-        todo += job.needs
-    return list(names) if len(names) > 1 else []
+    """The commits of those that a job needs and its own, in their order; empty where all are of
+    one."""
+
+    def all_of(name: str) -> list[str]:
+        results = Folder(graph, graph.jobs[name]).results()
+        needed = [one for need in graph.jobs[name].needs for one in all_of(need)]
+        return needed + (commits_of(results) if results else [])
+
+    names = list(dict.fromkeys(all_of(job_name)))
+    return names if len(names) > 1 else []
 
 
 def last_attempt(record: dict) -> dict:
