@@ -169,7 +169,10 @@ MI_FLAGS = (
     "latent_pool", "mi_head", "club_level", "club_negatives", "club_floor", "lambda_uniformity",
     "train_approximation", "mi_start_loss",
 )  # fmt: skip
-MAES_OWN = ("num_masks", "lambda_rec", "lambda_max", "lambda_min")  # with the values that are MAE
+# Of values that are not MAE's `build_model` tells; a gate that is open is common to a study's runs.
+MAES_OWN = (
+    "num_masks", "lambda_rec", "lambda_max", "lambda_min", "lambda_uniformity", "mi_start_loss",
+)  # fmt: skip
 
 
 def model_options(args: argparse.Namespace) -> dict[str, object]:

@@ -243,12 +243,17 @@ def mixed_commits(graph: Graph, job_name: str) -> list[str]:
     """The commits of those that a job needs and its own, in their order; empty where all are of
     one."""
 
-    def all_of(name: str) -> list[str]:
+    def runs_of(name: str) -> list[list[str]]:
         results = Folder(graph, graph.jobs[name]).results()
-        needed = [one for need in graph.jobs[name].needs for one in all_of(need)]
-        return needed + (commits_of(results) if results else [])
+        needed = [run for need in graph.jobs[name].needs for run in runs_of(need)]
+        return needed + ([commits_of(results)] if results else [])
 
-    names = list(dict.fromkeys(all_of(job_name)))
+    runs, names = runs_of(job_name), []
+    left = list(dict.fromkeys(one for run in runs for one in run))
+    while left:  # the next is one before which no run has another that is left
+        later = {two for run in runs for i, two in enumerate(run) if set(run[:i]) & set(left)}
+        names.append(next((one for one in left if one not in later), left[0]))
+        left.remove(names[-1])
     return names if len(names) > 1 else []
 
 

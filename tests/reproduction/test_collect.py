@@ -130,7 +130,7 @@ def test_a_cell_of_several_commits_says_so(graph, tmp_path):
     plant(graph, "seed-0/pretrain/mae_vit_base_800ep", commit="old")
     plant(graph, "seed-0/finetune/mae_vit_base_800ep", commit="new", test_acc1=80.0)
     assert not of_mae(graph, "old").values
-    assert of_mae(graph, None).mixed == of_mae(graph, "new").mixed == ["new", "old"]
+    assert of_mae(graph, None).mixed == of_mae(graph, "new").mixed == ["old", "new"]
     plant(graph, "seed-0/pretrain/mae_vit_base_800ep", commit="new")
     assert of_mae(graph, "new").values and not of_mae(graph, "new").mixed
     plant(graph, "seed-0/finetune/mae_vit_base_800ep", commit="new", commits=["old", "new"],

@@ -55,8 +55,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raise UsageError for flags that contradict each other."""
-    if args.train_fraction == 1:
-        args.settings.refuse("without --train_fraction below 1", "draw")
     if args.choose_blr:
         args.draws = args.draws or 1
         if args.settings.is_given("blr") or args.settings.is_given("lr"):
@@ -67,6 +65,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--draws and --choose_blr number the draws themselves: leave --draw away")
     if args.draws and args.resume not in ("", "auto"):
         raise UsageError("--draws has a checkpoint for each draw: use --resume auto")
+    if args.train_fraction == 1:
+        args.settings.refuse("without --train_fraction below 1", "draw")
 
 
 def load(args: argparse.Namespace) -> tuple[Images, Images]:
