@@ -215,7 +215,8 @@ class ReconstructionGate(nn.Module):
         self.is_open.copy_(torch.maximum(self.is_open, (unbiased < self.threshold).float()))
 
     def settle(self) -> None:
-        """At log steps: once open, exchange nothing more; a saved mean of the other unit goes."""
+        """Once open, exchange nothing more; a saved mean of the other unit begins anew. For log
+        steps, since this waits for the device."""
         if bool(self.of_share) != self.is_share:
             self.rec_mean, self.num_updates = self.rec_mean * 0, self.num_updates * 0
             self.of_share.fill_(self.is_share)
@@ -328,9 +329,8 @@ class MutualInformation:
             if self.approximation is not None:
                 mean, logvar = self.approximation(x.detach())
                 losses["apx"] = gaussian_nll(z.detach(), mean, logvar)
-                group = (
-                    self.num_masks * len(z) // len(g) if self.club_negatives == "image" else None
-                )
+                in_image = self.club_negatives == "image"
+                group = self.num_masks * len(z) // len(g) if in_image else None
                 bound = club_upper_bound(z, mean.detach(), logvar.detach(), group)
                 losses["min_mi"], is_followed = follow_above(bound, self.club_floor)
                 losses["min_mi_followed"] = is_followed * self.gate.is_open

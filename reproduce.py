@@ -130,6 +130,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def by_main(texts: list[str]) -> dict[str, str]:
+    """The flags of words MAIN=FLAGS, by main; those without a main under an empty name."""
+    found: dict[str, str] = {}
+    for text in texts:
+        main, equals, flags = text.partition("=")
+        main, flags = (main, flags) if equals and main in MAINS.values() else ("", text)
+        found[main] = f"{found.get(main, '')} {flags}"
+    return found
+
+
 class Reproduction:
     """The tables that were asked for, and the graph of runs that they need."""
 
@@ -166,23 +176,12 @@ class Reproduction:
             return SMALL_SCALES[self.args.scale]
         return ImageNet({n: getattr(self.args, n) for n in PLACES if getattr(self.args, n)})
 
-    def _machines(self) -> dict[str, str]:
-        """What --slurm says for each main; for all under an empty name."""
-        found = {}
-        for text in self.args.slurm:
-            main, equals, flags = text.partition("=")
-            main, flags = (main, flags) if equals and main in MAINS.values() else ("", text)
-            found[main] = f"{found.get(main, '')} {flags}"
-        return found
-
     def _flags(self) -> dict[str, str]:
-        found = {}
-        for text in self.args.flags:
-            main, equals, flags = text.partition("=")
-            if not equals or main not in MAINS.values():
-                names = ", ".join(dict.fromkeys(MAINS.values()))
-                raise UsageError(f"--flags {text} is not MAIN=FLAGS with a main of {names}")
-            found[main] = f"{found.get(main, '')} {flags}"
+        found = by_main(self.args.flags)
+        if "" in found:
+            text = next(text for text in self.args.flags if "" in by_main([text]))
+            names = ", ".join(dict.fromkeys(MAINS.values()))
+            raise UsageError(f"--flags {text} is not MAIN=FLAGS with a main of {names}")
         return found
 
     def _plan(self) -> None:
@@ -213,9 +212,7 @@ class Reproduction:
         found = []
         for job in self.graph.in_order():
             folder = Folder(self.graph, job)
-            # What is done need not be asked for: SLURM's queue may be far away.
-            is_alive = not folder.results() and running.is_alive(folder, self.is_running)
-            found.append(folder.state(self.wanted, is_alive))
+            found.append(folder.state(self.wanted, running.is_alive(folder, self.is_running)))
         return found
 
     def run(self) -> list[str]:
@@ -255,7 +252,7 @@ class Reproduction:
                 folder = Folder(self.graph, found.job)
                 running.check(folder, self.args.slurm is not None, self.args.any_commit)
         if self.args.slurm is not None:
-            run_slurm.SlurmRun(self.graph, states, self._machines(), dry_run=False).run()
+            run_slurm.SlurmRun(self.graph, states, by_main(self.args.slurm), dry_run=False).run()
             return []
         at_once, processes = self.args.jobs, self.args.nproc_per_node
         return run_local.LocalRun(self.graph, states, at_once, processes).run()
@@ -264,7 +261,9 @@ class Reproduction:
         """Print the commands that `run` would start."""
         states = self.states()
         if self.args.slurm is not None:
-            return run_slurm.SlurmRun(self.graph, states, self._machines(), dry_run=True).run()
+            return run_slurm.SlurmRun(
+                self.graph, states, by_main(self.args.slurm), dry_run=True
+            ).run()
         for found in states:
             if found.state != DONE:
                 print(run_local.shown(self.graph, found.job, self.args.nproc_per_node))

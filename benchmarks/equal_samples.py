@@ -126,7 +126,7 @@ def evaluate(args: argparse.Namespace, *words: str) -> dict:
 
 def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]:
     """Features and targets of --probe_images training images, and of the test images."""
-    own = main_linprobe.parse_args([*tested_on(args), *words])
+    own = main_linprobe.parse_args([*tested_on(vars(args), args.data_path), *words])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = main_linprobe.build_frozen(own)[0].to(device)
     normalize = Normalize(own.mean, own.std).to(device)
@@ -141,9 +141,9 @@ def features(args: argparse.Namespace, *words: str) -> tuple[Labelled, Labelled]
     return found[0], found[1]
 
 
-def tested_on(args: argparse.Namespace) -> list[str]:
-    """The flags of the labelled data."""
-    return ["--dataset", args.probe_dataset or args.dataset, "--data_path", args.data_path]
+def tested_on(shared: dict, data_path: str) -> list[str]:
+    """The flags of the labelled data of runs with this setting."""
+    return ["--dataset", shared.get("probe_dataset") or shared["dataset"], "--data_path", data_path]
 
 
 def probe(
@@ -311,8 +311,7 @@ def main() -> None:
         sys.exit(f"error: --study {args.study} has no runs: leave --report away")
     for shared, records in settings.items():
         if args.balanced:
-            vars(args).update({"probe_dataset": None} | json.loads(shared))
-            own = main_linprobe.parse_args(tested_on(args))
+            own = main_linprobe.parse_args(tested_on(json.loads(shared), args.data_path))
             records = study.balanced(records, load_images(own, "val").targets)
         try:
             print(f"\n{shared}\n\n{study.report(records, args.reference)}")

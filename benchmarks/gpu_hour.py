@@ -43,7 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--dataset", default="fashion_mnist", help="of evidence, as main_pretrain.py has it")
     add("--data_path", default="", help="of evidence: where it is")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of evidence")
-    add("--steps", type=number(int, 1), 
+    add("--steps", type=number(int, 1),
         help="of each of its runs (default: 3744; openclipart: 6000; others: 100 epochs)")
     add("--jobs", type=number(int, 1), default=8, help="of evidence: runs at a time")
     # fmt: on

@@ -266,15 +266,14 @@ def load_pretrained(pretrained: vit.Pretrained, model: nn.Module) -> None:
     Raises:
         UsageError: a checkpoint of another architecture; the line says which keys and shapes.
     """
+    known = pretrained.weights, pretrained.config
     if swin.is_swin(model):
-        fitted = swin.fit_weights(pretrained.weights, pretrained.config, model, pretrained.named)
-        pretrained.weights = fitted
+        pretrained.weights = swin.fit_weights(*known, model, pretrained.foreign.named)
         pretrained.load_into(model)
         return
     if model.family == "beit" or has_position_biases(model):
         grid = model.patch_embed.grid_size
-        fitted = fit_weights(pretrained.weights, pretrained.config, grid, pretrained.named)
-        pretrained.weights = fitted
+        pretrained.weights = fit_weights(*known, grid, pretrained.foreign.named)
     pretrained.load_into(model)
     head = pretrained.weights.get("head.weight")
     if model.num_classes and (head is None or head.shape != model.head.weight.shape):

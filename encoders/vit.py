@@ -122,7 +122,6 @@ class Pretrained:
         self.is_ours = "model" in self.config
         self.weights: dict[str, Tensor] = dict(self.foreign.weights)
         self.raw = self.foreign.raw  # under the file's own names
-        self.named = self.foreign.named  # with its flag, for errors
 
     def architecture(self) -> dict:
         """The model, as `encoders.layouts.Foreign.architecture` describes it."""

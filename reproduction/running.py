@@ -31,7 +31,8 @@ def is_alive(folder: Folder, is_looked_after: bool) -> bool:
     """
     last = folder.last_attempt()
     if "slurm_job" in last:
-        return run_slurm.alive(folder.record())
+        # What is done need not be asked for: SLURM's queue may be far away.
+        return not folder.results() and run_slurm.alive(folder.record())
     return processes.is_alive(last) if processes.is_ours(last) else is_looked_after
 
 

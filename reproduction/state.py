@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from reproduction.graph import Graph, Job
 from util import errors
@@ -77,7 +78,11 @@ class Folder:
     def __init__(self, graph: Graph, job: Job):
         self.graph, self.job, self.path = graph, job, graph.folder(job.name)
         self.command = [job.main, *graph.arguments(job)]
-        self.needs = {name: graph.digest(graph.jobs[name]) for name in job.needs}
+
+    @cached_property
+    def needs(self) -> dict[str, str]:
+        """Digests of the jobs that this one needs, by name."""
+        return {name: self.graph.digest(self.graph.jobs[name]) for name in self.job.needs}
 
     def record(self) -> dict:
         """What is in job.json: command, commit and attempts; empty before the first attempt."""

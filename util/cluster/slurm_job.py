@@ -129,8 +129,7 @@ class _TermHandler:
 
 def job_state(job_number: str) -> str:
     """SLURM's word for the state of a job, or ARRAY_TASK, from the controller: sites without
-    accounting have it.
-    Empty where nothing answers; then the batch script asks again."""
+    accounting have it. Empty where nothing answers; then the batch script asks again."""
     command = ["squeue", "--noheader", "--jobs", job_number, "--format", "%T"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)

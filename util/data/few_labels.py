@@ -39,8 +39,9 @@ def balanced_draw(targets: np.ndarray, amount: int | float, draw: int = 0) -> np
 
 def _by_class(targets: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Each class of labels [n] with the ids of its images, sorted; one sort for all of them."""
-    classes, starts = np.unique(np.sort(targets), return_index=True)
-    parts = np.split(np.argsort(targets, kind="stable"), starts[1:])
+    order = np.argsort(targets, kind="stable")
+    classes, starts = np.unique(targets[order], return_index=True)
+    parts = np.split(order, starts[1:])
     return list(zip(classes.tolist(), parts, strict=True)) if len(targets) else []
 
 

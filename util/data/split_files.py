@@ -84,16 +84,14 @@ def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> dict[str, str
     absent = []
     for pattern in data_path.split(JOINED):
         for path in _expanded(os.path.expanduser(pattern)):
-            if os.path.isfile(path):
-                found.setdefault(path, os.path.join(os.path.dirname(path), ".."))
-            elif os.path.isdir(path):
-                for one in _named(path, suffix, deep):
-                    found.setdefault(one, os.path.join(path, ".."))
-            elif matches := sorted(glob.glob(path)):
-                for one in matches:
-                    found.setdefault(one, os.path.join(os.path.dirname(one), ".."))
+            if os.path.isdir(path):
+                roots = dict.fromkeys(_named(path, suffix, deep), os.path.join(path, ".."))
             else:
-                absent.append(path)
+                matches = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+                roots = {one: os.path.join(os.path.dirname(one), "..") for one in matches}
+            absent += [] if roots else [path]
+            for one, root in roots.items():  # patterns may overlap
+                found.setdefault(one, root)
     if absent:
         raise UsageError(
             f"--data_path {data_path}: there is no {absent[0]} ({len(absent)} of "
