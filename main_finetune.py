@@ -149,13 +149,11 @@ def build_augmentation(
     from util.data.batch_augmentation import BatchAugmentation, PositionalMixup
 
     if args.cutmix_minmax and uses_mixup(args):
-        low, high = args.cutmix_minmax
-        if not 0 <= low < high <= 1 or int(low * min(args.input_size)) >= int(
-            high * min(args.input_size)
-        ):
+        (low, high), side = args.cutmix_minmax, min(args.input_size)
+        if not 0 <= low <= high <= 1 or int(low * side) >= int(high * side):
             raise UsageError(
                 f"--cutmix_minmax {low:g} {high:g} are no shares of the image's side with a whole "
-                f"number of {min(args.input_size)} pixels between them: as 0.2 0.8"
+                f"number of {side} pixels between them: as 0.2 0.8"
             )
     erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount)
     mix = None
