@@ -35,7 +35,8 @@ def train_one_round(
         prepare: normalises a micro-batch on the device and draws for what is dropped.
 
     Returns:
-        The round's means over all ranks, as `train_step` gives them.
+        The round's means over all ranks, as `train_step` gives them, with the percentage `acc` of
+        labelled pixels that were right.
     """
     model.train()
     for step in run.steps():
@@ -52,9 +53,10 @@ def train_one_round(
             run.args.clip_grad, auxiliary_weight,
         )  # fmt: skip
         run.count(step, losses)
-        run.log(step)
+        run.log(step, pixel_accuracy)
         run.save_or_stop(step)
-    return run.close_epoch()
+    means = run.close_epoch()
+    return means | pixel_accuracy(means)
 
 
 def train_step(
@@ -65,10 +67,10 @@ def train_step(
     """One optimiser step over `num_micro` micro-batches.
 
     Returns:
-        On this rank the step's mean `loss`, its parts `main` and `auxiliary`, the percentage `acc`
-        of labelled pixels that are right, and the `grad_norm`.
+        On this rank the step's mean `loss`, its parts `main` and `auxiliary`, the shares of pixels
+        that are `labelled` and of those that are right, `hits`, and the `grad_norm`.
     """
-    sums = torch.zeros(4, device=precision.device)
+    sums = torch.zeros(5, device=precision.device)
     for micro, (imgs, maps) in enumerate(micro_batches):
         with without_exchange(model, micro < num_micro - 1):
             with precision.autocast():
@@ -78,10 +80,10 @@ def train_step(
             auxiliary = pixel_loss(enlarged(auxiliary, maps.shape[-2:]), maps)
             loss = main + auxiliary_weight * auxiliary
             precision.backward(loss / num_micro)
-        parts = torch.stack([loss.detach(), main.detach(), auxiliary.detach()])
-        sums += torch.cat([parts, pixel_accuracy(logits, maps)[None]]) / num_micro
+        parts = (loss.detach(), main.detach(), auxiliary.detach(), *pixel_hits(logits, maps))
+        sums += torch.stack(parts) / num_micro
     norm = precision.step(optimizer, clip_grad)
-    names = ("loss", "main", "auxiliary", "acc")
+    names = ("loss", "main", "auxiliary", "hits", "labelled")
     return dict(zip(names, sums, strict=True)) | {"grad_norm": norm}
 
 
@@ -95,14 +97,20 @@ def pixel_loss(logits: Tensor, maps: Tensor) -> Tensor:
     return total / maps.numel()
 
 
+def pixel_accuracy(means: dict[str, float]) -> dict[str, float]:
+    """`acc`, the percentage of labelled pixels that are right, in place of its two shares."""
+    return {"acc": 100 * means.pop("hits") / max(means.pop("labelled"), 1e-9)}
+
+
 @torch.no_grad()
-def pixel_accuracy(logits: Tensor, maps: Tensor) -> Tensor:
-    """Percentage of labelled pixels (maps [B, H, W]) whose largest logit [B, K, H, W] is right."""
+def pixel_hits(logits: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of the pixels (maps [B, H, W]) whose largest logit [B, K, H, W] is right, and of those
+    that have a label: their means over micro-batches and ranks are those of all pixels."""
     is_labelled = maps != NOTHING
     # Each pixel's own logit beside the largest: argmax over strided classes takes 8 times as long.
     own = logits.gather(1, maps.masked_fill(~is_labelled, 0)[:, None])[:, 0]
     hits = (own >= logits.amax(1)) & is_labelled
-    return 100 * hits.sum() / is_labelled.sum().clamp(min=1)
+    return hits.float().mean(), is_labelled.float().mean()
 
 
 @torch.no_grad()

@@ -119,9 +119,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         get_args_parser(), "robustness", argv, ("data_path", "imagenet_c", *folders)
     )
     check_batch_size(args.batch_size)
-    of_imagenet = any(getattr(args, name) for name in folders) or bool(
-        args.imagenet_c and not args.data_path
-    )
+    of_imagenet = is_of_imagenet(args)
     if of_imagenet and (args.data_path or args.settings.is_given("dataset")):
         raise UsageError("--dataset and --data_path name other images than --imagenet…: use one")
     if args.real_labels and not args.imagenet:
@@ -141,6 +139,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.names = [*args.names, "baseline"]
     args.names, args.checkpoints = column_names(args.names, words), words
     return args
+
+
+def is_of_imagenet(args: argparse.Namespace) -> bool:
+    """Whether the test images are ImageNet's published ones, and not --dataset's."""
+    named = any(getattr(args, published.flag[2:]) for published in imagenet.TEST_SETS.values())
+    return named or bool(args.imagenet_c and not args.data_path)
 
 
 @dataclass
@@ -180,7 +184,8 @@ def class_names(pretrained: Pretrained, num_logits: int, args: argparse.Namespac
     """
     path, known = pretrained.path, pretrained.config.get("classes")
     trained_on = pretrained.config.get("dataset", args.dataset)
-    if trained_on != args.dataset and not args.settings.is_given("dataset"):
+    is_guess = not (args.settings.is_given("dataset") or is_of_imagenet(args))
+    if trained_on != args.dataset and is_guess:
         raise UsageError(f"{path} was fine-tuned on {trained_on}: give --dataset {trained_on}")
     listed = imagenet.read_class_list(args.class_list) if args.class_list else None
     if known and listed and known != listed:

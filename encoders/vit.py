@@ -82,7 +82,7 @@ def build_vit(
 
 
 def spare_tokens(model: nn.Module) -> None:
-    """Let no token decay, nor a position: timm 1.0.15 does not name registers among them."""
+    """Let no token decay, nor a position: timm 1.0.16 does not name registers among them."""
     tokens = {name for name, p in model.named_parameters(recurse=False) if p.ndim == 3}
     exempt = set(model.no_weight_decay()) | tokens
     model.no_weight_decay = lambda: exempt

@@ -129,7 +129,9 @@ class CanvasRPN(RegionProposalNetwork):
 class CanvasRoIHeads(RoIHeads):
     """torchvision's with the published losses: L1 for boxes, masks at the pixels' centres.
 
-    A target's object may have no mask: then `has_mask` [n] is False, and it has no mask loss.
+    Each is a mean over an image's regions, and then over images: as published, where a GPU has one
+    image, and the same on any number of processes. A target's object may have no mask: then
+    `has_mask` [n] is False, and it has no mask loss.
     """
 
     def forward(
@@ -161,7 +163,12 @@ class CanvasRoIHeads(RoIHeads):
     ) -> dict[str, Tensor]:
         boxes, matched, labels, codes = self.select_training_samples(proposals, targets)
         scores, deltas = self._predict_boxes(features, boxes)
-        classifier, box_reg = box_losses(scores, deltas, torch.cat(labels), torch.cat(codes))
+        counts = [len(b) for b in boxes]
+        of_images = zip(scores.split(counts), deltas.split(counts), labels, codes, strict=True)
+        classifier, box_reg = (
+            torch.stack(losses).mean()
+            for losses in zip(*(box_losses(*image) for image in of_images), strict=True)
+        )
         kept = [
             _with_masks(label, match, target)
             for label, match, target in zip(labels, matched, targets, strict=True)
@@ -171,18 +178,19 @@ class CanvasRoIHeads(RoIHeads):
             for all_values in (boxes, matched, labels)
         )
         logits = self._predict_masks(features, boxes)
-        if not len(logits):  # the mean of nothing
-            mask = logits.sum() * 0
-        else:
-            wanted = [
-                mask_targets(target["masks"], b, match, logits.shape[-1])
-                for target, b, match in zip(targets, boxes, matched, strict=True)
-            ]
-            ids = torch.arange(len(logits), device=logits.device)
-            mask = F.binary_cross_entropy_with_logits(
-                logits[ids, torch.cat(labels)], torch.cat(wanted).to(logits.dtype)
-            )
+        ids = torch.arange(len(logits), device=logits.device)
+        own = logits[ids, torch.cat(labels)].split([len(b) for b in boxes])
+        mask = torch.stack([
+            mask_loss(one, mask_targets(target["masks"], b, match, logits.shape[-1]))
+            for one, target, b, match in zip(own, targets, boxes, matched, strict=True)
+        ]).mean()  # fmt: skip
         return dict(loss_classifier=classifier, loss_box_reg=box_reg, loss_mask=mask)
+
+
+def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Binary cross-entropy of an image's regions [R, size, size], 0 where there are none."""
+    loss = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="sum")
+    return loss / max(logits.numel(), 1)
 
 
 def _with_masks(labels: Tensor, matched: Tensor, target: Target) -> Tensor:
@@ -194,7 +202,7 @@ def _with_masks(labels: Tensor, matched: Tensor, target: Target) -> Tensor:
 def box_losses(
     scores: Tensor, deltas: Tensor, labels: Tensor, codes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, and L1 of the deltas to an object's own class, per region.
+    """Cross-entropy, and L1 of the deltas to an object's own class, per region of an image.
 
     Args:
         scores: [R, K + 1], 0 for the background. deltas: [R, 4·(K + 1)]. labels: [R].
@@ -203,7 +211,8 @@ def box_losses(
     ids = torch.where(labels > 0)[0]
     own = deltas.unflatten(1, (-1, 4))[ids, labels[ids]]
     box_loss = F.l1_loss(own, codes[ids], reduction="sum") / max(len(labels), 1)
-    return F.cross_entropy(scores, labels), box_loss
+    class_loss = F.cross_entropy(scores, labels, reduction="sum") / max(len(labels), 1)
+    return class_loss, box_loss
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Tensor:

@@ -39,6 +39,8 @@ class UperNet(nn.Module):
             self.ids_blocks = list(range(len(widths)))
         else:
             widths = [encoder.embed_dim] * 4
+            if min(encoder.patch_embed.grid_size) < 2:  # of which the last level is half
+                raise UsageError(f"--input_size: give at least two patches a side, {2 * self.unit}")
             self.pyramid = RescaledBlocks(encoder.embed_dim)
             self.ids_blocks = quarter_blocks(len(encoder.blocks))
         self.channels = channels or (min(widths[-1], 512) if is_swin else widths[-1])

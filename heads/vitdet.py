@@ -138,6 +138,7 @@ class ViTMaps(nn.Module):
         super().__init__()
         self.grid, self.embed_dim = tuple(vit.patch_embed.grid_size), vit.embed_dim
         self.num_prefix_tokens = 0
+        self.architecture = getattr(vit, "architecture", None)  # encoders.load.describe asks
         self.patch_embed, self.norm_pre, self.blocks = vit.patch_embed, vit.norm_pre, vit.blocks
         self.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, -vit.patch_embed.num_patches :])
         self.grad_checkpointing = vit.grad_checkpointing

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from engine_segmentation import pixel_accuracy
+from engine_segmentation import pixel_accuracy, pixel_hits
 from util.data.dense.ade20k import NOTHING
 
 
@@ -11,5 +12,14 @@ def test_pixels_are_right_where_the_largest_logit_is_their_labels():
     maps[torch.rand(maps.shape, generator=draw) < 0.3] = NOTHING
     is_labelled = maps != NOTHING
     expected = 100 * (logits.argmax(1) == maps)[is_labelled].double().mean()
-    torch.testing.assert_close(pixel_accuracy(logits, maps).double(), expected, rtol=1e-6, atol=0)
-    assert pixel_accuracy(logits, torch.full_like(maps, NOTHING)) == 0
+    assert accuracy([(logits, maps)]) == pytest.approx(float(expected), rel=1e-6)
+    assert accuracy([(logits, torch.full_like(maps, NOTHING))]) == 0
+    maps[1, :, 2:] = NOTHING  # one image's share of labelled pixels is another's
+    whole, parts = [(logits, maps)], zip(logits.split(1), maps.split(1), strict=True)
+    assert accuracy(whole) == pytest.approx(accuracy(list(parts)), rel=1e-6)
+
+
+def accuracy(batches) -> float:
+    """Of the means over micro-batches or ranks, as a round has them."""
+    hits, labelled = torch.tensor([pixel_hits(*batch) for batch in batches]).mean(0).tolist()
+    return pixel_accuracy({"hits": hits, "labelled": labelled})["acc"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pages import check_page
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 
 import main_detection
 from heads.rois import mask_targets
@@ -146,6 +147,24 @@ def test_a_pretrained_checkpoint_brings_its_model_and_channels_but_not_its_size(
     config = saved["config"]
     assert config["in_chans"] == 1 and config["model"] == "vit_tiny_patch2"
     assert config["classes"][3] == "three" and config["category_ids"] == list(range(1, 11))
+
+
+def test_an_encoder_of_no_size_that_has_a_name_is_evaluated_again(run_main_here, scenes, tmp_path):
+    """Registers and a layer scale, which the detector's weights alone do not tell."""
+    vit = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, init_values=0.1,
+        num_classes=0, reg_tokens=2,
+    )  # fmt: skip
+    torch.save(vit.state_dict(), tmp_path / "foreign.pth")
+    data = ("--data_path", scenes)
+    trained = run_main_here(
+        MAIN, *data, "--finetune", tmp_path / "foreign.pth", "--input_size", 32, *SHORT
+    )
+    assert trained.status == 0, trained.err
+    saved = trained.folder / "checkpoint-last.pth"
+    again = run_main_here(MAIN, *data, "--eval", "--resume", saved)
+    assert again.status == 0, again.err
+    assert again.results()["box_AP"] == pytest.approx(trained.results()["test_box_AP"], abs=0.5)
 
 
 def test_images_that_cannot_be_read_are_counted_and_have_no_predictions(

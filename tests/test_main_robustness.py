@@ -297,6 +297,19 @@ def test_no_training_image_is_needed(run_main_here, image_tree, tmp_path):
     assert predicted.tolist() == [1, 1]
 
 
+def test_a_classifier_of_imagenet_in_shards_meets_the_published_sets(
+    run_main_here, trees, tmp_path
+):
+    saved = torch.load(trees / "biased.pth", weights_only=True)
+    saved.setdefault("config", {})["dataset"] = "shards"
+    torch.save(saved, tmp_path / "sharded.pth")
+    outcome = run_main_here(
+        "main_robustness", tmp_path / "sharded.pth", "--num_workers", 0, "--partial",
+        "--imagenet_a", trees / "a",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+
+
 def test_what_cannot_be_used_is_one_line(
     refuses, finetuned, checkpoint, trees, image_tree, tmp_path
 ):
@@ -308,7 +321,9 @@ def test_what_cannot_be_used_is_one_line(
     refuses(main, saved, "--real_labels", names=("--real_labels", "--imagenet"))
     refuses(main, saved, "--extra", "spatter", names=("--extra", "--imagenet_c"))
     refuses(main, saved, "--corrupt", "--imagenet_c", trees / "c", names=("--corrupt",))
-    refuses(main, saved, "--imagenet", trees / "val", names=("fine-tuned on digits",))
+    refuses(
+        main, saved, "--imagenet", trees / "val", names=("10 logits", "fine-tune it on ImageNet")
+    )
     refuses(main, saved, "--imagenet", trees / "val", "--dataset", "digits", names=("--dataset",))
     refuses(main, saved, "--data_path", image_tree, names=("--dataset digits",))
     other = [str(n) for n in range(9, -1, -1)]

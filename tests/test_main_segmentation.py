@@ -190,6 +190,7 @@ def test_bad_flags_are_refused_in_one_line(refuses, scenes, tmp_path):
     data = ("--data_path", scenes)
     refuses(MAIN, *data, "--finetune", tmp_path / "absent.pth", names=("absent.pth",))
     refuses(MAIN, *data, *MODEL, "--input_size", 30, names=("--input_size 30 30", "4 pixels"))
+    refuses(MAIN, *data, *MODEL, "--input_size", 4, 32, names=("--input_size", "two patches", "8"))
     refuses(MAIN, *data, *MODEL, "--batch_size", 1, names=("--batch_size 1", "BatchNorm"))
     refuses(MAIN, *data, *MODEL, "--batch_size", 21, names=("--batch_size 21",))
     refuses(MAIN, *data, *MODEL, "--stride", 33, names=("--stride 33 33", "32 x 32"))

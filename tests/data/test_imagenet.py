@@ -114,6 +114,8 @@ def test_class_lists(tmp_path):
     assert imagenet.read_class_list(str(path)) == ["b", "a"]
     path.write_bytes(b"\xef\xbb\xbfb\r\na\r\n")  # a byte-order mark, and Windows' line ends
     assert imagenet.read_class_list(str(path)) == ["b", "a"]
+    path.write_text(" red fox\n\nred panda \n")
+    assert imagenet.read_class_list(str(path)) == ["red fox", "red panda"]
     for text, said in (("a\nb\na\n", "names a twice"), ("", "is empty")):
         path.write_text(text)
         with pytest.raises(UsageError, match=f"--class_list .*{said}"):

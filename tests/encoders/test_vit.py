@@ -113,7 +113,7 @@ def test_a_probe_trains_its_head_alone_and_keeps_the_encoder_in_eval_mode():
 
 @pytest.mark.parametrize("known", [None, {"pos_embed", "cls_token", "dist_token"}])
 def test_no_token_decays_whichever_timm(monkeypatch, known):
-    """Of registers its version 1.0.15, the oldest that the requirements allow, says nothing."""
+    """Of registers its version 1.0.16, the oldest that the requirements allow, says nothing."""
     if known is not None:
         monkeypatch.setattr(VisionTransformer, "no_weight_decay", lambda self: known)
     size = dict(patch_size=4, embed_dim=32, depth=1, num_heads=2, reg_tokens=3)

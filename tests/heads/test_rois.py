@@ -159,7 +159,7 @@ def test_box_losses_are_cross_entropy_and_l1_of_the_own_class():
     scores, deltas = torch.randn(6, 4), torch.randn(6, 16)
     labels, codes = torch.tensor([0, 2, 3, 0, 1, 0]), torch.randn(6, 4)
     classifier, box = box_losses(scores, deltas, labels, codes)
-    assert classifier == F.cross_entropy(scores, labels)
+    torch.testing.assert_close(classifier, F.cross_entropy(scores, labels))
     expected = sum(
         (deltas[i, 4 * label : 4 * label + 4] - codes[i]).abs().sum()
         for i, label in enumerate(labels.tolist())
@@ -188,6 +188,34 @@ def test_the_proposals_losses_are_divided_by_the_anchors_that_an_image_should_ha
     )
     torch.testing.assert_close(found, expected / 512)
     torch.testing.assert_close(box, (deltas[:5] - targets[0][:5]).abs().sum() / 512)
+
+
+def test_two_images_in_a_batch_have_the_mean_of_their_own_losses():
+    """As on two processes, with however many objects, or none, in each."""
+    model = small_detector()
+    model.rpn.fg_bg_sampler = model.roi_heads.fg_bg_sampler = first_of_each
+    boxes = torch.tensor([[4.0, 4, 30, 20], [20, 30, 44, 60], [0, 0, 50, 20], [9, 9, 20, 33]])
+    masks = torch.zeros(4, 64, 64, dtype=torch.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[top : (top + bottom) // 2 + 2, left:right] = 1
+    images = [torch.linspace(i, 1, 3 * 64 * 64).reshape(3, 64, 64) for i in (0, 1.5, 0.5)]
+    targets = [
+        {"boxes": boxes[rows], "labels": torch.tensor([1, 4, 2, 2])[rows], "masks": masks[rows]}
+        for rows in (slice(0, 1), slice(1, 4), slice(0, 0))
+    ]
+    together = model(images, targets)
+    apart = [model([image], [target]) for image, target in zip(images, targets, strict=True)]
+    for name, loss in together.items():
+        torch.testing.assert_close(loss, torch.stack([one[name] for one in apart]).mean(), msg=name)
+    assert apart[0]["loss_mask"] != apart[1]["loss_mask"] and apart[2]["loss_mask"] == 0
+
+
+def first_of_each(labels: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """A sampler without draws, which takes more of the images with objects."""
+    chosen = [
+        [(one == value) & ((one == value).cumsum(0) <= 9) for one in labels] for value in (1, 0)
+    ]
+    return chosen[0], chosen[1]
 
 
 def losses_of(model: nn.Module, target: dict) -> dict[str, torch.Tensor]:

@@ -65,9 +65,10 @@ def read_class_list(path: str) -> list[str]:
         UsageError: a file that cannot be read, or names one twice.
     """
     try:
-        names = Path(path).read_text(encoding="utf-8-sig").split()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--class_list {path} cannot be read ({error})") from None
+    names = [line.strip() for line in lines if line.strip()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
         problem = f"names {twice[0]} twice" if twice else "is empty"

@@ -202,7 +202,8 @@ class Run:
         save, go to the terminal and to TensorBoard; at every step the progress line moves on.
 
         Args:
-            more: called at log steps with those means, for what is shown besides.
+            more: called at log steps with those means, for what is shown besides, or in place of
+                some that it takes out.
 
         Raises:
             NonFiniteLoss: a loss since the last log step was not finite.

@@ -1,5 +1,7 @@
 """Label maps of every kind, their palettes, and what is wrong with a folder."""
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,29 @@ def test_all_forms_of_numbers_are_read_alike(tmp_path):
     np.save(tmp_path / "array.npy", values.astype(np.int64))
     for name in ("palette.png", "grey.png", "deep.png", "array.npy"):
         assert torch.equal(labels.read(str(tmp_path / name)), expected), name
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_maps_whose_numbers_a_reader_may_stretch_are_refused(tmp_path, bits):
+    """Pillow reads a 4-bit 7 as 119; as a palette image it is 7."""
+    values = Image.fromarray(np.arange(4, dtype=np.uint8)[None])
+    values.save(tmp_path / "grey.png")
+    packed = bytearray((tmp_path / "grey.png").read_bytes())
+    packed[24] = bits  # the header's bit depth; its checksum and its one row follow
+    packed[29:33] = zlib.crc32(packed[12:29]).to_bytes(4, "big")
+    row = bytes([0, 0b00011011] if bits == 2 else [0, 0x01, 0x23])
+    data = zlib.compress(row)
+    chunk = len(data).to_bytes(4, "big") + b"IDAT" + data
+    chunk += zlib.crc32(b"IDAT" + data).to_bytes(4, "big")
+    end = b"\0\0\0\0IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
+    (tmp_path / "grey.png").write_bytes(bytes(packed[:33]) + chunk + end)
+    with pytest.raises(UsageError, match=f"grey.png is a grey label map of {bits} bits"):
+        Labels(CLASSES, 0).read(str(tmp_path / "grey.png"))
+    palette = values.convert("P")
+    palette.putpalette(list(range(12)))
+    palette.putdata([0, 1, 2, 1])
+    palette.save(tmp_path / "palette.png", bits=bits)
+    assert Labels(CLASSES, 0).read(str(tmp_path / "palette.png")).tolist() == [[0, 1, 2, 1]]
 
 
 def test_maps_may_begin_at_0_and_have_more_classes_than_a_byte(tmp_path):

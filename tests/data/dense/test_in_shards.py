@@ -76,6 +76,8 @@ def test_images_and_maps_are_the_folders(scenes, sharded):
         for index in np.random.default_rng(0).permutation(len(files)).tolist():
             for one, other in zip(files.read(index), found.read(index), strict=True):
                 assert torch.equal(one, other)
+    joined = f"{sharded}/train-*.tar::{sharded}/val-*.tar"
+    assert read_labels(joined, "", 1, "").classes == files.classes
     pattern = f"{sharded}/train-*.tar"
     assert len(mapped(pattern, "training")) == 20
     assert found.name(0).endswith("val-0000.tar/00000000.jpg")

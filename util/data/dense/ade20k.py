@@ -22,11 +22,13 @@ from torch import Tensor
 
 from util.cluster import agreement
 from util.data.datasets import Images
+from util.data.deep_pixels import packing
 from util.data.dense.pair_shards import ShardPairs, are_sharded
 from util.data.image_folders import image_tree
 from util.data.images import NamedBytes, decode_image, open_picture
 from util.data.same_data import check_same
 from util.data.shards import SHARD
+from util.data.split_files import named_files
 from util.errors import UsageError, first_line
 
 NOTHING = -1  # what is not labelled, and counts nowhere
@@ -100,6 +102,7 @@ class Labels:
                         f"{path} is a label map in colours ({image.mode}): name their classes in a "
                         "--palette file, or write maps of numbers"
                     )
+                _refuse_stretched(image, path, content)
                 values = np.asarray(image)
         if values.ndim != 2 or values.dtype.kind not in "bui":
             raise ValueError(f"{path}: an array of {values.shape} {values.dtype}, no label map")
@@ -174,6 +177,21 @@ def _refuse_lossy(image: Image.Image, path: str, content: bytes) -> None:
         )
 
 
+def _refuse_stretched(image: Image.Image, path: str, content: bytes) -> None:
+    """Raises UsageError for greys of 2 or 4 bits, which Pillow stretches to 255, as shades are."""
+    if image.mode != "L":
+        return
+    try:
+        how = packing(Image.open(io.BytesIO(content)))  # which a loaded image does not tell
+    except Exception:  # `open_picture` left its damaged metadata out
+        return
+    if how in ("L;2", "L;4"):
+        raise UsageError(
+            f"{path} is a grey label map of {how[-1]} bits, whose numbers most programs read as "
+            "shades: write it with 8 bits, or with a palette"
+        )
+
+
 def _code(colours: np.ndarray) -> np.ndarray:
     """Colours [..., 3] as numbers [...]."""
     return colours.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
@@ -188,14 +206,16 @@ def read_labels(data_path: str, classes: str, first_class: int, palette: str) ->
     Raises:
         UsageError: a file that is missing or cannot be understood.
     """
-    is_pattern = SHARD in data_path and not os.path.isdir(data_path)
-    root = os.path.dirname(data_path) if is_pattern else data_path
-    own = [os.path.join(root, name) for name in CLASS_LISTS[:2]]
+    roots = [data_path]
+    if SHARD in data_path and not os.path.isdir(data_path):
+        shards = named_files(data_path, (SHARD,), deep=True)
+        roots = [*dict.fromkeys(os.path.dirname(path) for path in shards)]
+    own = [os.path.join(root, name) for root in roots for name in CLASS_LISTS[:2]]
     path = classes or next((path for path in own if os.path.isfile(path)), "")
     if not path:
         raise UsageError(
-            f"--data_path {root} has no classes.txt: write one, a class a line, or name it "
-            "with --classes"
+            f"--data_path {roots[0] or '.'} has no classes.txt: write one, a class a line, or name "
+            "it with --classes"
         )
     lines = _lines(path, "--classes")
     if os.path.basename(path) == "objectInfo150.txt":  # a table under a head: Idx … Name

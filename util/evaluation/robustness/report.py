@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from util.data.corruption.corruptions import CORRUPTIONS, NOTE, SEVERITIES
-from util.data.imagenet import CORRUPTED
+from util.data.imagenet import CORRUPTED, TEST_SETS
 from util.data.robustness_sets import TestSet, is_published
 from util.data.unreadable import beside
 from util.evaluation import paired
@@ -248,5 +248,6 @@ class Report:
         return line_chart(title, "severity", ["clean", *map(str, SEVERITIES)], curves)
 
     def _clean(self) -> str | None:
-        """The clean set whose images are corrupted."""
-        return next(iter(self.first.clean), None)
+        """The clean set whose images are corrupted, which ImageNet's other test sets are not."""
+        others = TEST_SETS.keys() - {"ImageNet"}
+        return next((name for name in self.first.clean if name not in others), None)
