@@ -6,10 +6,12 @@ A variant is `NAME: flags of main_pretrain.py`; one with N masks per image has e
 batch / N images a step, or --steps steps. Its flags beat the others: `--lr 0 --max_steps 1` is the
 initialisation. Each run becomes a line of --study, with which test images it got right; a
 run that is there is not done again, so a study that was interrupted goes on where it stopped, and
-one with more seeds or variants adds to it. --report alone tells what a file of lines says.
+one with more seeds or variants adds to it. Own data (image_folder, ...) are known by their folder's
+name. --report alone tells what a file of lines says.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import math
@@ -74,7 +76,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--warmup_share", type=float, default=0.1, help="share of the run")
     add("--pools", nargs="+", choices=("cls", "mean"), default=["cls"],
         help="features: the class token, the mean of the patch tokens")  # fmt: skip
-    add("--probe_dataset", choices=sorted(DATASETS), metavar="NAME",
+    add("--probe_dataset", choices=sorted(set(DATASETS) - set(LAYOUTS)), metavar="NAME",
         help="what encoders are tested on, if not --dataset; runs that --runs still has are not "
         "made again")  # fmt: skip
     add("--probe_images", type=number(int, 1), default=10000, help="labelled images of the probes")
@@ -187,12 +189,16 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     record = dict(variant=name, flags=flags.strip(), seed=seed, setting=setting(args))
     if variant == PIXELS:
         return record | {"losses": {}, "commit": commit()} | evaluate(args, *pixel_flags(args))
-    folder = os.path.abspath(os.path.join(args.runs, place(record)))
+    folder = os.path.abspath(os.path.join(args.runs, place(record, args.data_path)))
     words = ["--dataset", args.dataset, "--data_path", args.data_path, *shlex.split(args.common)]
     words += length(args, name, overridden(words, shlex.split(flags)))
     words += ["--seed", str(seed), "--output_dir", folder, "--resume", "auto"]
     words = overridden(words, shlex.split(flags))
     with open(folder + ".log", "a") as output:
+        try:
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Failed(f"{name}, seed {seed} is being run by another process") from None
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         command = [sys.executable, "main_pretrain.py", *words]
         done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
@@ -201,14 +207,17 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> study.Record:
     with open(os.path.join(folder, "results.json")) as file:
         results = json.load(file)
     record["losses"] = {name: results.get(f"train_{name}") for name in LOSSES}  # MAE: one
-    record |= {"commit": results["commit"], "seconds": results["seconds"]}
+    known = {"commit", "commits", "seconds"} & results.keys()
+    record |= {name: results[name] for name in sorted(known)}
     return record | evaluate(args, "--finetune", f"{folder}/checkpoint-last.pth")
 
 
-def place(record: study.Record) -> str:
-    """The name of a run's folder: no other flags or settings have it."""
+def place(record: study.Record, data_path: str = "") -> str:
+    """The name of a run's folder: no other flags, settings or own data have it."""
     name = re.sub(r"[^\w.-]+", "_", record["variant"])
     shared = {k: v for k, v in record["setting"].items() if k not in PROBES}
+    if "data" in shared:
+        shared["data"] = os.path.realpath(data_path)
     digest = hashlib.sha256(json.dumps([record["flags"], shared]).encode()).hexdigest()[:6]
     return f"{name}-{record['seed']}-{digest}"
 
@@ -259,15 +268,14 @@ def pixel_flags(args: argparse.Namespace) -> list[str]:
     return words
 
 
+def is_same_run(record: study.Record, other: study.Record) -> bool:
+    return all(record[k] == other[k] for k in ("variant", "flags", "seed", "setting"))
+
+
 def run_all(args: argparse.Namespace) -> None:
     """Do each run that --study lacks, --jobs at a time, and write it down as soon as it ends."""
     os.makedirs(args.runs, exist_ok=True)
-    own = setting(args)
-    done = {
-        (row["variant"], row["flags"], row["seed"])
-        for row in study.read(args.study)
-        if row["setting"] == own
-    }
+    own, done = setting(args), study.read(args.study)
     todo = [(variant, seed) for seed in args.seeds for variant in args.variants]
     todo += [(PIXELS, 0)] if args.pixels else []
     failed = False
@@ -275,7 +283,8 @@ def run_all(args: argparse.Namespace) -> None:
         jobs = []
         for variant, seed in todo:
             name, _, flags = variant.partition(":")
-            if (name, flags.strip(), seed) not in done:
+            record = dict(variant=name, flags=flags.strip(), seed=seed, setting=own)
+            if not any(is_same_run(record, row) for row in done):
                 jobs.append(pool.submit(measure, args, variant, seed))
         for job in as_completed(jobs):
             try:
@@ -284,6 +293,9 @@ def run_all(args: argparse.Namespace) -> None:
                 told = error if isinstance(error, Failed) else repr(error)
                 print(f"error: {told}", file=sys.stderr, flush=True)
                 failed = True
+                continue
+            if any(is_same_run(record, row) for row in study.read(args.study)):
+                print(f"{record['variant']}, seed {record['seed']} came from another process")
                 continue
             study.append(args.study, record)
             shown = "   ".join(f"{k} {v:.2f}" for k, v in record["scores"].items())
@@ -297,10 +309,13 @@ def main() -> None:
     names = [variant.partition(":")[0] for variant in args.variants]
     if len(set(names)) < len(names):
         sys.exit("error: two --variants have the same name: give each its own")
-    if not args.report:
-        run_all(args)
+    try:
+        if not args.report:
+            run_all(args)
+        records = study.read(args.study)
+    except UsageError as error:
+        sys.exit(f"error: --study {error}")
     settings: dict[str, list[study.Record]] = {}
-    records = study.read(args.study)
     unknown = set(args.tell) - {record["variant"] for record in records}
     if unknown:
         sys.exit(f"error: --tell: --study {args.study} has no {', '.join(sorted(unknown))}")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from util.errors import UsageError
 from util.evaluation import paired
 from util.evaluation.over_seeds import Comparison, compare_seeds, correct
 from util.evaluation.paired import Difference
@@ -50,16 +51,29 @@ def balanced(records: Iterable[Record], targets: np.ndarray) -> list[Record]:
 
 
 def read(path: str) -> list[Record]:
+    """The records of a file, none if there is none.
+
+    Raises:
+        UsageError: a line that a full disk, say, cut off.
+    """
     if not os.path.exists(path):
         return []
+    records = []
     with open(path) as file:
-        return [json.loads(line) for line in file if line.strip()]
+        for number, line in enumerate(file, 1):
+            try:
+                records += [json.loads(line)] if line.strip() else []
+            except ValueError:
+                raise UsageError(f"{path}: line {number} is no whole record: delete it") from None
+    return records
 
 
 def append(path: str, record: Record) -> None:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    with open(path, "a+b") as file:
+        is_cut = file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
+        line = ("\n" if is_cut else "") + json.dumps(record, ensure_ascii=False) + "\n"
+        file.write(line.encode())
 
 
 def compare(
@@ -80,20 +94,26 @@ def compare(
 
 
 def by_variant(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records grouped by their variant, in the order of first runs; each group by seed. Where
-    variants of other flags have the first one's name, their flags stand beside it."""
-    rows_of: dict[tuple[str, str], list[Record]] = {}
+    """Records grouped by their variant, in the order of first runs; each group by seed, of which
+    it has one record, the first. Where variants of other flags have the first one's name, their
+    flags stand beside it."""
+    rows_of: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
-        rows_of.setdefault((record["variant"], record["flags"]), []).append(record)
+        rows = rows_of.setdefault((record["variant"], record["flags"]), {})
+        rows.setdefault(record["seed"], record)
     named: dict[str, list[Record]] = {}
     for (name, flags), rows in rows_of.items():
         title = f"{name}: {flags}" if name in named else name
-        named[title] = sorted(rows, key=lambda row: row["seed"])
+        named[title] = [rows[seed] for seed in sorted(rows)]
     return named
 
 
 def report(records: list[Record], references: Sequence[str]) -> str:
-    """A Markdown table: means over seeds, and differences to each reference with intervals."""
+    """A Markdown table: means over seeds, and differences to each reference with intervals; and
+    the commits, where runs are of several.
+
+    An interval leaves out the draw of a few labels, which all runs share: it is too narrow.
+    """
     variants = by_variant(records)
     scores = list(records[0]["scores"])
     lines = [f"| | seeds | {' | '.join(scores)} | L_rec | L_max | L_min | InfoNCE accuracy |"]
@@ -106,6 +126,9 @@ def report(records: list[Record], references: Sequence[str]) -> str:
         seeds = ", ".join(str(row["seed"]) for row in rows)
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
     lines += differences(variants, [name for name in references if name in variants], scores)
+    commits = {one for rows in variants.values() for row in rows for one in commits_of(row)}
+    if len(commits) > 1:
+        lines += ["", f"Runs are of {len(commits)} commits: {', '.join(sorted(commits))}"]
     return "\n".join(lines)
 
 
@@ -138,6 +161,11 @@ def differences(
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def commits_of(record: Record) -> list[str]:
+    """Of the code of each start of a run."""
+    return record.get("commits") or [record["commit"]] if "commit" in record else []
 
 
 def images_alone(records: list[Record], reference: list[Record], score: str) -> Difference | None:

@@ -1,5 +1,6 @@
 """A study's records and its verdicts, on runs whose truth is known."""
 
+import fcntl
 import re
 from concurrent.futures import Future
 
@@ -138,6 +139,35 @@ def test_a_name_that_has_other_flags_is_another_variant():
     }  # fmt: skip
 
 
+def test_a_run_that_is_there_twice_counts_once():
+    """As two processes may have written it down."""
+    rng = np.random.default_rng(5)
+    reference, variant = (runs(name, 0.8, range(3), rng) for name in "rx")
+    twice = [*variant, *(one | {"scores": {"knn": 0.0}} for one in variant[1:])]
+    assert study.report(reference + twice, ["r"]) == study.report(reference + variant, ["r"])
+
+
+def test_a_line_that_was_cut_off_is_named_and_harms_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "study.jsonl"
+    study.append(str(path), record("a", 0, [1]))
+    path.write_bytes(path.read_bytes() + b'{"variant": "b", "se')
+    study.append(str(path), record("c", 0, [1]))
+    monkeypatch.setattr("sys.argv", ["equal_samples.py", "--report", "--study", str(path)])
+    with pytest.raises(SystemExit, match=r"--study .*study.jsonl: line 2 is no whole record"):
+        equal_samples.main()
+    first, _, last = path.read_text().splitlines()
+    path.write_text(f"{first}\n{last}\n")
+    assert [one["variant"] for one in study.read(str(path))] == ["a", "c"]
+
+
+def test_the_report_names_the_commits_of_runs_of_several():
+    one, other = record("a", 0, [1, 0]), record("a", 1, [1, 1])
+    known = one | {"commit": "abc1"}
+    assert "commits" not in study.report([known, other | {"commit": "abc1"}], ["b"])
+    text = study.report([known, other | {"commit": "d", "commits": ["abc1", "c", "d"]}], ["b"])
+    assert text.endswith("Runs are of 3 commits: abc1, c, d")
+
+
 def test_verdicts_are_corrected_over_all_references_together():
     """A gain that one comparison leaves, and the 36 of six references do not."""
     rng = np.random.default_rng(0)
@@ -211,6 +241,26 @@ def test_an_error_of_one_run_costs_the_others_nothing(tmp_path, monkeypatch, cap
         equal_samples.main()
     assert sorted(row["seed"] for row in study.read(path)) == [0, 2]
     assert "no such folder" in capsys.readouterr().err
+    # A process that began before these were written down has the same runs done.
+    reading = study.read
+    monkeypatch.setattr(study, "read", lambda path: reading(path) if started else [])
+    started = []
+    monkeypatch.setattr(Now, "__enter__", lambda self: started.append(1) or self)
+    monkeypatch.setattr("sys.argv", ["equal_samples.py", *words, "--variants", "A:"])
+    with pytest.raises(SystemExit):
+        equal_samples.main()
+    assert sorted(row["seed"] for row in reading(path)) == [0, 2]
+    assert "came from another process" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_has_begun_is_not_begun(tmp_path):
+    words = ["--runs", str(tmp_path), "--dataset", "digits", "--epochs", "4"]
+    args = equal_samples.get_args_parser().parse_args(words)
+    own = dict(variant="A", flags="", seed=0, setting=equal_samples.setting(args))
+    with open(tmp_path / (equal_samples.place(own) + ".log"), "a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(equal_samples.Failed, match="another process"):
+            equal_samples.measure(args, "A:", 0)
 
 
 def test_runs_that_differ_have_folders_of_their_own():
@@ -220,12 +270,13 @@ def test_runs_that_differ_have_folders_of_their_own():
         name, _, flags = variant.partition(":")
         args = equal_samples.get_args_parser().parse_args(words)
         own = dict(variant=name, flags=flags.strip(), seed=0, setting=equal_samples.setting(args))
-        return equal_samples.place(own)
+        return equal_samples.place(own, args.data_path)
 
     layout = ("--dataset", "image_folder", "--data_path")
     folders = [
         folder(), folder("--common=--in_chans 1"), folder("--steps", "9"), folder(*layout, "/a/b"),
-        folder(*layout, "/a/c"), folder(variant="MI/MAE: --lr 2"), folder(variant="MI MAE:"),
+        folder(*layout, "/a/c"), folder(*layout, "/d/c"),
+        folder(variant="MI/MAE: --lr 2"), folder(variant="MI MAE:"),
     ]  # fmt: skip
     assert len(set(folders)) == len(folders) and "/" not in folders[0]
     probes = ("--few", "4", "--pools", "mean", "--probe_dataset", "digits")
