@@ -55,7 +55,7 @@ PRETRAIN_ALL = (
 )
 EVALUATE = (
     f"--names encoder --only --dense {LABELLED} --classes {CLASSES} --first_class 0 "
-    f"--model vit_tiny_patch7 --input_size {SIZE} --dataset fashion_mnist {GREY}"
+    f"--model vit_tiny_patch7 --input_size {SIZE} --dataset fashion_mnist --download {GREY}"
 )
 SEGMENT = (
     f"main_segmentation.py --data_path {LABELLED} --classes {CLASSES} --first_class 0 "

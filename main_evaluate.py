@@ -25,6 +25,7 @@ from util.data.datasets import DATASETS, Images, Subset, load_images
 from util.data.image_cache import cached
 from util.data.image_folders import load_test_folder
 from util.data.imagenet import read_real_labels
+from util.data.images import of_one_type
 from util.data.loader import evaluation_view, loading
 from util.data.same_data import check_same
 from util.data.unreadable import beside
@@ -43,6 +44,8 @@ from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
 from util.progress import Pace
+from util.reporting.run_folder import RESULTS
+from util.training.journal import finite
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -143,6 +146,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not args.attentive:
         attentive = ("attentive_queries", "attentive_epochs", "attentive_batch", "attentive_blr")
         refuse("without --attentive", *attentive, "tokens", "min_crop", "flip")
+    if "blocks" not in args.only:
+        refuse("without blocks in --only", "block_images")
     if not args.dense:
         refuse("without --dense", "classes", "first_class", "palette", "dense_patches")
     if "few" not in args.only:
@@ -331,7 +336,7 @@ class Encoder:
         viewed = store.ids()[: frozen.VIEWED]
         for start in range(0, len(viewed), 64):
             seen = [self.view(store.images.read(int(i))) for i in viewed[start : start + 64]]
-            imgs = torch.stack(seen).to(run.device)
+            imgs = torch.stack(of_one_type(seen)).to(run.device)
             num_patches = getattr(self.model.encoder.patch_embed, "num_patches", 1)
             noise = torch.rand(len(imgs), num_patches, generator=generator).to(imgs.device)
             num_visible = max(1, num_patches // NUM_MASKS)
@@ -366,10 +371,11 @@ def write(
     num_train = len(encoders[0].train.ids())
     text = report.markdown(results, args, checksums, num_train, left_out)
     print(text)
+    run.folder.set_aside([RESULTS, "evaluation.md", "evaluation.json", *report.PICTURES])
     with open(os.path.join(args.output_dir, "evaluation.md"), "w") as file:
         file.write(text + "\n")
     with open(os.path.join(args.output_dir, "evaluation.json"), "w") as file:
-        json.dump(report.as_json(results, args, checksums, left_out), file, indent=1)
+        json.dump(finite(report.as_json(results, args, checksums, left_out)), file, indent=1)
     for name, picture in report.pictures(results).items():
         picture.save(os.path.join(args.output_dir, name))
         log.info("picture: %s", os.path.join(args.output_dir, name))

@@ -86,6 +86,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UsageError("--knn takes its encoder from --finetune: leave --resume away")
     if args.batch_size == 1 and not (args.knn or args.eval):
         raise UsageError("--batch_size 1 gives the head's BatchNorm no variance: use more")
+    if not args.knn:
+        args.settings.refuse("without --knn", "knn_k", "knn_temperature")
+    if args.model == "pixels":
+        args.settings.refuse("with --model pixels", "global_pool")
     if args.model == "pixels" and args.finetune:
         raise UsageError("--model pixels has no weights: leave --finetune away")
     return args

@@ -21,7 +21,7 @@ from encoders.vit import Pretrained
 from engine_pretrain import explained, train_one_epoch
 from util.cluster import distributed
 from util.data.datasets import load_images
-from util.data.images import to_tensor
+from util.data.images import of_one_type, to_tensor
 from util.data.loader import Batches, evaluation_view, open_batches
 from util.data.transformed import TransformedImages
 from util.data.transforms import CropAndFlip, Normalize
@@ -161,6 +161,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.model in models_mae.MODELS:
         others = [name for name in MI_FLAGS if name not in MAES_OWN]
         args.settings.refuse(f"with --model {args.model}, which is MAE alone", *others)
+    if not args.monitor_every:
+        args.settings.refuse("without --monitor_every", "monitor_share")
     return args
 
 
@@ -277,6 +279,7 @@ def main(args: argparse.Namespace) -> None:
                 if monitor and run.is_due(args.knn_every):
                     extra |= neighbours(run, monitor, model)
                 run.log_epoch(means, extra)
+                run.check_weights()
                 if look and distributed.is_main():
                     look(model, run)
                 run.save_epoch()
@@ -345,8 +348,8 @@ def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) ->
     model.eval()
     pictures = TransformedImages(batches.dataset.images, evaluation_view(args), args.seed)
     count = min(args.visualize, len(pictures))
-    imgs = torch.stack([pictures[0, i * len(pictures) // count][0] for i in range(count)])
-    imgs = normalize(imgs.to(run.device))
+    read = [pictures[0, i * len(pictures) // count][0] for i in range(count)]
+    imgs = normalize(torch.stack(of_one_type(read)).to(run.device))
     generator = torch.Generator().manual_seed(args.seed)
     noise = torch.rand(model.masks.noise_shape(count), generator=generator)
     what = f"{args.visualize_stats} patch statistics" if args.norm_pix_loss else "predicted pixels"
@@ -360,7 +363,10 @@ def _visualize(model, batches: Batches, normalize: Normalize, run: Run, args) ->
         f"shown with {what}, visible ones as they are",
     )
     path = os.path.join(args.output_dir, "reconstructions.png")
-    sheet.save(path)
+    try:
+        sheet.save(path)
+    except OSError as error:  # a full disk ends no run
+        return log.error("%s cannot be written (%s)", path, error.strerror)
     run.journal.image("reconstructions", to_tensor(sheet), run.progress.total_steps)
     log.info("reconstructions: %s", path)
 

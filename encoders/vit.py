@@ -168,7 +168,8 @@ class Pretrained:
         """Load what fits, with the position embedding interpolated; log what did not.
 
         Raises:
-            UsageError: a checkpoint of another architecture; the line says which keys and shapes.
+            UsageError: a checkpoint of another architecture, or with a weight that is not finite;
+                the line says which keys and shapes.
         """
         own = model.state_dict()
         weights = dict(self.weights)
@@ -195,6 +196,12 @@ class Pretrained:
                 f"{self.foreign.named} is of another architecture, {len(wrong)} differences: "
                 f"{'; '.join(wrong[:3])}. Check --model, --in_chans, --input_size "
                 "and --global_pool or --cls_token" + self._advice(missing)
+            )
+        bad = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
+        if bad:
+            raise UsageError(
+                f"{self.foreign.named} has weights that are not finite, such as {bad[0]}: take an "
+                "earlier checkpoint"
             )
         model.load_state_dict(weights, strict=False)
         log.info(

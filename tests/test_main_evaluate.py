@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from encoders.frozen import CLASS_TOKEN, PATCH_MEAN, FrozenEncoder
 from models_mimae import orthogonal_permutations
+from util.evaluation.frozen import features
 
 IDS = torch.zeros(3, 1, 1, dtype=torch.long)
 QUICK = ("--only", "knn", "logistic", "--train_fraction", 0.3)
@@ -120,6 +122,9 @@ def test_what_cannot_be_used_is_one_line(refuses, evaluated, checkpoint, image_t
     refuses("main_evaluate", "pixels", "--batch_size", 100, names=("--batch_size 100",))
     refuses("main_evaluate", "pixels", "--few", 500, "--only", "few", names=("--few", "class 0"))
     refuses("main_evaluate", "pixels", "--test", "V2", names=("--test V2",))
+    refuses(
+        "main_evaluate", "pixels", "--only", "knn", "--block_images", 9, names=("--block_images",)
+    )
     (tmp_path / "strange" / "zebra").mkdir(parents=True)
     Image.new("RGB", (16, 16)).save(tmp_path / "strange" / "zebra" / "1.png")
     refuses(
@@ -131,6 +136,59 @@ def test_what_cannot_be_used_is_one_line(refuses, evaluated, checkpoint, image_t
         "main_evaluate", "untrained", "--names", "MI-MAE", "--train_fraction", 0.1, "--features",
         features, "--seed", 5, names=("--features", "other features", "encoder"),
     )  # fmt: skip
+
+
+def test_a_folder_of_8_and_16_bits_is_scored_as_one_of_8(run_main_here, checkpoint, tmp_path):
+    for name in ("plain", "mixed"):
+        for split, count in (("train", 12), ("val", 8)):
+            for i in range(2 * count):
+                draw = np.random.default_rng(i + count)
+                pixels = draw.integers(0, 256, (8, 8), dtype=np.uint8) // (1 + i % 2)
+                path = tmp_path / name / split / "ab"[i % 2] / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                deep = name == "mixed" and i % 4 < 2
+                Image.fromarray(pixels.astype(np.uint16) * 257 if deep else pixels).save(path)
+    found = []
+    for name in ("plain", "mixed"):
+        outcome = run_main_here(
+            "main_evaluate", checkpoint, "--dataset", "image_folder", "--data_path",
+            tmp_path / name, "--names", "x", "--only", "label_free", "--num_workers", 0,
+        )  # fmt: skip
+        assert outcome.status == 0, outcome.err
+        found.append(json.loads((outcome.folder / "evaluation.json").read_text())["encoders"]["x"])
+    plain, mixed = (one["monitors"] for one in found)
+    assert mixed == pytest.approx(plain, rel=0.01)  # 8 bits round what is resized
+
+
+def test_an_evaluation_in_the_same_folder_sets_the_first_aside(run_main_here, tmp_path):
+    few = ("--only", "few", "--few", 1, 2, "--draws", 2, "--train_fraction", 0.1)
+    for words in (few, ("--only", "knn", "--train_fraction", 0.1)):
+        outcome = run_main_here("main_evaluate", "pixels", *words, folder=tmp_path / "out")
+        assert outcome.status == 0, outcome.err
+    aside = tmp_path / "out" / "previous-1"
+    names = {path.name for path in aside.iterdir()}
+    assert {"results.json", "evaluation.md", "evaluation.json", "few_labels.png"} <= names
+    assert "few labels" in (aside / "evaluation.md").read_text()
+    assert not (tmp_path / "out" / "few_labels.png").exists()
+    assert not (tmp_path / "out" / "previous-2").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(refuses, checkpoint, tmp_path):
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["model"]["blocks.0.attn.qkv.weight"][0] = torch.nan
+    torch.save(saved, tmp_path / "bad.pth")
+    says = ("bad.pth", "not finite", "blocks.0.attn.qkv.weight")
+    refuses("main_evaluate", tmp_path / "bad.pth", "--only", "label_free", names=says)
+    refuses("main_linprobe", "--finetune", tmp_path / "bad.pth", "--knn", names=says)
+
+
+def test_features_that_the_disk_cannot_hold_are_refused_at_once(run_main_here, monkeypatch):
+    free = types.SimpleNamespace(free=10_000)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: free)
+    outcome = run_main_here("main_evaluate", "pixels", "--only", "knn")
+    assert outcome.status == 1 and outcome.err.count("\n") == 1, outcome.err
+    assert "of 0.0 GB that are free" in outcome.err and "--features" in outcome.err
+    assert not list(outcome.folder.rglob("*.npy"))
 
 
 # ------------------------------------------------------------------------------------ the encoder

@@ -127,4 +127,6 @@ def test_flags_that_mean_nothing_together_are_refused(refuses, checkpoint):
     refuses(main, "--knn", "--resume", checkpoint, names=("--knn", "--resume", "--finetune"))
     refuses(main, "--eval", "--resume", "auto", names=("--eval", "--resume"))
     refuses(main, "--batch_size", 1, names=("--batch_size 1",))
+    refuses(main, "--knn_k", 3, names=("--knn_k", "without --knn"))
+    refuses(main, "--model", "pixels", "--global_pool", names=("--global_pool", "pixels"))
     refuses(main, "--model", "pixels", "--finetune", checkpoint, names=("--finetune", "pixels"))

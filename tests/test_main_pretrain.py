@@ -11,6 +11,7 @@ from PIL import Image
 
 from encoders.vit import Pretrained
 from main_pretrain import restored
+from util.training import journal
 
 SHORT = ("--batch_size", 32, "--max_steps", 3, "--mi_start_loss", "inf")
 
@@ -274,9 +275,31 @@ def test_bad_flags_are_refused_in_one_line(refuses, tmp_path):
                 names=("--model mae_vit", "mimae_vit_tiny_patch2"))  # fmt: skip
     refuses(main, "--model", "mimae_vit_giant", names=("--model", "mimae_vit_giant"))
     refuses(main, "--dataset", "imagenet", names=("--dataset", "imagenet"))
+    refuses(main, "--monitor_share", 0.5, names=("--monitor_share", "without --monitor_every"))
     refuses(main, "--lr", 1e-3, "--blr", 1e-3, names=("--lr", "--blr"))
     refuses(main, "--lr", 1e-3, "--lr", 1e-2, names=("--lr", "twice"))
     refuses(main, f"@{tmp_path}/absent.args", names=("absent.args",))
+
+
+def test_a_full_disk_at_the_end_costs_a_picture_or_one_line(run_main_here, tmp_path, monkeypatch):
+    """The training is whole: what is missing is said, and --resume auto writes the results."""
+
+    def is_full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    words = ("main_pretrain", *SHORT, "--visualize", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", is_full)
+        outcome = run_main_here(*words, folder=tmp_path / "a")
+    assert outcome.status == 0, outcome.err
+    assert "reconstructions.png cannot be written (No space left" in outcome.out + outcome.err
+    assert outcome.results()["epoch"] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.json, "dump", is_full)
+        outcome = run_main_here(*words, folder=tmp_path / "b")
+    assert outcome.status == 1 and "results.json cannot be written" in outcome.err
+    outcome = run_main_here(*words, "--resume", "auto", folder=tmp_path / "b")
+    assert outcome.status == 0 and outcome.results()["epoch"] == 0
 
 
 def test_bad_data_is_refused_in_one_line(refuses, tmp_path):

@@ -25,6 +25,10 @@ def run_main(
             "--grad_checkpointing",
             EXIT_MEMORY,
         )
+    except MemoryError as error:
+        _exit(
+            f"error: out of memory ({error}): ask for less, or take a larger machine", EXIT_MEMORY
+        )
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):
             raise

@@ -9,6 +9,7 @@ from pages import SCRIPT, check_page, write_run
 from PIL import Image
 
 from util.reporting import pictures, single
+from util.reporting.numbers import final_numbers
 from util.reporting.run_folder import read_folder
 
 
@@ -35,6 +36,15 @@ def test_a_restart_costs_what_was_done_again_and_waited(run):
     assert second.first - second.about["t"] == 10.0 and found.state == "finished"
     xs, _ = found.steps.by_name["loss"]
     assert list(xs) == sorted(set(xs)) and xs[-1] == 300  # nothing twice
+
+
+def test_what_an_unfinished_run_ends_with_is_its_last_lines(tmp_path):
+    """And not a k-NN accuracy of an earlier epoch."""
+    lines = [{"epoch": i, "steps": 10 * i, "train_loss": 1 / (i + 1)} for i in range(4)]
+    lines[2]["knn_acc1"] = 50.0
+    (tmp_path / "log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = final_numbers(read_folder(str(tmp_path)))
+    assert found["train_loss"] == 0.25 and found["epoch"] == 3 and "knn_acc1" not in found
 
 
 def test_a_return_after_a_nan_drops_what_is_done_again(tmp_path):

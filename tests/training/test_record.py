@@ -43,6 +43,19 @@ def events(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
 
 
+def test_a_start_after_a_line_that_was_cut_off_is_told(tmp_path):
+    for step, cut in ((0, '{"t": 1.0, "step": 10, "lo'), (5, "")):
+        one = record(tmp_path)
+        begin(one, step)
+        one.numbers(step + 5, {"loss": 0.5})
+        one.close()
+        with open(tmp_path / "run.jsonl", "a") as file:
+            file.write(cut)
+    found = read_folder(str(tmp_path))
+    assert len(found.starts) == 2
+    assert list(found.steps.by_name["loss"][0]) == [5, 10]
+
+
 def test_a_start_says_what_it_is_and_what_was_warned_of(tmp_path):
     log, one = logging.getLogger("some.module"), record(tmp_path)
     log.warning("before the folder is known: %d", 1)

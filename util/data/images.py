@@ -5,7 +5,7 @@ import importlib.util
 import io
 import logging
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -185,6 +185,13 @@ def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
 def to_float(imgs: Tensor) -> Tensor:
     """Images as uint8, or as floats in 0..1 -> float32 in 0..1."""
     return imgs.float() / 255 if imgs.dtype == torch.uint8 else imgs.float()
+
+
+def of_one_type(images: Sequence[Tensor]) -> list[Tensor]:
+    """Images of a batch: where 8 bits and arrays of other types meet, all are floats in 0..1."""
+    if len({image.dtype for image in images}) > 1:
+        return [to_float(image) for image in images]
+    return list(images)
 
 
 def to_bytes(image: Tensor) -> Tensor:

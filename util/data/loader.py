@@ -22,7 +22,7 @@ from util.checks import image_size
 from util.cluster import agreement, distributed
 from util.data import unreadable
 from util.data.datasets import DATASETS
-from util.data.images import to_float
+from util.data.images import of_one_type
 from util.data.transformed import TransformedImages
 from util.data.transforms import ResizeCenterCrop
 from util.errors import EXIT_DATA, RunError, UsageError, first_line
@@ -303,10 +303,8 @@ def num_cores() -> int:
 
 
 def _collate(items: list[tuple]) -> list[torch.Tensor]:
-    """torch's batch; where 8-bit images and arrays of other types meet, all are floats in 0..1."""
-    if len({image.dtype for image, *_ in items}) > 1:
-        items = [(to_float(image), *rest) for image, *rest in items]
-    return default_collate(items)
+    images, *rest = zip(*items, strict=True)
+    return default_collate([*zip(of_one_type(images), *rest, strict=True)])
 
 
 def _init_worker(worker: int) -> None:

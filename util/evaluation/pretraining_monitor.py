@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from util.data.image_sets import Images
-from util.data.images import to_tensor
+from util.data.images import of_one_type, to_tensor
 from util.data.loader import evaluation_view
 from util.data.transformed import TransformedImages
 from util.evaluation.first_row import FirstRow
@@ -108,7 +108,7 @@ class Monitor:
     def _read(self) -> Tensor:
         view = evaluation_view(self.args)
         transformed = TransformedImages(self.images, view, self.args.seed)
-        return torch.stack([transformed[0, index][0] for index in self.ids])
+        return torch.stack(of_one_type([transformed[0, index][0] for index in self.ids]))
 
     def _by_batches(
         self, act: Callable[[Tensor, Tensor | None], Tensor], device: torch.device,

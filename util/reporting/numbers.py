@@ -18,10 +18,12 @@ Z = 1.959964  # standard errors on either side of a 95 % interval
 
 
 def final_numbers(run: RunFolder) -> dict[str, object]:
-    """The numbers of results.json; of a run without one, the last that its logs have."""
+    """The numbers of results.json; of a run without one, those of the last line of its log."""
     if run.results:
         return {k: v for k, v in run.results.items() if k not in ABOUT_THE_RUN}
-    return {name: ys[-1] for name, (_, ys) in run.epochs.by_name.items()}
+    found = run.epochs.by_name
+    last = max((xs[-1] for xs, _ in found.values()), default=None)
+    return {name: ys[-1] for name, (xs, ys) in found.items() if xs[-1] == last}
 
 
 def table_of(run: RunFolder) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from util.cluster import distributed
+from util.errors import RunError
 from util.progress import short
 from util.provenance import commit, versions
 from util.training.checkpoint import Progress
@@ -73,7 +74,7 @@ class Journal:
         log.info("  ".join(f"{name} {short(value)}" for name, value in numbers.items()))
         try:
             with open(self.path, "a") as file:
-                file.write(json.dumps(_finite(numbers)) + "\n")
+                file.write(json.dumps(finite(dict(numbers))) + "\n")
         except OSError as error:
             log.error("log.txt could not be written (%s): training goes on", error)
 
@@ -131,8 +132,11 @@ def write_results(
         sources: where each flag is from that has not the parser's default.
         commits: of the code of all starts, the last one being this one's (default: the code's as
             it is); all of them are written where there were several.
+
+    Raises:
+        RunError: the disk is full, say.
     """
-    record = _finite(numbers) | {
+    record = finite(dict(numbers)) | {
         "seconds": None if seconds is None else round(seconds, 1),
         "command": shlex.join(["python", *sys.argv]),
         "commit": commits[-1] if commits else commit(),
@@ -144,12 +148,21 @@ def write_results(
     }
     if len(commits) > 1:
         record["commits"] = list(commits)
-    with open(path + ".tmp", "w") as file:
-        json.dump(record, file, indent=2)
-    os.replace(path + ".tmp", path)
+    try:
+        with open(path + ".tmp", "w") as file:
+            json.dump(record, file, indent=2)
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}): free space there, and start again as "
+            "you did; --resume auto goes on from the end of a training"
+        ) from None
 
 
-def _finite(numbers: Mapping) -> dict:
-    """JSON has no NaN: null stands for it."""
-    bad = {k: None for k, v in numbers.items() if isinstance(v, float) and not math.isfinite(v)}
-    return dict(numbers) | bad
+def finite(value: object) -> object:
+    """A value, or dicts and lists of values, as JSON can have them: null stands for NaN."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -79,6 +79,8 @@ class Record(logging.Handler):
         path = os.path.join(args.output_dir, RECORD)
         try:
             self.file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - see close
+            if not _ends_in_a_line(path):  # a crash, or a full disk, cut the last one short
+                self.file.write("\n")
         except OSError as error:
             return self._lose(error)
         self.event("start", **about)
@@ -148,6 +150,14 @@ def _kind_of(error: BaseException) -> str:
     """What stands before an error that is none of the project's own."""
     is_own = type(error).__module__.startswith("util.")
     return "" if is_own else f"{type(error).__name__}: "
+
+
+def _ends_in_a_line(path: str) -> bool:
+    """Whether a text file is empty, or its last line is whole."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read() in (b"", b"\n")
 
 
 def _machine(device: torch.device) -> dict[str, object]:

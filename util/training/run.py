@@ -247,7 +247,7 @@ class Run:
             for_certain: all ranks wait until it is on the disk; a failure ends the run.
         """
         self.meters.check()
-        self._check_weights()
+        self.check_weights()
         self.meters.store()
         if for_certain:
             self._save_for_certain(keep_as)
@@ -259,7 +259,8 @@ class Run:
         saved = agreement.main_does(lambda: self.checkpointer.save(keep_as, wait=True))
         require_saved(saved, self.args.output_dir, which)
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
+        """Raise NonFiniteLoss where a weight is not finite; the same on all ranks."""
         norms = torch._foreach_norm([p.detach() for p in self._model().parameters()])
         if not torch.stack([norm.float() for norm in norms]).isfinite().all():
             raise NonFiniteLoss(self.progress.total_steps - 1, {"weights": float("nan")})
@@ -305,7 +306,7 @@ class Run:
             self.signals.breaks_off = False
             if self.unclosed is not None:
                 self.progress.load_state_dict(self.unclosed)
-                self._check_weights()
+                self.check_weights()
                 self._save_for_certain()
             self.signals.leave()
         finally:

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -223,7 +224,11 @@ class FeatureStore:
                 self._write_shard(whole, arrays, digests[whole])
                 arrays = {}
             rows, count = own_ids - shard * SHARD, len(self._ids(shard))
-            found = encode(imgs.to(device, non_blocking=True), shard * SHARD < self.detailed)
+            is_detailed = shard * SHARD < self.detailed
+            found = encode(imgs.to(device, non_blocking=True), is_detailed)
+            if not arrays:
+                one = sum(values[0].numel() for values in found.values()) * self.dtype().itemsize
+                self._check_space(one * (count if is_detailed else len(ids) - done))
             for name, value in found.items():
                 values = value.float().cpu().numpy().astype(self.dtype)
                 if name not in arrays:
@@ -237,6 +242,15 @@ class FeatureStore:
             self._write_shard(shard, arrays, digests[shard])
             arrays = {}
         line.close()
+
+    def _check_space(self, needed: int) -> None:
+        """Raise RunError before a shard where the disk has no room for what is due."""
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise RunError(
+                f"{self.folder} would take {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB that are "
+                f"free: name a folder with more, {self.flag}, or ask for less"
+            )
 
     def _write_shard(self, shard: int, arrays: dict[str, np.ndarray], digest: str) -> None:
         """Args: arrays: by name; empty where no image of it could be read."""

@@ -51,6 +51,7 @@ def label_free(features: Tensor, views: Tensor | None) -> dict[str, float]:
     found = {"effective rank": effective_rank(part), "RankMe": rank_me(part)}
     if views is not None:
         found["alignment of masks"] = alignment(views)
-        found["uniformity"] = uniformity(views[:, 0])
+        if len(views) > 1:  # it is of pairs of images
+            found["uniformity"] = uniformity(views[:, 0])
         found["InfoNCE accuracy of masks"] = nearest_is_same_image(views)
     return found

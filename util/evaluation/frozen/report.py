@@ -14,6 +14,7 @@ from util.evaluation.frozen.probes import FEW_PENALTY, KS, PENALTIES, TEMPERATUR
 from util.evaluation.tables import row, rule, shown_difference, shown_number
 
 # How each part is done; a report has those of its parts.
+PICTURES = BLOCKS, FEW_LABELS = "blocks.png", "few_labels.png"
 PROTOCOLS = {
     "k-NN": "k-NN: cosine, votes weighted by exp(cosine / temperature), k 20 and temperature 0.07; "
     f"chosen: of k {', '.join(map(str, KS))} x temperature "
@@ -198,7 +199,7 @@ def headline(results: Mapping[str, Frozen]) -> dict[str, float]:
 
 
 def pictures(results: Mapping[str, Frozen]) -> dict[str, Image.Image]:
-    """blocks.png and few_labels.png, where there is something to show."""
+    """PICTURES, where there is something to show."""
     found = {}
     curves = {
         f"{name}, {kind}": values
@@ -210,7 +211,7 @@ def pictures(results: Mapping[str, Frozen]) -> dict[str, Image.Image]:
         padded = {name: [*v, *[None] * (depth - len(v))] for name, v in curves.items()}
         ticks = [str(number + 1) for number in range(depth)]
         title = "Logistic regression on each block's output"
-        found["blocks.png"] = line_chart(title, "block", ticks, padded)
+        found[BLOCKS] = line_chart(title, "block", ticks, padded)
     amounts = list(next(iter(results.values())).few)
     if len(amounts) > 1:
         means, spreads = {}, {}
@@ -220,7 +221,7 @@ def pictures(results: Mapping[str, Frozen]) -> dict[str, Image.Image]:
             spreads[name] = [float(row.std(ddof=1)) if len(row) > 1 else 0.0 for row in rows]
         title = "Logistic regression on few labels"
         what = "accuracy, %, with standard deviations over draws"
-        found["few_labels.png"] = line_chart(title, "labels", amounts, means, what, spreads)
+        found[FEW_LABELS] = line_chart(title, "labels", amounts, means, what, spreads)
     return found
 
 
