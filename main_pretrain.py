@@ -222,7 +222,11 @@ def restored(found: Pretrained, name: str, **options) -> nn.Module:
     """
     args = parse_args(["--model", name, "--dataset", "image_folder"])
     flags = found.foreign.flags  # those of MAE's have the same names
-    known = flags if found.is_ours else {k: flags[k] for k in MAES_FLAGS if k in flags}
+    told = {"norm_pix_loss": False} | found.config | flags  # MAE's own default
+    known = flags if found.is_ours else {}
+    known = known | {k: told[k] for k in MAES_FLAGS if k in told}
+    depth = len({k.split(".")[1] for k in found.raw if k.startswith("decoder_blocks.")})
+    known = known | ({"decoder_depth": depth} if depth else {})
     vars(args).update(known | {"model": name})
     told = found.encoder_config()
     vars(args).update({flag: told[flag] for flag in ("input_size", "in_chans") if flag in told})

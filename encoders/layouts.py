@@ -201,12 +201,16 @@ def _fits(layout: Layout, keys: list[str]) -> bool:
     return all(any(mark in key for key in keys) for mark in layout.marks)
 
 
+def _per_channel(value: object) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (float(value),) * 3
+
+
 def _normalization(name: str, config: dict, weights: Weights, args: dict) -> Normalization | None:
     """What the file or its folder says, else the layout's."""
     timm = config.get("pretrained_cfg")
     for said, mean, std in ((timm, "mean", "std"), (config, "image_mean", "image_std")):
         if isinstance(said, dict) and said.get(mean) and said.get(std):
-            return tuple(said[mean]), tuple(said[std])
+            return _per_channel(said[mean]), _per_channel(said[std])
     if "BEiT" in name and args.get("imagenet_default_mean_and_std"):
         return IMAGENET
     # A class token without a position has fixed sine-cosine ones: MAE's and its kin, none of which

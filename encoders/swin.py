@@ -194,17 +194,31 @@ def fit_weights(
     Raises:
         UsageError: tables of position biases whose window is not known.
     """
-    weights = convert_simmim(weights)
+    weights, changed = convert_simmim(weights), []
     cell = model.patch_embed.patch_size[0] * 2 ** (len(model.layers) - 1)
     for name, module in model.named_modules():
         key = f"{name}.relative_position_bias_table"
         if key not in weights or not hasattr(module, "relative_position_bias_table"):
             continue
         old = _window_of(weights[key], config, cell, named)
-        if old != module.window_size and name.endswith("layers.0.blocks.0.attn"):
-            log.info("position biases: window %d x %d -> %d x %d", *old, *module.window_size)
+        if old != module.window_size:
+            (a, b), (c, d) = old, module.window_size
+            changed.append(f"window {a} x {b} -> {c} x {d}")
         weights = weights | {key: resize_position_bias(weights[key], old, module.window_size)}
+    for change in dict.fromkeys(changed):
+        log.info("position biases: %s", change)
     return weights
+
+
+def size_of_tables(weights: dict[str, Tensor]) -> int | None:
+    """The side of the images, in pixels, whose final map the last stage's window covers; None:
+    there is no table of position biases."""
+    tables = [v for k, v in weights.items() if k.endswith(".relative_position_bias_table")]
+    if not tables or "layers.0.blocks.0.norm1.weight" not in weights:
+        return None
+    stages = {key.split(".")[1] for key in weights if key.startswith("layers.")}
+    window = (round(len(tables[-1]) ** 0.5) + 1) // 2
+    return window * weights["patch_embed.proj.weight"].shape[-1] * 2 ** (len(stages) - 1)
 
 
 def _window_of(table: Tensor, config: dict, cell: int, named: str) -> tuple[int, int]:

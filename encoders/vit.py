@@ -11,6 +11,7 @@ from encoders.grids import in_words
 from encoders.layouts import IMAGENET, open_encoder
 from encoders.pos_embed import interpolate_pos_embed
 from encoders.position_bias import TABLE, add_position_biases
+from encoders.swin import size_of_tables
 from util.checks import image_size
 from util.errors import UsageError
 from util.weights.fit import differences
@@ -162,6 +163,8 @@ class Pretrained:
             config["input_size"] = [n * p for n, p in zip(found[1], kernel.shape[2:], strict=True)]
         elif "pos_embed" not in self.weights and told:
             config["input_size"] = list(told[0])
+        elif (side := size_of_tables(self.weights)) is not None:
+            config["input_size"] = [side, side]
         return config
 
     def load_into(self, model: nn.Module) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from exports.folder import MANIFEST
 from exports.result import Written
-from exports.source import CLASSIFIER, DETECTOR, MAE, PROBE, SEGMENTER, SIMMIM_KIND, Source
+from exports.source import CLASSIFIER, DETECTOR, ENCODER, MAE, PROBE, SEGMENTER, SIMMIM_KIND, Source
 from util.data.transforms import ResizeCenterCrop
 from util.errors import UsageError
 from util.flags.defaults import shown
@@ -92,14 +92,19 @@ def _images(source: Source) -> dict[str, object]:
         "size": f"{height} x {width} pixels, {source.config['in_chans']} channel(s)",
         "mean": shown(source.config["mean"]) + assumed,
         "std": shown(source.config["std"]) + assumed,
-        "values before that": "in 0..1",
+        "values before that": _scale(source),
     }
     if source.kind != SEGMENTER:
         view = ResizeCenterCrop(source.input_size, source.crop_share)
         rows["test images"] = f"{view}, as this project evaluates"
-    if source.classes:
-        rows["classes"] = f"{len(source.classes)}, named in the configuration"
+    if source.classes and source.kind != ENCODER:
+        rows["classes"] = f"{len(source.classes)}, named in {MANIFEST}"
     return rows
+
+
+def _scale(source: Source) -> str:
+    low, high = source.config.get("value_range") or (0, 1)
+    return "in 0..1" if (low, high) == (0, 1) else f"{low:g} is 0, and {high:g} is 1"
 
 
 def _training(source: Source) -> dict[str, object]:

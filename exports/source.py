@@ -22,6 +22,7 @@ from encoders.load import (
     model_name,
 )
 from encoders.swin import SIZES as SWINS
+from encoders.swin import convert_simmim, is_swin
 from encoders.vit import Pretrained, encoder_name
 from util.checks import image_size
 from util.data.datasets import DATASETS
@@ -137,11 +138,8 @@ class Source:
         table = next((v for k, v in self.weights.items() if k.endswith(BIAS_TABLE)), None)
         if table is None:
             return None
-        kernel = self.weights["patch_embed.proj.weight"]
-        is_swin = "layers.0.blocks.0.norm1.weight" in self.weights
-        side = (round((len(table) - 3 * (not is_swin)) ** 0.5) + 1) // 2
-        stages = {k.split(".")[1] for k in self.weights if k.startswith("layers.")}
-        return [side * kernel.shape[-1] * 2 ** max(0, len(stages) - 1)] * 2
+        side = (round((len(table) - 3) ** 0.5) + 1) // 2  # a BEiT's: 3 are of the class token
+        return [side * self.weights["patch_embed.proj.weight"].shape[-1]] * 2
 
     def leave_out_decoder(self) -> list[str]:
         """For what holds an encoder alone: be one, and say so."""
@@ -168,6 +166,10 @@ class Source:
         timm, size, crop = (config.get(n) for n in ("pretrained_cfg", "size", "crop_size"))
         if isinstance(timm, dict) and timm.get("crop_pct"):
             return float(timm["crop_pct"])
+        if isinstance(size, int):  # transformers' old form: resized to this square, then cut
+            cut = config.get("do_center_crop")
+            crop = crop.get("height", size) if isinstance(crop, dict) else crop or size
+            return min(1.0, crop / size) if cut else 1.0
         if isinstance(size, dict) and "height" in size:
             return 1.0
         if isinstance(size, dict) and isinstance(crop, dict) and size.get("shortest_edge"):
@@ -191,7 +193,25 @@ class Source:
         if self.whole_kind == SEGMENTER:
             found = architecture(self.pretrained, self.args.model)
             return build_backbone(self.pretrained, self.args, known=found).eval()
-        return build_for(self.pretrained, self.args).eval()
+        model = build_for(self.pretrained, self.args).eval()
+        self._check_windows(model)
+        return model
+
+    def _check_windows(self, model: nn.Module) -> None:
+        """Refuse a Swin whose windows this project's would not have at the size it was made for."""
+        if not is_swin(model) or list(self.input_size) != list(self.trained_size or []):
+            return
+        own = model.state_dict()
+        other = [
+            key
+            for key, table in convert_simmim(self.weights).items()
+            if key.endswith(BIAS_TABLE) and key in own and table.shape != own[key].shape
+        ]
+        if other:
+            raise UsageError(
+                f"{self.path} has other windows than this project's Swins of its size "
+                f"({other[0]}): its export would be another model"
+            )
 
     def classifier(self) -> nn.Module:
         """timm's model with the checkpoint's head, images -> logits, in eval mode.

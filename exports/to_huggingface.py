@@ -110,7 +110,7 @@ def processor(source: Source) -> dict:
         "do_center_crop": resizes and is_square,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / (source.config.get("value_range") or (0, 255))[1],
         "do_normalize": True,
         "image_mean": source.config["mean"],
         "image_std": source.config["std"],

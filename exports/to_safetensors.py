@@ -17,7 +17,15 @@ _FLAGS = ("mask_ratio", "norm_pix_loss", "num_masks", "decoder_num_attention_hea
 
 def write(source: Source, folder: str) -> Written:
     """Write `model.safetensors` and, for `encoders.layouts.open_encoder`, `config.json`."""
+    if source.kind != source.whole_kind or list(source.input_size) != list(
+        source.trained_size or source.input_size
+    ):
+        raise UsageError(
+            "--to safetensors keeps a checkpoint as it is: leave --encoder_only and --input_size "
+            "away"
+        )
     config = dict(source.config)
+    config |= {"classes": source.classes} if source.classes else {}
     if source.pretrained.is_ours:
         weights = source.raw
         config["model"] = source.pretrained.config["model"]

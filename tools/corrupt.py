@@ -71,6 +71,7 @@ def main(args: argparse.Namespace) -> None:
     setup_logging()
     paths = list_images(args.src, args.dst)
     _keep_record(args)
+    _check_classes(args, paths)
     progress = ProgressLine("images", len(paths))
     made, bad, done = 0, [], 0
     for num_images, num_made, unreadable in _results(args, paths):
@@ -152,6 +153,22 @@ def _keep_record(args: argparse.Namespace) -> None:
         raise UsageError(f"{path} is damaged: remove it, or use another DST") from None
 
 
+def _check_classes(args: argparse.Namespace, paths: list[str]) -> None:
+    """Raise UsageError where DST has a class that SRC lacks: it was made of other images."""
+    classes = {os.path.dirname(path) for path in paths}
+    for name in args.corruptions:
+        for severity in args.severities:
+            made = os.path.join(args.dst, name, str(severity))
+            if not os.path.isdir(made):
+                continue
+            other = {entry.name for entry in os.scandir(made) if entry.is_dir()} - classes
+            if other:
+                raise UsageError(
+                    f"DST {args.dst} was made of other images than SRC {args.src}: {made} has "
+                    f"{sorted(other)[0]}, which SRC lacks: use another DST"
+                )
+
+
 def _results(args: argparse.Namespace, paths: list[str]) -> Iterator[tuple[int, int, list[str]]]:
     """What came of each task, in the order in which they end."""
     tasks = [paths[i : i + IMAGES_PER_TASK] for i in range(0, len(paths), IMAGES_PER_TASK)]
@@ -189,7 +206,7 @@ def corrupt_images(args: argparse.Namespace, paths: list[str]) -> tuple[int, int
             (name, severity, target)
             for name in dict.fromkeys(args.corruptions)
             for severity in dict.fromkeys(args.severities)
-            if not _is_whole(target := target_path(args.dst, name, severity, path))
+            if not _is_done(args, path, target := target_path(args.dst, name, severity, path))
         ]
         if not missing:
             continue
@@ -258,6 +275,13 @@ def _write(path: str, data: bytes) -> None:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
+
+
+def _is_done(args: argparse.Namespace, path: str, target: str) -> bool:
+    """Whether a whole image is there that is no older than what it is made of."""
+    return _is_whole(target) and os.path.getmtime(target) >= os.path.getmtime(
+        os.path.join(args.src, path)
+    )
 
 
 def _is_whole(path: str) -> bool:

@@ -63,13 +63,14 @@ def main(args: argparse.Namespace) -> None:
             written = write(source, aside)
             card.write(source, written, aside, args.license, args.command)
             about |= {"to": args.to, "differences": written.differences}
+            about |= {"classes": source.classes} if source.classes else {}
     except UsageError as error:
         raise UsageError(str(error).replace("--finetune ", "CHECKPOINT ")) from None
     told = [f"{name} within {value:.1e}" for name, value in written.differences.items()]
     for note in written.notes:
         log.warning("%s", note)
     print(f"{args.out}: {source.kind} for {written.library}; {', '.join(told) or 'not compared'}")
-    print("\n".join(line.replace("OUT", args.out) for line in written.load))
+    print("\n".join(line.replace("OUT", shlex.quote(args.out)) for line in written.load))
 
 
 def writer(target: str):

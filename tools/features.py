@@ -138,6 +138,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.format = args.format or FORMATS.get(suffix)
     if args.format is None:
         raise UsageError(f"OUT {args.out}: end it with {' or '.join(FORMATS)}, or give --format")
+    others = [args.stem + end for end in FORMATS if args.stem + end != args.out]
+    taken = [path for path in others if os.path.exists(path)]
+    if taken:
+        raise UsageError(
+            f"OUT {args.out}: {taken[0]} is there, and the names beside it would be of both: name "
+            "another file, or move it away"
+        )
     if args.query and args.what == "maps":
         raise UsageError("--query compares images by one vector each: use --what cls or mean")
     if absent := [path for path in args.query if not os.path.isfile(path)]:

@@ -26,6 +26,7 @@ from PIL import Image
 from util.data.datasets import DATASETS, columns_of
 from util.data.dense.ade20k import CLASS_LISTS, FolderPairs
 from util.data.dense.coco import LAYOUTS, SHARDED
+from util.data.file_index import JUNK_FOLDERS
 from util.data.image_folders import load_flat
 from util.data.image_sets import FileImages, Images
 from util.data.images import ARRAY_START
@@ -194,10 +195,13 @@ def _keys(images: Images) -> Iterator[str]:
     """Each image's key, whose name has no dot; one that is taken gets a number."""
     taken: set[str] = set()
     last: Counter[str] = Counter()
+    root = _root(images)
     for index in range(len(images)):
-        folder, name = os.path.split(os.path.splitext(images.relative_name(index))[0])
+        path = os.path.splitext(images.relative_name(index))[0]
+        folder, name = os.path.split(os.path.relpath(path, root) if os.path.isabs(path) else path)
+        folder = os.path.join("", *map(_plain, folder.split(os.sep)))
         if images.classes and images.targets[index] >= 0:  # a key's folder is the class
-            label = images.classes[images.targets[index]].replace(os.sep, "_")
+            label = _plain(images.classes[images.targets[index]].replace(os.sep, "_"))
             own, *deeper = folder.split(os.sep)
             folder, name = label, "_".join([*deeper, name] if own == label else [name])
         key = wanted = os.path.join(folder, name.replace(".", "_"))
@@ -206,6 +210,19 @@ def _keys(images: Images) -> Iterator[str]:
             key = f"{wanted}-{last[wanted] + 1}"
         taken.add(key)
         yield key
+
+
+def _root(images: Images) -> str:
+    """The folder that images named by whole paths, as in a list, have in common; else none."""
+    names = map(images.relative_name, range(len(images)))
+    folders = {os.path.dirname(name) for name in names if os.path.isabs(name)}
+    return os.path.commonpath(folders) if folders else ""
+
+
+def _plain(part: str) -> str:
+    """A folder of a key under a name that readers of shards do not pass over."""
+    is_junk = part.startswith(".") or part.lower() in JUNK_FOLDERS
+    return f"_{part}" if is_junk else part
 
 
 def _suffix(name: str, data: bytes) -> str:

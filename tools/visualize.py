@@ -15,7 +15,7 @@ import argparse
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -124,7 +124,8 @@ def main(args: argparse.Namespace) -> None:
     setup_logging()
     device = distributed.init_process_group(args.device)
     paths = [args.checkpoint, *([args.like] if args.like else [])]
-    named = zip(column_names([], paths), paths, strict=True)
+    names = ["first", "second"] if paths[1:] == paths[:1] else column_names([], paths)
+    named = zip(names, paths, strict=True)
     subjects = [open_subject(args, name, path, device) for name, path in named]
     makers = {
         "reconstructions": reconstructions, "attention": attention, "features": features,
@@ -175,7 +176,8 @@ def read_pictures(flags: argparse.Namespace) -> Tensor:
     else:
         data = load_images(flags, "pretrain" if flags.dataset == "flat" else "val")
         count = min(OF_DATA, len(data))
-        images = [data.read(i * len(data) // count) for i in range(count)]
+        chosen = [i * len(data) // count for i in range(count)]
+        images = [_read(lambda i=i: data.read(i), data.name(i)) for i in chosen]
     return torch.stack([to_float(view(image)) for image in images])
 
 
@@ -193,8 +195,12 @@ def picture_paths(words: Sequence[str]) -> list[str]:
 
 
 def read_picture(path: str, flags: argparse.Namespace) -> Tensor:
+    return _read(lambda: read_image(path, flags.in_chans, flags.value_range), path)
+
+
+def _read(act: Callable[[], Tensor], path: str) -> Tensor:
     try:
-        return read_image(path, flags.in_chans, flags.value_range)
+        return act()
     except Exception as error:  # whatever a decoder makes of a damaged file
         raise UsageError(f"{path} cannot be read: {first_line(error)}") from None
 

@@ -47,6 +47,13 @@ def test_what_lies_there_is_found_out(image_tree, places):
             source_of(nothing)
 
 
+def test_a_folder_of_images_and_shards_asks_which_are_meant(image_tree, places, tmp_path):
+    shutil.copytree(image_tree, tmp_path / "both")
+    shutil.copy(places / "tars" / "train-0000.tar", tmp_path / "both" / "old.tar")
+    with pytest.raises(UsageError, match=r"images and .tar files: .* --dataset flat or shards"):
+        source_of(str(tmp_path / "both"))
+
+
 def test_splits_and_labels(image_tree, places):
     assert len(load(image_tree)) == 12 and len(load(image_tree, "val")) == 4
     classes = load(image_tree / "val")

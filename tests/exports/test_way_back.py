@@ -1,5 +1,6 @@
 """Files of others go through the export, and what timm and transformers save is read here again."""
 
+import json
 from argparse import Namespace
 
 import exported
@@ -83,6 +84,25 @@ def test_a_fine_tune_in_transformers(path, tmp_path, name, pool):
     source = reads(tmp_path / "theirs", model, torch.randn(3, 3, 16, 16))
     assert source.config["input_size"] == [16, 16] and source.crop_share == pytest.approx(16 / 18)
     assert source.config["mean"] == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("told", "share"),
+    [
+        ({"size": {"height": 16, "width": 16}}, 1), ({"size": 16}, 1),
+        ({"size": 16, "crop_size": 16, "do_center_crop": False}, 1),
+        ({"size": 20, "crop_size": 16, "do_center_crop": True}, 0.8),
+        ({"size": 20, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True}, 0.8),
+    ],
+)  # fmt: skip
+def test_a_processors_size_in_its_old_form_and_its_new(path, tmp_path, told, share):
+    checkpoint = exported.classifier(path, NANO, 16)
+    assert exported.export(checkpoint, tmp_path / "out", "huggingface").status == 0
+    processor = tmp_path / "out" / "preprocessor_config.json"
+    content = {"image_mean": 0.5, "image_std": 0.5}  # one number is for all channels
+    processor.write_text(json.dumps(content | told))
+    source = Source(str(tmp_path / "out"))
+    assert source.crop_share == pytest.approx(share) and source.config["mean"] == [0.5] * 3
 
 
 def test_the_mains_go_on_with_both(path, tmp_path, run_main_here):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import util.provenance
+from util.weights import formats
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,61 @@ def test_weights_that_are_not_finite(checkpoint, tmp_path):
     torch.save(state, tmp_path / "nan.pth")
     for to in ("timm", "huggingface", "safetensors"):
         refused(exported.export(tmp_path / "nan.pth", tmp_path / "out", to), "finite")
+
+
+def test_a_whole_checkpoint_is_exported_as_it_is_or_not_at_all(checkpoint, tmp_path):
+    for flags in (("--encoder_only",), ("--input_size", 16)):
+        outcome = exported.export(checkpoint, tmp_path / "out", "safetensors", *flags)
+        refused(outcome, "--to safetensors", "--encoder_only", "--input_size")
+
+
+def test_a_swin_of_other_windows_is_not_exported_as_another_model(tmp_path):
+    """Windows of 4 on 16 cells, whose final map has 2: timm's own choice, not this project's."""
+    from timm.models.swin_transformer import SwinTransformer
+
+    def swin(window: int) -> str:
+        model = SwinTransformer(img_size=16, patch_size=2, in_chans=3, embed_dim=16,
+                                depths=(2, 2, 2), num_heads=(1, 2, 4), window_size=window,
+                                num_classes=0)  # fmt: skip
+        torch.save(exported.randomize(model).state_dict(), tmp_path / f"{window}.pth")
+        return str(tmp_path / f"{window}.pth")
+
+    flags = ("--mean", 0.5, "--std", 0.5)
+    refused(exported.export(swin(4), tmp_path / "out", "timm", *flags), "other windows")
+    done = exported.export(swin(2), tmp_path / "own", "timm", *flags)
+    assert done.status == 0, done.err
+    told = json.loads((tmp_path / "own" / "config.json").read_text())
+    assert told["pretrained_cfg"]["input_size"] == [3, 16, 16]
+
+
+def test_the_names_of_classes_are_where_the_card_says(tmp_path):
+    saved = exported.classifier(tmp_path / "c.pth", "vit_nano_patch2")
+    for to in ("torch", "safetensors"):
+        done = exported.export(saved, tmp_path / to, to)
+        assert done.status == 0, done.err
+        assert "3, named in export.json" in (tmp_path / to / "README.md").read_text()
+        about = json.loads((tmp_path / to / "export.json").read_text())
+        assert about["classes"] == exported.CLASSES
+
+
+def test_a_scale_of_the_pixels_is_told(tmp_path):
+    path = exported.pretrained(tmp_path / "1.pth", "mae_vit_nano_patch2", 8, 4)
+    state = torch.load(path, weights_only=True)
+    state["config"]["value_range"] = [0.0, 4000.0]
+    torch.save(state, path)
+    assert exported.export(path, tmp_path / "t", "timm").status == 0
+    assert "0 is 0, and 4000 is 1" in (tmp_path / "t" / "README.md").read_text()
+    assert exported.export(path, tmp_path / "h", "huggingface").status == 0
+    told = json.loads((tmp_path / "h" / "preprocessor_config.json").read_text())
+    assert told["rescale_factor"] == 1 / 4000
+
+
+def test_a_file_without_rights_is_one_line(checkpoint, tmp_path, monkeypatch):
+    def is_forbidden(path, *args):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(formats, "open", is_forbidden, raising=False)  # root may read everything
+    refused(exported.export(checkpoint, tmp_path / "out", "timm"), "pth", "Permission denied")
 
 
 def test_what_the_file_does_not_tell_is_asked_for(tmp_path):

@@ -32,6 +32,17 @@ def extract(*words, status=0):
     return outcome
 
 
+def test_two_formats_of_one_name_do_not_mix(image_tree, tmp_path):
+    """Their rows' names would lie in one file."""
+    extract("untrained", image_tree / "val", tmp_path / "f.npy", *TINY)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    words = ("untrained", image_tree, tmp_path / "f.safetensors", *TINY)
+    for flags in ((), ("--overwrite",)):
+        outcome = extract(*words, *flags, status=2)
+        assert "f.npy is there" in outcome.err and outcome.err.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _small_parts():
     with pytest.MonkeyPatch.context() as patch:
@@ -181,8 +192,8 @@ def test_images_without_labels_and_none_that_can_be_read(image_tree, whole, tmp_
     found = load_file(tmp_path / "out.safetensors")
     assert found["labels"].tolist() == [-1, -1]
     np.testing.assert_allclose(found["features"][0], np.load(whole)[10], atol=1e-5)
-    extract("untrained", tmp_path / "test.txt", tmp_path / "out.npy", *TINY, "--overwrite")
-    assert len(np.load(tmp_path / "out.npy")) == 2 and not (tmp_path / "out.labels.npy").exists()
+    extract("untrained", tmp_path / "test.txt", tmp_path / "x.npy", *TINY, "--overwrite")
+    assert len(np.load(tmp_path / "x.npy")) == 2 and not (tmp_path / "x.labels.npy").exists()
     for name in ("a.png", "b.png"):
         (tmp_path / "bad").mkdir(exist_ok=True)
         (tmp_path / "bad" / name).write_bytes(b"no image")

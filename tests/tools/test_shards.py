@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import shutil
 import tarfile
 from argparse import Namespace
 
@@ -74,6 +76,26 @@ def test_a_tree_without_labels(folder, tmp_path):
     found = load("shards", "pretrain", tmp_path / "out")
     names = [found.relative_name(i) for i in range(3)]
     assert names == [f"train-0000.tar/{name}" for name in ("4.npy", "bare.jpg", "deep/3.webp")]
+
+
+def test_no_name_is_one_that_readers_pass_over(folder, tmp_path):
+    """Of a list with hidden folders, and of classes that are called so."""
+    (tmp_path / "list" / ".hid").mkdir(parents=True)
+    sources = sorted((folder / "train").rglob("*.webp"))
+    for name in ("one.webp", ".hid/two.webp"):
+        shutil.copy(sources[0], tmp_path / "list" / name)
+    paths = [tmp_path / "list" / name for name in ("one.webp", ".hid/two.webp")]
+    (tmp_path / "plain.txt").write_text("".join(f"{path}\n" for path in paths))
+    assert write(tmp_path / "plain.txt", tmp_path / "a", "--dataset", "csv") == (0, "")
+    found = load("shards", "pretrain", tmp_path / "a")
+    names = {found.relative_name(i) for i in range(2)}
+    assert names == {"train-0000.tar/one.webp", "train-0000.tar/_.hid/two.webp"}
+    assert os.path.dirname(found.name(0)).startswith(str(tmp_path / "a"))
+    lines = [f"{path},{label}\n" for path, label in zip(paths, (".hidden", "x/y"), strict=True)]
+    (tmp_path / "labelled.csv").write_text("".join(lines))
+    assert write(tmp_path / "labelled.csv", tmp_path / "b", "--dataset", "csv") == (0, "")
+    found = load("shards", "pretrain", tmp_path / "b")
+    assert len(found) == 2 and found.classes == ["_.hidden", "x_y"]
 
 
 def test_what_cannot_be_written(folder, tmp_path):

@@ -1,7 +1,9 @@
 """python -m tools.visualize: sheets of own pictures of any size, of one checkpoint or two."""
 
 import argparse
+import shutil
 
+import exported
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,40 @@ def test_a_file_as_maes_code_writes_it(checkpoints, tmp_path):
     assert model.norm_pix_loss and (model.masks.num_masks, model.masks.num_visible) == (4, 8)
     key = "decoder_pred.weight"
     torch.testing.assert_close(model.state_dict()[key], state["model"][key])
+
+
+def test_what_a_file_does_not_tell_is_as_maes_code_has_it(checkpoints, tmp_path):
+    """Plain pixels, and as many blocks in the decoder as there are."""
+    state = torch.load(checkpoints["mae"], weights_only=True)
+    weights = {k: v for k, v in state["model"].items() if not k.startswith("decoder_blocks.1.")}
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    args = visualize.parse_args([str(tmp_path / "mae.pth"), "--device", "cpu"])
+    subject = visualize.open_subject(args, "mae", args.checkpoint, torch.device("cpu"))
+    assert not subject.pretrained.norm_pix_loss and len(subject.pretrained.decoder_blocks) == 1
+    torch.save(state | {"args": {**state["args"], "norm_pix_loss": True}}, tmp_path / "run.pth")
+    done = exported.export(tmp_path / "run.pth", tmp_path / "exported", "safetensors")
+    assert done.status == 0, done.err
+    args = visualize.parse_args([str(tmp_path / "exported"), "--device", "cpu"])
+    subject = visualize.open_subject(args, "mae", args.checkpoint, torch.device("cpu"))
+    assert subject.pretrained.norm_pix_loss
+
+
+def test_the_same_checkpoint_twice_and_numbers_for_its_own_channels(checkpoints, images, tmp_path):
+    words = (checkpoints["mimae"], images / "tiny.png", "--only", "features")
+    assert set(show(tmp_path / "a", *words, "--like", checkpoints["mimae"])) == {"features"}
+    run = ("--model", "mae_vit_nano_patch2", "--epochs", 0, "--in_chans", 4, "--mean", 0.5)
+    done = run_in_process("main_pretrain", *run, folder=tmp_path / "run")
+    assert done.status == 0, done.err
+    words = (tmp_path / "run/checkpoint-last.pth", images / "large.png", "--only", "features")
+    assert show(tmp_path / "b", *words, "--mean", 0.1, 0.2, 0.3, 0.4, "--std", 0.5)
+
+
+def test_a_damaged_image_of_a_data_set_is_one_line(checkpoints, images, tmp_path):
+    shutil.copytree(images, tmp_path / "pictures")
+    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match=r"a\.png cannot be read"):
+        show(tmp_path / "out", checkpoints["mimae"], "--dataset", "flat", "--data_path",
+             tmp_path / "pictures")  # fmt: skip
 
 
 def test_a_mask_of_ones_own(checkpoints, tmp_path):

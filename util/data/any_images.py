@@ -8,6 +8,7 @@ import numpy as np
 
 from util.cluster import agreement
 from util.data.datasets import DATASETS, load_images
+from util.data.file_index import is_named_as_image
 from util.data.hugging_face import SUFFIXES as TABLES
 from util.data.image_folders import image_tree
 from util.data.image_list import listed_positions
@@ -44,8 +45,17 @@ def source_of(path: str) -> str:
     inside = [os.path.join(path, split) for split in SPLITS]
     for source, suffixes in (("shards", (".tar",)), ("hugging_face", TABLES)):
         if any(_holds(folder, suffixes) for folder in (path, *inside)):
+            if _has_images(path):
+                raise UsageError(
+                    f"IMAGES {path} has images and {' or '.join(suffixes)} files: say which are "
+                    f"meant, --dataset flat or {source}"
+                )
             return source
     return "image_folder" if any(map(os.path.isdir, inside)) else "flat"
+
+
+def _has_images(folder: str) -> bool:
+    return any(is_named_as_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
 def _holds(folder: str, suffixes: tuple[str, ...]) -> bool:

@@ -145,7 +145,8 @@ def fit_image_flags(args: argparse.Namespace) -> None:
 
 def _names_checkpoint(args: argparse.Namespace) -> bool:
     """Whether a checkpoint is named that will tell the images' channels."""
-    named = [getattr(args, "finetune", ""), *getattr(args, "checkpoints", [])]
+    named = [getattr(args, name, "") for name in ("finetune", "checkpoint")]
+    named += getattr(args, "checkpoints", [])
     if getattr(args, "eval", False) or getattr(args, "predict", ""):
         named.append(args.resume)
     return bool(set(named) - {"", "untrained", "pixels"})

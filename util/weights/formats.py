@@ -76,8 +76,11 @@ def _is_safetensors(path: str) -> bool:
     """Eight bytes of a length, then a JSON object of that length."""
     if not os.path.isfile(path):
         return False
-    with open(path, "rb") as file:
-        start = file.read(9)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): check its rights") from None
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**30
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -572,6 +573,22 @@ def test_what_is_there_is_not_made_again(src, tmp_path, capsys):
     assert contents(dst) == before
     write(src, dst, "--severities", 1, 2)  # more of the same
     assert len(contents(dst)) == len(before) + 8
+
+
+def test_images_that_have_changed_are_made_again_and_other_ones_refused(src, tmp_path, capsys):
+    dst = tmp_path / "dst"
+    write(src, dst)
+    before = contents(dst)
+    Image.fromarray(photographs(48)[0][:30]).save(src / "cat" / "b.jpg")
+    os.utime(src / "cat" / "b.jpg", (time.time() + 60,) * 2)  # after what was made of it
+    capsys.readouterr()
+    write(src, dst)
+    assert "4 images made, 12 were there already" in capsys.readouterr().out
+    changed = {name for name, data in contents(dst).items() if data != before[name]}
+    assert changed == {f"{n}/{s}/cat/b.JPEG" for n in ("fog", "contrast") for s in (1, 4)}
+    (src / "cat").rename(src / "cow")
+    line = refused(capsys, src, dst)
+    assert "made of other images" in line and "has cat, which SRC lacks" in line
 
 
 def test_an_interrupted_image_leaves_nothing_half_written(tmp_path, monkeypatch):
