@@ -98,7 +98,10 @@ def pixel_loss(logits: Tensor, maps: Tensor) -> Tensor:
 
 
 def pixel_accuracy(means: dict[str, float]) -> dict[str, float]:
-    """`acc`, the percentage of labelled pixels that are right, in place of its two shares."""
+    """`acc`, the percentage of labelled pixels that are right, in place of its two shares; nothing
+    where there are none: all steps were skipped, or an older checkpoint has `acc` itself."""
+    if "hits" not in means:
+        return {}
     return {"acc": 100 * means.pop("hits") / max(means.pop("labelled"), 1e-9)}
 
 

@@ -8,7 +8,6 @@ regularisation, is chosen on a tenth of the training set.
 """
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -44,8 +43,6 @@ from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
 from util.progress import Pace
-from util.reporting.run_folder import RESULTS
-from util.training.journal import finite
 from util.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -371,13 +368,11 @@ def write(
     num_train = len(encoders[0].train.ids())
     text = report.markdown(results, args, checksums, num_train, left_out)
     print(text)
-    run.folder.set_aside([RESULTS, "evaluation.md", "evaluation.json", *report.PICTURES])
-    with open(os.path.join(args.output_dir, "evaluation.md"), "w") as file:
-        file.write(text + "\n")
-    with open(os.path.join(args.output_dir, "evaluation.json"), "w") as file:
-        json.dump(finite(report.as_json(results, args, checksums, left_out)), file, indent=1)
-    for name, picture in report.pictures(results).items():
-        picture.save(os.path.join(args.output_dir, name))
+    found = report.as_json(results, args, checksums, left_out)
+    tables = {"evaluation.md": text + "\n", "evaluation.json": found}
+    pictures = dict.fromkeys(report.PICTURES) | report.pictures(results)
+    run.folder.write(tables | pictures)
+    for name in (name for name, picture in pictures.items() if picture):
         log.info("picture: %s", os.path.join(args.output_dir, name))
     run.finish(**report.headline(results), **beside(sum(left_out.values())))
 

@@ -280,10 +280,10 @@ def main(args: argparse.Namespace) -> None:
                 means = train_one_epoch(wrapped, normalize, optimizer, precision, run)
                 extra = {"explained": explained(means)} if means else {}  # all steps skipped
                 extra |= {"mi_losses": int(uses_mi and mi.gate.is_open)}
+                run.check_weights()
                 if monitor and run.is_due(args.knn_every):
                     extra |= neighbours(run, monitor, model)
                 run.log_epoch(means, extra)
-                run.check_weights()
                 if look and distributed.is_main():
                     look(model, run)
                 run.save_epoch()

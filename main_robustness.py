@@ -11,7 +11,6 @@ and severity.png to --output_dir. No training image is read.
 
 import argparse
 import copy
-import json
 import logging
 import os
 from dataclasses import dataclass, field
@@ -46,8 +45,6 @@ from util.evaluation.tables import column_names
 from util.flags import args as arguments
 from util.flags.parser import ArgumentParser, number
 from util.progress import Pace
-from util.reporting.run_folder import RESULTS
-from util.training.journal import finite
 from util.training.precision import Precision
 from util.training.run import Run
 
@@ -356,15 +353,12 @@ def write(
     )
     text = report.markdown()
     print(text)
-    run.folder.set_aside([RESULTS, "robustness.md", "robustness.json", "severity.png"])
-    with open(os.path.join(args.output_dir, "robustness.md"), "w") as file:
-        file.write(text + "\n")
     checkpoints = dict(zip(args.names, args.checkpoints, strict=True))
-    with open(os.path.join(args.output_dir, "robustness.json"), "w") as file:
-        json.dump(finite({"checkpoints": checkpoints} | report.as_json()), file, indent=1)
-    picture = report.picture()
-    if picture is not None:
-        picture.save(os.path.join(args.output_dir, "severity.png"))
+    run.folder.write({
+        "robustness.md": text + "\n",
+        "robustness.json": {"checkpoints": checkpoints} | report.as_json(),
+        "severity.png": report.picture(),
+    })  # fmt: skip
     run.finish(**report.headline())
 
 

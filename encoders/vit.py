@@ -14,7 +14,7 @@ from encoders.position_bias import TABLE, add_position_biases
 from encoders.swin import size_of_tables
 from util.checks import image_size
 from util.errors import UsageError
-from util.weights.fit import differences
+from util.weights.fit import differences, require_finite
 
 log = logging.getLogger(__name__)
 
@@ -200,12 +200,7 @@ class Pretrained:
                 f"{'; '.join(wrong[:3])}. Check --model, --in_chans, --input_size "
                 "and --global_pool or --cls_token" + self._advice(missing)
             )
-        bad = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
-        if bad:
-            raise UsageError(
-                f"{self.foreign.named} has weights that are not finite, such as {bad[0]}: take an "
-                "earlier checkpoint"
-            )
+        require_finite(weights, self.foreign.named)
         model.load_state_dict(weights, strict=False)
         log.info(
             "loaded %s, layout: %s; taken: %d tensors; new: %s; left over: %s",

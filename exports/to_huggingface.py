@@ -102,6 +102,8 @@ def processor(source: Source) -> dict:
     is_square = height == width
     resizes = source.kind != SEGMENTER
     size = {"shortest_edge": int(height / source.crop_share)}
+    low, high = source.config.get("value_range") or (0, 255)
+    factor = 1 / (high - low)
     return {
         "image_processor_type": "CLIPImageProcessor",  # the one that resizes, and then crops
         "do_resize": resizes,
@@ -110,9 +112,9 @@ def processor(source: Source) -> dict:
         "do_center_crop": resizes and is_square,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
-        "rescale_factor": 1 / (source.config.get("value_range") or (0, 255))[1],
+        "rescale_factor": factor,
         "do_normalize": True,
-        "image_mean": source.config["mean"],
+        "image_mean": [mean + low * factor for mean in source.config["mean"]],
         "image_std": source.config["std"],
         "do_convert_rgb": source.config["in_chans"] == 3,
     }

@@ -14,6 +14,7 @@ def test_pixels_are_right_where_the_largest_logit_is_their_labels():
     expected = 100 * (logits.argmax(1) == maps)[is_labelled].double().mean()
     assert accuracy([(logits, maps)]) == pytest.approx(float(expected), rel=1e-6)
     assert accuracy([(logits, torch.full_like(maps, NOTHING))]) == 0
+    assert pixel_accuracy({}) == {} == pixel_accuracy({"loss": 1.0, "acc": 50.0})
     maps[1, :, 2:] = NOTHING  # one image's share of labelled pixels is another's
     whole, parts = [(logits, maps)], zip(logits.split(1), maps.split(1), strict=True)
     assert accuracy(whole) == pytest.approx(accuracy(list(parts)), rel=1e-6)

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     setup_logging()
     paths = list_images(args.src, args.dst)
     _keep_record(args)
-    _check_classes(args, paths)
+    _check_images(args, paths)
     progress = ProgressLine("images", len(paths))
     made, bad, done = 0, [], 0
     for num_images, num_made, unreadable in _results(args, paths):
@@ -153,20 +153,19 @@ def _keep_record(args: argparse.Namespace) -> None:
         raise UsageError(f"{path} is damaged: remove it, or use another DST") from None
 
 
-def _check_classes(args: argparse.Namespace, paths: list[str]) -> None:
-    """Raise UsageError where DST has a class that SRC lacks: it was made of other images."""
-    classes = {os.path.dirname(path) for path in paths}
-    for name in args.corruptions:
-        for severity in args.severities:
-            made = os.path.join(args.dst, name, str(severity))
-            if not os.path.isdir(made):
-                continue
-            other = {entry.name for entry in os.scandir(made) if entry.is_dir()} - classes
-            if other:
-                raise UsageError(
-                    f"DST {args.dst} was made of other images than SRC {args.src}: {made} has "
-                    f"{sorted(other)[0]}, which SRC lacks: use another DST"
-                )
+def _check_images(args: argparse.Namespace, paths: list[str]) -> None:
+    """Raise UsageError where DST has an image that SRC lacks: it was made of other images."""
+    folders = (os.path.join(args.dst, n, str(s)) for n in args.corruptions for s in args.severities)
+    made = next(filter(os.path.isdir, folders), None)  # the first: all have the same
+    if made is None:
+        return
+    stems = {os.path.splitext(path)[0] for path in paths}
+    for path in find_images(made, is_told=False):
+        if os.path.splitext(path)[0] not in stems:
+            raise UsageError(
+                f"DST {args.dst} was made of other images than SRC {args.src}: {made} has {path}, "
+                "which SRC lacks: use another DST"
+            )
 
 
 def _results(args: argparse.Namespace, paths: list[str]) -> Iterator[tuple[int, int, list[str]]]:

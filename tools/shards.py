@@ -26,7 +26,7 @@ from PIL import Image
 from util.data.datasets import DATASETS, columns_of
 from util.data.dense.ade20k import CLASS_LISTS, FolderPairs
 from util.data.dense.coco import LAYOUTS, SHARDED
-from util.data.file_index import JUNK_FOLDERS
+from util.data.file_index import IMAGE_SUFFIXES, JUNK_FOLDERS
 from util.data.image_folders import load_flat
 from util.data.image_sets import FileImages, Images
 from util.data.images import ARRAY_START
@@ -226,9 +226,9 @@ def _plain(part: str) -> str:
 
 
 def _suffix(name: str, data: bytes) -> str:
-    """The suffix of a file, by its content where its name has none: members need one."""
+    """The suffix of a file, by its content where its name has no image's: members need one."""
     suffix = os.path.splitext(name)[1]
-    if suffix:
+    if suffix.lower() in IMAGE_SUFFIXES:
         return suffix
     if data.startswith(ARRAY_START):
         return ".npy"

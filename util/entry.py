@@ -30,6 +30,8 @@ def run_main(
             f"error: out of memory ({error}): ask for less, or take a larger machine", EXIT_MEMORY
         )
     except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):  # torch has no class for it
+            _exit("error: out of memory: ask for less, or take a larger machine", EXIT_MEMORY)
         if not distributed.is_lost_peer(error):
             raise
         reason = str(error).splitlines()[0]

@@ -90,13 +90,18 @@ def test_the_names_of_classes_are_where_the_card_says(tmp_path):
 def test_a_scale_of_the_pixels_is_told(tmp_path):
     path = exported.pretrained(tmp_path / "1.pth", "mae_vit_nano_patch2", 8, 4)
     state = torch.load(path, weights_only=True)
-    state["config"]["value_range"] = [0.0, 4000.0]
-    torch.save(state, path)
-    assert exported.export(path, tmp_path / "t", "timm").status == 0
-    assert "0 is 0, and 4000 is 1" in (tmp_path / "t" / "README.md").read_text()
-    assert exported.export(path, tmp_path / "h", "huggingface").status == 0
-    told = json.loads((tmp_path / "h" / "preprocessor_config.json").read_text())
-    assert told["rescale_factor"] == 1 / 4000
+    mean, std = state["config"]["mean"], state["config"]["std"]
+    for low, high in ((0.0, 4000.0), (-1024.0, 3071.0), (-1000.0, 0.0)):
+        state["config"]["value_range"] = [low, high]
+        torch.save(state, path)
+        out = tmp_path / f"{high}"
+        assert exported.export(path, out / "t", "timm").status == 0
+        assert f"{low:g} is 0, and {high:g} is 1" in (out / "t" / "README.md").read_text()
+        assert exported.export(path, out / "h", "huggingface").status == 0
+        told = json.loads((out / "h" / "preprocessor_config.json").read_text())
+        found = (500 * told["rescale_factor"] - told["image_mean"][1]) / told["image_std"][1]
+        own = ((500 - low) / (high - low) - mean[1]) / std[1]
+        assert found == pytest.approx(own)
 
 
 def test_a_file_without_rights_is_one_line(checkpoint, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 
 from util.cluster import agreement
 from util.data.datasets import DATASETS, load_images
-from util.data.file_index import is_named_as_image
+from util.data.file_index import find_images
 from util.data.hugging_face import SUFFIXES as TABLES
 from util.data.image_folders import image_tree
 from util.data.image_list import listed_positions
@@ -43,8 +43,9 @@ def source_of(path: str) -> str:
             f"{' or '.join(TABLES)} files or data set's name: check the path"
         )
     inside = [os.path.join(path, split) for split in SPLITS]
+    below = [*inside, os.path.join(path, "data")]  # where Hugging Face's repositories have tables
     for source, suffixes in (("shards", (".tar",)), ("hugging_face", TABLES)):
-        if any(_holds(folder, suffixes) for folder in (path, *inside)):
+        if any(_holds(folder, suffixes) for folder in (path, *below)):
             if _has_images(path):
                 raise UsageError(
                     f"IMAGES {path} has images and {' or '.join(suffixes)} files: say which are "
@@ -55,7 +56,8 @@ def source_of(path: str) -> str:
 
 
 def _has_images(folder: str) -> bool:
-    return any(is_named_as_image(name) for _, _, names in os.walk(folder) for name in names)
+    """Besides arrays, which may be features of what lies there."""
+    return any(not name.endswith(".npy") for name in find_images(folder, is_told=False))
 
 
 def _holds(folder: str, suffixes: tuple[str, ...]) -> bool:

@@ -3,14 +3,18 @@
 import errno
 import fcntl
 import glob
+import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
+from PIL import Image
+
 from util.cluster import distributed
-from util.errors import UsageError
+from util.errors import RunError, UsageError
 from util.reporting.run_folder import INPUTS, RECORD, REPORT, RESULTS
+from util.training.journal import finite
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,29 @@ class OutputFolder:
     def holds(self, file: str) -> bool:
         """Whether a file lies directly in this folder."""
         return bool(file) and os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.path)
+
+    def write(self, contents: Mapping[str, str | dict | Image.Image | None]) -> None:
+        """Write an evaluation's tables, JSON and pictures by their names, and set aside what an
+        earlier one left under these names and in results.json.
+
+        Raises:
+            RunError: a full disk.
+        """
+        self.set_aside([RESULTS, *contents])
+        for name, content in contents.items():
+            path = os.path.join(self.path, name)
+            try:
+                if isinstance(content, Image.Image):
+                    content.save(path)
+                elif content is not None:
+                    with open(path, "w") as file:
+                        is_text = isinstance(content, str)
+                        file.write(content if is_text else json.dumps(finite(content), indent=1))
+            except OSError as error:
+                raise RunError(
+                    f"{path} cannot be written ({error.strerror}): free space there, and start "
+                    "again, which computes no features or predictions twice"
+                ) from None
 
     def set_aside(self, patterns: Sequence[str] = WRITTEN) -> None:
         """Move what an earlier run left into `previous-1` and so on: nothing is overwritten."""

@@ -1,5 +1,7 @@
 """Whether a state dict fits a model, in words, and loading one that must fit."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -31,6 +33,16 @@ def in_words(found: tuple[list[str], list[str], list[str]]) -> str:
     )
 
 
+def require_finite(state: Mapping[str, torch.Tensor], named: str) -> None:
+    """Raise UsageError where a checkpoint has a weight that is not finite."""
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UsageError(
+                f"{named} has weights that are not finite, such as {key}: take an earlier "
+                "checkpoint"
+            )
+
+
 def load_weights(
     model: nn.Module, state: dict[str, torch.Tensor], path: str, may_miss: tuple[str, ...] = (),
     check: str = "--model and --input_size",
@@ -41,11 +53,13 @@ def load_weights(
         check: what the error tells the user to check.
 
     Raises:
-        UsageError: the checkpoint is of another architecture; the line says which keys and shapes.
+        UsageError: the checkpoint is of another architecture, and the line says which keys and
+            shapes; or it has a weight that is not finite.
     """
     missing, unknown, shapes = differences(model.state_dict(), state)
     missing = [key for key in missing if not key.startswith(may_miss)]
     found = in_words((missing, unknown, shapes))
     if found:
         raise UsageError(f"{path} is of another architecture: {found}. Check {check}")
+    require_finite(state, path)
     model.load_state_dict(state, strict=False)

@@ -17,7 +17,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -228,7 +228,8 @@ class FeatureStore:
             found = encode(imgs.to(device, non_blocking=True), is_detailed)
             if not arrays:
                 one = sum(values[0].numel() for values in found.values()) * self.dtype().itemsize
-                self._check_space(one * (count if is_detailed else len(ids) - done))
+                images = count if is_detailed else len(ids) - done
+                self._check_space(one * images * distributed.world_size(), found, waiting)
             for name, value in found.items():
                 values = value.float().cpu().numpy().astype(self.dtype)
                 if name not in arrays:
@@ -243,8 +244,11 @@ class FeatureStore:
             arrays = {}
         line.close()
 
-    def _check_space(self, needed: int) -> None:
-        """Raise RunError before a shard where the disk has no room for what is due."""
+    def _check_space(self, needed: int, names: Iterable[str], shards: Sequence[int]) -> None:
+        """Raise RunError before a shard where the disk has no room for what is due on all ranks;
+        what is made anew takes the place of what was there."""
+        old = (self._path(name, shard) for shard in shards for name in names)
+        needed -= sum(os.path.getsize(path) for path in old if os.path.exists(path))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise RunError(
