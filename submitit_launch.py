@@ -14,7 +14,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -31,8 +33,17 @@ import main_segmentation
 from util.cluster.slurm_job import Job, failure_file
 from util.entry import run_main
 from util.errors import RunError, UsageError
-from util.flags.parser import ArgumentParser, gives, last_rates, number, refuse_second_rate
+from util.flags.parser import (
+    WRITTEN_OUT,
+    ArgumentParser,
+    gives,
+    last_rates,
+    number,
+    refuse_second_rate,
+    value_of,
+)
 from util.provenance import commit
+from util.training.same_run import LAST
 
 ROOT = Path(__file__).resolve().parent
 MAINS = {
@@ -117,7 +128,8 @@ def split_args(main: ModuleType, argv: list[str]) -> tuple[argparse.Namespace, l
     if parser.is_given("tasks_per_node", argv) and not parser.is_given("ngpus", argv):
         raise UsageError("--tasks_per_node is of CPU runs: add --ngpus 0, or leave it away")
     processes = launcher_args.nodes * (launcher_args.ngpus or launcher_args.tasks_per_node)
-    with as_one_of(processes):
+    launcher_args.sources = parser.files_of_flags(argv)
+    with as_one_of(processes), written_out(launcher_args.sources):
         main_args = main.parse_args(rest)
     if launcher_args.array and (is_given("--seed", rest) or is_given("--output_dir", rest)):
         raise UsageError("--array sets --seed and --output_dir itself: use --job_dir instead")
@@ -142,6 +154,16 @@ def as_one_of(processes: int) -> Iterator[None]:
         for name, value in before.items():
             os.environ.pop(name)
             os.environ.update({} if value is None else {name: value})
+
+
+@contextlib.contextmanager
+def written_out(sources: dict[str, str]) -> Iterator[None]:
+    """Inside, flags of the command line are those of the @files that they come from."""
+    WRITTEN_OUT.update(sources)
+    try:
+        yield
+    finally:
+        WRITTEN_OUT.clear()
 
 
 def is_given(flag: str, argv: list[str]) -> bool:
@@ -177,10 +199,12 @@ def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[
     if shutil.which("sbatch") is None:
         raise UsageError("sbatch is not on this machine: submit from a login node, or --dry_run")
     code.write()
+    begin = partial(begin_job, args.sources, time.time())
     try:
         with _outside_a_job(), executor.batch():
             jobs = [
-                executor.submit(Job(main.parse_args, main.main, run, os.getcwd())) for run in runs
+                executor.submit(Job(main.parse_args, main.main, run, os.getcwd(), begin))
+                for run in runs
             ]
     except (FailedJobError, subprocess.CalledProcessError) as error:
         raise RunError(f"sbatch refused the job: {str(error).strip()}") from None
@@ -188,6 +212,21 @@ def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[
     for job in jobs:
         print(f"submitted job {job.job_id}, log: {job.paths.stdout}")
     return [job.job_id for job in jobs]
+
+
+def begin_job(sources: dict[str, str], submitted: float, argv: list[str]) -> list[str]:
+    """The command line of a start of a job: one that --resume FILE began, and that has saved since
+    it was submitted, goes on from there, and not from FILE again.
+
+    Args:
+        sources: the @files in which flags stood.
+    """
+    WRITTEN_OUT.update(sources)
+    is_evaluation = is_given("--eval", argv) or is_given("--predict", argv)
+    saved = os.path.join(value_of("--output_dir", argv) or "", LAST)
+    if is_evaluation or not (is_given("--resume", argv) and os.path.isfile(saved)):
+        return argv
+    return [*argv, "--resume", "auto"] if os.path.getmtime(saved) > submitted else argv
 
 
 def _outside_a_job() -> contextlib.AbstractContextManager:

@@ -38,14 +38,16 @@ class Job:
             copy of the code that was made for it.
         argv: its command line without the first word; `%j` stands for the job's number.
         folder: the working directory, against which paths in `argv` are read.
+        begin: called first, with the command line: what it gives is run.
     """
 
     def __init__(
         self, parse_args: Callable[[], argparse.Namespace],
         main: Callable[[argparse.Namespace], None], argv: list[str], folder: str,
+        begin: Callable[[list[str]], list[str]] = list,
     ):  # fmt: skip
         self.parse_args, self.main = parse_args, main
-        self.argv, self.folder = argv, folder
+        self.argv, self.folder, self.begin = argv, folder, begin
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit to requeue: the same job again, which --resume auto lets go on."""
@@ -55,7 +57,7 @@ class Job:
         env = submitit.JobEnvironment()
         forget_last_attempt(env)
         os.chdir(self.folder)
-        argv = [word.replace("%j", env.job_id) for word in self.argv]
+        argv = self.begin([word.replace("%j", env.job_id) for word in self.argv])
         sys.argv = [f"{self.main.__module__}.py", *argv]
         signal.signal(signal.SIGTERM, _TermHandler(env))
         logging.getLogger("submitit").propagate = False  # it prints by itself

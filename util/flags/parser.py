@@ -19,6 +19,10 @@ from util.flags.settings import COMMAND_LINE
 _WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*')+""")
 
 
+# By a flag, the @file in which it stood: of a command line that a launcher has written out.
+WRITTEN_OUT: dict[str, str] = {}
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors take one line, and whose `@file` holds flags and # comments.
 
@@ -63,8 +67,17 @@ class ArgumentParser(argparse.ArgumentParser):
         for word, source in self._expanded(argv):
             name = word.partition("=")[0]
             if name in flags:
-                found[flags[name]] = source
+                found[flags[name]] = WRITTEN_OUT.get(name, source)
         return found
+
+    def files_of_flags(self, argv: Sequence[str]) -> dict[str, str]:
+        """The @file in which a flag stands, by the flag, whoever's it is; none of those that the
+        command line itself has, later."""
+        found = {}
+        for word, source in self._expanded(argv):
+            if word.startswith("--"):
+                found[word.partition("=")[0]] = source
+        return {flag: source for flag, source in found.items() if source != COMMAND_LINE}
 
     def is_given(self, name: str, argv: Sequence[str]) -> bool:
         return name in self.sources(argv)
@@ -190,6 +203,15 @@ RATES = ("--lr", "--blr")
 def gives(word: str, flag: str) -> bool:
     """Whether a word of a command line is a flag, alone or with its value."""
     return word == flag or word.startswith(flag + "=")
+
+
+def value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The value that the last of a flag's mentions has; None: there is none."""
+    found = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if gives(word, flag):
+            found = word.partition("=")[2] if "=" in word else following
+    return found
 
 
 def refuse_second_rate(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

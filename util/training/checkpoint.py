@@ -211,6 +211,14 @@ class Checkpointer:
         )  # fmt: skip
         return True
 
+    def later(self, path: str) -> list[str]:
+        """The names of checkpoints in the folder, but for `path`, that hold later steps than the
+        run has done."""
+        names = glob.glob(os.path.join(glob.escape(self.output_dir), "checkpoint-*.pth"))
+        others = (one for one in names if os.path.realpath(one) != os.path.realpath(path))
+        done = self.progress.total_steps
+        return [os.path.basename(one) for one in others if _step_of(one) > done]
+
     def _agreed(self, flag: str) -> tuple[dict | None, str]:
         """The state that rank 0 finds and its path, read by every rank from that very file."""
         found: list[dict] = []
@@ -265,22 +273,23 @@ class Checkpointer:
             return (read_checkpoint(flag, "--resume"), flag) if flag else (None, "")
         names = glob.glob(os.path.join(glob.escape(self.output_dir), "checkpoint-*.pth"))
         last = self._aged(0)
-        whole: list[tuple[int, dict, str]] = []
-        for path in sorted(names, key=lambda name: name != last):
+        # A clock can jump and a file be copied, so its age is the step that it holds.
+        for path in sorted(names, key=lambda name: (name == last, _step_of(name)), reverse=True):
             try:
-                state = read_checkpoint(path)
+                return read_checkpoint(path), path
             except UsageError as error:
                 log.error("passed over: %s", error)
-                continue
-            if path == last:
-                return state, path
-            # A clock can jump and a file be copied, so its age is the step that it holds.
-            whole.append((total_steps(state), state, path))
-        if whole:
-            return max(whole, key=lambda found: found[0])[1:]
         if names:
             raise UsageError(f"--resume auto: no checkpoint in {self.output_dir} is whole")
         return None, ""
+
+
+def _step_of(path: str) -> int:
+    """The step of a checkpoint, whose weights are not looked at; −1 of what cannot be read."""
+    try:
+        return total_steps(read_checkpoint(path, whole=False))
+    except UsageError:
+        return -1
 
 
 def _is_plain(value: Any) -> bool:

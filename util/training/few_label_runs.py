@@ -122,6 +122,11 @@ def _choose_blr(one: argparse.Namespace, finetune: Finetune, parts: list[dict]) 
             log.warning("draw %d, --blr %g is no choice: %s", one.draw, blr, error)
             continue
         parts.append(result)
+        if result["test_loss"] is None:  # not finite
+            log.warning(
+                "draw %d, --blr %g is no choice: its test loss is not finite", one.draw, blr
+            )
+            continue
         ranked.append((result["test_acc1"], -result["test_loss"], blr))
         log.info("draw %d, --blr %g: %.2f %% of what was held out", one.draw, blr, ranked[-1][0])
     if not ranked:

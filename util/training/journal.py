@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -63,9 +63,12 @@ class Journal:
                         kept.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue  # a line that a crash cut short
-        with open(self.path + ".tmp", "w") as file:
-            file.writelines(kept)
-        os.replace(self.path + ".tmp", self.path)
+        try:
+            with open(self.path + ".tmp", "w") as file:
+                file.writelines(kept)
+            os.replace(self.path + ".tmp", self.path)
+        except OSError as error:
+            log.error("log.txt keeps epochs that are done again (%s): training goes on", error)
 
     def epoch(self, numbers: Mapping[str, float | int]) -> None:
         """Append a line to log.txt."""
@@ -91,11 +94,18 @@ class Journal:
         """Write numbers to TensorBoard, and where --log_to says, by their names."""
         if self.tracker is not None:
             self.tracker.log(numbers, step)
+
+        def add(writer) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, step)
+
+        self._to_tensorboard(add)
+
+    def _to_tensorboard(self, act: Callable[[object], None]) -> None:
         if self.tensorboard is None:
             return
         try:
-            for name, value in numbers.items():
-                self.tensorboard.add_scalar(name, value, step)
+            act(self.tensorboard)
         except OSError as error:
             # A writer whose thread has died raises for ever: drop it and begin a new file.
             log.error("TensorBoard file lost (%s): training goes on", error)
@@ -103,18 +113,19 @@ class Journal:
 
     def text(self, name: str, lines: Mapping[str, str]) -> None:
         """Write a text of titles and what stands under them to TensorBoard."""
-        if self.tensorboard is not None:
-            text = "\n\n".join(f"**{title}**: {line}" for title, line in lines.items())
-            self.tensorboard.add_text(name, text)
+        text = "\n\n".join(f"**{title}**: {line}" for title, line in lines.items())
+        self._to_tensorboard(lambda writer: writer.add_text(name, text))
 
     def image(self, name: str, image: Tensor, step: int) -> None:
         """Write an image [3, H, W], uint8 or in 0..1, to TensorBoard."""
-        if self.tensorboard is not None:
-            self.tensorboard.add_image(name, image, step)
+        self._to_tensorboard(lambda writer: writer.add_image(name, image, step))
 
     def close(self) -> None:
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        try:
+            if self.tensorboard is not None:
+                self.tensorboard.close()
+        except OSError as error:
+            log.error("TensorBoard file lost (%s)", error)
         if self.tracker is not None:
             self.tracker.close()
 

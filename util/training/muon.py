@@ -79,6 +79,8 @@ class MuonAdamW(torch.optim.Optimizer):
         self.muon.state.clear()
         self.muon.param_groups = [g | dict(params=self._layers(g["params"])) for g in hidden]
         self.muon.step()
+        self.muon.state.clear()  # views, which would keep each gradient until the next step
+        self.muon.param_groups = []
         self.adamw.state = self.state
         self.adamw.param_groups = [group for group in self.param_groups if not _is_muons(group)]
         self.adamw.step()

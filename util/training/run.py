@@ -105,9 +105,9 @@ class Run:
         """
         args = self.args
         per_step = args.accum_iter * batches.global_size
-        config = config | dict(
-            samples_per_step=per_step, num_images=len(batches.dataset), seed=args.seed
-        )
+        config = config | dict(samples_per_step=per_step, num_images=len(batches.dataset))
+        steps = steps_per_epoch(len(batches), args.accum_iter)
+        config |= dict(steps_per_epoch=steps, seed=args.seed)
         if self.counts_iterations:
             config["eval_every"] = args.eval_every  # a position counts in rounds of it
         self.batches = batches
@@ -117,7 +117,9 @@ class Run:
         resumed = self.checkpointer.resume(args.resume)
         self._set_amp()  # which the checkpoint may know
         check_compression(self.mixed.name, args.grad_compression)
-        if args.resume != "auto" and not self.folder.holds(args.resume):
+        if self.folder.holds(args.resume):  # by hand, to where `auto` must not leave it again
+            self.folder.set_aside(agreement.main_does(lambda: self.checkpointer.later(args.resume)))
+        elif args.resume != "auto":
             self.folder.set_aside()
         self.was_finished = self.is_finished()  # before this run began
         self.record.begin(self.history, self.progress, batches, per_step, self._model())
@@ -126,9 +128,8 @@ class Run:
         self.journal.text("flags", args.settings.table(args))
         self.meters = Meters(self.progress, self.device)
         self.signals.is_training = True
-        # The newest checkpoint in the folder is what a rollback goes back to: it has to be this
-        # run's as it starts, not one of another run or of later steps.
-        if args.on_nonfinite == "rollback" and not (resumed and args.resume == "auto"):
+        # What a rollback or a restart goes back to has to be this run's as it starts.
+        if args.resume != "auto" if resumed else args.on_nonfinite == "rollback":
             self._save_for_certain(which="first")
 
     # ------------------------------------------------------------------------------- every step

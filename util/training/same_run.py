@@ -18,6 +18,7 @@ LAST = "checkpoint-last.pth"
 INSIDE_AN_EPOCH = {
     "samples_per_step": "images a step (of --batch_size, --accum_iter and all processes)",
     "num_images": "images of the data", "seed": "--seed",
+    "steps_per_epoch": "steps an epoch (another split of a step ends it sooner or later)",
 }  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def _of_config(state: Mapping, config: Mapping) -> list[str]:
         found += [
             f"{name} {saved.get(key)}, here {config[key]}, and it stands inside an epoch"
             for key, name in INSIDE_AN_EPOCH.items()
-            if saved.get(key) != config[key]
+            if saved.get(key) != config[key] and (key in saved or key != "steps_per_epoch")
         ]
     return found
 
