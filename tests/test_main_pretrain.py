@@ -281,6 +281,24 @@ def test_bad_flags_are_refused_in_one_line(refuses, tmp_path):
     refuses(main, f"@{tmp_path}/absent.args", names=("absent.args",))
 
 
+def test_going_back_by_hand_is_not_undone_by_the_next_start(run_main_here, tmp_path):
+    """Later checkpoints are set aside, and what is there is the one that was named."""
+    words = ("main_pretrain", "--model", "mimae_vit_nano_patch2", "--batch_size", 64, "--epochs", 3)
+    kept = ("--keep_epochs", 1, "--warmup_epochs", 0)
+    assert run_main_here(*words, *kept, folder=tmp_path / "a").status == 0
+    saved = tmp_path / "a" / "checkpoint-1.pth"
+    steps = torch.load(saved, weights_only=True)["progress"]["total_steps"]
+    back = ("--resume", saved, "--max_steps", steps)  # it does nothing, as one that is killed
+    outcome = run_main_here(*words, *kept, *back, folder=tmp_path / "a")
+    assert outcome.status == 0, outcome.err
+    last = torch.load(tmp_path / "a" / "checkpoint-last.pth", weights_only=True)
+    assert last["progress"]["total_steps"] == steps
+    aside = {path.name for path in (tmp_path / "a" / "previous-1").iterdir()}
+    assert "checkpoint-last.pth" in aside and saved.name not in aside
+    again = run_main_here(*words, *kept, "--resume", "auto", folder=tmp_path / "a")
+    assert again.status == 0 and [line["epoch"] for line in again.log()] == [0, 1, 2]
+
+
 def test_a_full_disk_at_the_end_costs_a_picture_or_one_line(run_main_here, tmp_path, monkeypatch):
     """The training is whole: what is missing is said, and --resume auto writes the results."""
 

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -17,6 +19,7 @@ import submitit_launch
 from submitit_launch import ROOT, Snapshot, launch, split_args
 from util.cluster import distributed
 from util.errors import UsageError
+from util.flags.parser import WRITTEN_OUT
 
 DIGITS = ["--dataset", "digits", "--device", "cpu"]
 
@@ -145,6 +148,39 @@ def test_argument_files_are_read_at_submission(tmp_path):
     own, rest = split_args(main_pretrain, [f"@{recipe}", *DIGITS])
     assert own.nodes == 3
     assert rest[:2] == ["--num_masks", "2"]
+
+
+def test_flags_of_an_argument_file_stay_its_own(tmp_path):
+    """In the job, too: what does nothing is refused on the command line alone."""
+    recipe = tmp_path / "r.args"
+    recipe.write_text("--latent_pool mean --warmup_epochs 1\n")
+    argv = [f"@{recipe}", *DIGITS, "--model", "mae_vit_nano_patch2"]
+    own, rest = split_args(main_pretrain, argv)
+    with pytest.raises(UsageError, match="--latent_pool"):
+        main_pretrain.parse_args(rest)
+    words = submitit_launch.begin_job(own.sources, time.time(), rest)
+    try:
+        args = main_pretrain.parse_args(words)
+    finally:
+        WRITTEN_OUT.clear()
+    assert args.settings.sources["warmup_epochs"] == f"@{recipe}"
+    assert args.settings.sources["model"] == "command line"
+
+
+def test_a_start_after_a_save_goes_on_there_and_not_from_the_file_again(tmp_path):
+    submitted = time.time() - 10
+    argv = ["--resume", "old.pth", "--output_dir", str(tmp_path)]
+    begin = partial(submitit_launch.begin_job, {}, submitted)
+    assert begin(argv) == argv
+    saved = tmp_path / "checkpoint-last.pth"
+    saved.write_bytes(b"")
+    os.utime(saved, (submitted - 5,) * 2)  # it was there before
+    assert begin(argv) == argv
+    os.utime(saved)
+    assert begin(argv) == [*argv, "--resume", "auto"]
+    assert begin([*argv, "--eval"]) == [*argv, "--eval"]
+    assert begin([f"--output_dir={tmp_path}", "--resume=old.pth"])[-2:] == ["--resume", "auto"]
+    assert begin(argv[2:]) == argv[2:]  # it has no --resume, as an evaluation's checkpoint
 
 
 def test_a_rate_replaces_the_files(tmp_path, capsys):

@@ -136,6 +136,32 @@ def test_16_bit_colours_of_a_tiff(tmp_path, compression):
     agree(read(tmp_path / "a.tif", 3), values / 65535)
 
 
+def test_planes_of_16_bits_are_refused(tmp_path):
+    """Pillow reads them as bytes."""
+    values = deep(6, 4, 3)
+    planes = np.moveaxis(values, 2, 0).astype("<u2").tobytes()
+    entries = [(256, 3, 1, 4), (257, 3, 1, 6), (258, 3, 3, 180), (259, 3, 1, 1), (262, 3, 1, 2),
+               (273, 4, 3, 200), (277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 3, 220),
+               (284, 3, 1, 2)]  # fmt: skip
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    head += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    data = head.ljust(180, b"\0") + struct.pack("<HHH", 16, 16, 16)
+    data = data.ljust(200, b"\0") + struct.pack("<3I", 240, 288, 336)
+    data = data.ljust(220, b"\0") + struct.pack("<3I", 48, 48, 48)
+    (tmp_path / "a.tif").write_bytes(data.ljust(240, b"\0") + planes)
+    with pytest.raises(ValueError, match=r"a\.tif: more than 8 bits in separate planes"):
+        read(tmp_path / "a.tif", 3)
+
+
+@pytest.mark.parametrize("largest", [1000, 4095, 65535])
+def test_a_pgm_has_its_own_white_and_its_own_numbers(tmp_path, largest):
+    values = (deep(5, 7).astype(int) % (largest + 1)).astype(np.uint16)
+    head = f"P5\n7 5\n{largest}\n".encode()
+    (tmp_path / "a.pgm").write_bytes(head + values.astype(">u2").tobytes())
+    agree(read(tmp_path / "a.pgm", 1)[..., 0], values / largest)
+    agree(read(tmp_path / "a.pgm", 1, (0, 4095))[..., 0], values / 4095)
+
+
 def test_16_bit_colours_of_a_tiff_in_strips(tmp_path):
     """One row after the other, which lie in another order in the file."""
     values = deep(6, 4, 3)

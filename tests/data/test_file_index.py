@@ -106,6 +106,15 @@ def test_junk_is_passed_over_at_any_depth(tree, junk):
     assert folders_with_images(str(tree)) == ["a", "b"] and listing.folders == ["a", "b"]
 
 
+def test_a_folder_that_is_named_like_an_image_is_one(tree):
+    """Frames of a clip, tiles of a slide."""
+    before = find_images(str(tree))
+    touch(tree, "a/clip.gif/0.png", "slide.tif/1.png")
+    assert find_images(str(tree)) == sorted([*before, "a/clip.gif/0.png", "slide.tif/1.png"])
+    (tree / "empty.png").mkdir()
+    assert folders_with_images(str(tree)) == ["a", "b", "slide.tif"]
+
+
 def test_folders_without_an_image_are_no_classes(tree):
     touch(tree, "docs/x.txt", "d/e/f/y.csv", "g/h/i.png", "j/.hidden.png")
     (tree / "empty").mkdir()

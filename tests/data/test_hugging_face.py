@@ -106,6 +106,31 @@ def test_images_and_labels_are_those_of_datasets(original, form):
             assert np.array_equal(images.read(index).numpy(), expected)
 
 
+def test_files_of_other_classes_or_types_are_not_joined(tmp_path):
+    """Of which the numbers mean others: the image would get another class's name."""
+    other = {"label": {"names": CLASSES[::-1], "_type": "ClassLabel"}}
+    for name, second in {
+        "classes": table(about=features(**other)), "text": table(label=["ape"] * 4),
+        "float": table(about=features(), label=[0.0, 1.0, 2.0, 0.0]),
+    }.items():  # fmt: skip
+        folder = tmp_path / name
+        write(folder / "train-a.parquet", table())
+        write(folder / "train-b.parquet", second)
+        with pytest.raises(UsageError, match=r"train-b.parquet .*than .*train-a.parquet"):
+            load(folder)
+
+
+def test_each_row_has_a_name_of_its_own(tmp_path):
+    """The files whose basenames were kept lay in folders of classes."""
+    rows = [{"bytes": png(v), "path": name} for v, name in enumerate(["0.png", "0.png", "1.png"])]
+    one = table(range(3)).set_column(0, "image", pyarrow.array(rows))
+    images = load(write(tmp_path / "train.parquet", one))
+    names = [images.relative_name(i) for i in range(3)]
+    assert names == [f"train.parquet/{n}" for n in ("0000000-0.png", "0000001-0.png", "1.png")]
+    (tmp_path / "list.txt").write_text("train.parquet/1.png\n0000001-0.png\n")
+    assert listed_positions(images, str(tmp_path / "list.txt"), "--subset_file") == [2, 1]
+
+
 def test_what_map_leaves_beside_a_saved_set_is_passed_over(original, tmp_path):
     import shutil
 

@@ -39,6 +39,13 @@ def test_a_line_names_one_image(listed, line, position):
     assert listed(line) == [position]
 
 
+def test_two_images_of_one_whole_path_are_ambiguous(listed):
+    """As rows of a table may be."""
+    images = FileImages(listed.root, ["a/x.png", "a/x.png"], [0, 0], ["a"], 3)
+    with pytest.raises(UsageError, match=r"more than one image is called a/x\.png"):
+        listed("a/x.png", of=images)
+
+
 def test_absolute_paths_and_the_lists_order(listed):
     lines = [os.path.join(listed.root, PATHS[i]) for i in (4, 0, 2)]
     assert listed(*lines) == [4, 0, 2]

@@ -74,6 +74,23 @@ def test_every_image_is_read_at_its_place(tmp_path, form, names):
     assert images.files(6) == (str(tmp_path / "train-1.tar"),)
 
 
+def test_a_file_under_two_names_is_two_images(tmp_path, caplog):
+    """As tar stores hard links, of labels too; links to what may not be there are told of."""
+    path = tar(tmp_path / "a.tar", {"a/1.png": 5, "a/1.cls": "x", "b/2.png": 9})
+    with tarfile.open(path, "a") as file:
+        for name, target, kind in (
+            ("b/1.png", "./a/1.png", tarfile.LNKTYPE), ("b/1.cls", "a/1.cls", tarfile.LNKTYPE),
+            ("b/2.cls", "a/1.cls", tarfile.LNKTYPE), ("c/3.png", "../a/1.png", tarfile.SYMTYPE),
+        ):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            file.addfile(member)
+    with caplog.at_level("WARNING"):
+        images = load(path, "train")
+    assert sorted(values(images)) == [5, 5, 9] and images.classes == ["x"]
+    assert "1 links or sparse files are passed over" in caplog.text
+
+
 def test_the_second_start_reads_no_shard(tmp_path, monkeypatch):
     tar(tmp_path / "train-0.tar", {"a.png": 1, "a.cls": "1", "b.png": 2, "b.cls": "0"})
     before = load(tmp_path, "train")

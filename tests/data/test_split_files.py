@@ -55,6 +55,21 @@ def test_patterns_that_overlap_name_a_file_once(made):
     assert len(named_files(patterns, (".csv",), deep=True)) == 2
 
 
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ["{train,val}/parts/0.csv"], ["train/parts/*.csv", "val/parts/*.csv"], ["*/parts/*.csv"],
+        ["train/parts", "val/parts"],
+    ],
+)  # fmt: skip
+def test_the_folders_of_patterns_say_a_split_at_any_depth(made, patterns):
+    root = made("train/parts/0.csv", "val/parts/0.csv")
+    path = JOINED.join(f"{root}/{pattern}" for pattern in patterns)
+    for split in ("train", "val"):
+        found = split_files(path, split, (".csv",), deep=True)
+        assert [os.path.relpath(one, root) for one in found] == [f"{split}/parts/0.csv"]
+
+
 def test_of_several_folders_each_files_own_is_its_root(made):
     """Parts of a folder `train` that is named are for training, as deep as they lie."""
     made("a/train/0.csv", "a/train/part1/1.csv", "b/val/0.csv", "b/train/2.csv")

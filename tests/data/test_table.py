@@ -100,6 +100,8 @@ def test_a_link_to_a_list_sees_paths_from_where_it_lies(folder, tmp_path_factory
     [
         ("", "is empty"), ("path,label\n", "is empty"),
         ("a/1.png,x\n,y\n", "a line without a path"),
+        ('a/1.png,x\nb/2.png,"6 inch\nc/3.png,y\n', "cannot be read .*unexpected end"),
+        ('a/1.png,"x\nb/2.png,6" y\n', "cannot be read .*expected after"),
         ("image file,kind\na/1.png,x\n", r"1 of 2 .*not there .*first line"),
         ("a/1.png,x\nb/2.png\n", r"1 of 2 images have no label .*b/2\.png"),
         ("a/1.png,1\nb/2.png,-1\nc/3.png,5000000\n", None), ("a/1.png,5000000\n", "label 5000000"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from encoders.vit import build_vit
 from util.flags.settings import Settings
-from util.training import background
+from util.training import background, checkpoint
 from util.training.background import Snapshot
 from util.training.checkpoint import Checkpointer, Progress
 from util.training.muon import new_optimizer
@@ -108,6 +108,33 @@ def test_training_goes_on_and_the_file_holds_the_step_at_which_it_was_saved(tmp_
     assert flat(saved) == flat(expected)
     assert saved["args"]["seed"] == 0 and saved["config"]["model"] == "linear"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def stepped(saver: Checkpointer, step: int, name: str) -> None:
+    saver.progress.total_steps = step
+    assert saver.save(wait=True)
+    folder = saver.output_dir
+    os.rename(os.path.join(folder, "checkpoint-last.pth"), os.path.join(folder, name))
+
+
+def test_the_newest_whole_checkpoint_is_that_of_the_latest_step(tmp_path, monkeypatch):
+    """Whichever its age; one is read whole at a time."""
+    saver, read = checkpointer(tmp_path), []
+    for step, number in ((30, 3), (50, 1), (40, 2)):
+        stepped(saver, step, f"checkpoint-{number}.pth")
+    (tmp_path / "checkpoint-last.pth").write_bytes(b"cut short")
+
+    def counted(path, flag="", whole=True):
+        read.extend([path] * whole)
+        return read_checkpoint(path, flag, whole)
+
+    monkeypatch.setattr(checkpoint, "read_checkpoint", counted)
+    state, path = saver._find("auto")
+    assert state["progress"]["total_steps"] == 50 and path.endswith("checkpoint-1.pth")
+    assert [os.path.basename(one) for one in read] == ["checkpoint-last.pth", "checkpoint-1.pth"]
+    saver.progress.total_steps = 35
+    kept = str(tmp_path / "checkpoint-2.pth")
+    assert saver.later(kept) == ["checkpoint-1.pth"]
 
 
 def test_one_save_is_in_flight_and_they_are_kept_in_order(tmp_path, monkeypatch):

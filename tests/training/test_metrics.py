@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -48,6 +49,30 @@ def test_a_resumed_log_forgets_what_will_be_done_again(tmp_path):
     journal.close()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines == [{"epoch": 0}, {"epoch": 1, "train_loss": None}]
+
+
+def test_a_full_disk_costs_lines_and_no_run(tmp_path, caplog, monkeypatch):
+    """Whatever is written to TensorBoard, cut from log.txt, or closed."""
+
+    def is_full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    journal = Journal(str(tmp_path), Progress())
+    journal.epoch({"epoch": 0, "train_loss": 1.0})
+    for name in ("add_scalar", "add_text", "add_image"):
+        monkeypatch.setattr(type(journal.tensorboard), name, is_full)
+    journal.scalars({"a": 1.0}, 1)
+    journal.text("flags", {"a": "b"})
+    journal.image("x", torch.zeros(3, 2, 2), 1)
+    assert caplog.text.count("TensorBoard file lost") == 3
+    monkeypatch.setattr(journal.tensorboard, "close", is_full)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", is_full)
+        journal.forget_after(0)
+    assert "log.txt keeps epochs" in caplog.text
+    assert "train_loss" in (tmp_path / "log.txt").read_text()
+    journal.close()
+    assert caplog.text.count("TensorBoard file lost") == 4
 
 
 def test_results_say_how_to_repeat_them(tmp_path):

@@ -111,6 +111,18 @@ def test_steps_are_those_of_torchs_muon_and_adamw_with_q_k_and_v_apart():
 
 
 @needs_muon
+@needs_muon
+def test_no_view_of_a_gradient_outlives_its_step():
+    """Which would hold its memory through the next forward pass."""
+    model = small_model()
+    optimizer = optimizer_of(model)
+    for step in range(2):
+        give_gradients(model, step)
+        optimizer.step()
+        assert not optimizer.muon.state and not optimizer.muon.param_groups
+        optimizer.zero_grad(set_to_none=True)
+
+
 def test_an_update_is_as_large_as_one_of_adamw():
     """0.2 in the root mean square, within the factor to which five iterations orthogonalise."""
     model = models_mae.mae_vit_nano_patch2()

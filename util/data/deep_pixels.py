@@ -17,7 +17,7 @@ from util.data.metadata import PNG_START, png_chunk
 Range = Sequence[float]  # the numbers, as they stand in a file, that become 0 and 1
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow has it
 HIGH_LOW = {"16B": "16L", "16L": "16B", "16N": "16B"}  # how to unpack the lower bytes
-BITS, PHOTOMETRIC = 258, 262  # tags of a TIFF
+BITS, PHOTOMETRIC, PLANES = 258, 262, 284  # tags of a TIFF
 
 
 def read_deep(
@@ -30,8 +30,11 @@ def read_deep(
         file: from which `image` was opened. in_chans: 1, 3 or 4; transparency is laid on white.
 
     Raises:
-        ValueError: values that are not finite. OSError: a damaged file.
+        ValueError: values that are not finite, or that Pillow cannot read. OSError: a damaged file.
     """
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(PLANES) == 2 and max(tags.get(BITS, (8,))) > 8:  # which Pillow reads as bytes
+        raise ValueError(f"{name}: more than 8 bits in separate planes: interleave its channels")
     if image.mode.startswith(("I", "F")):
         return _grey(image, in_chans, value_range, name)
     mode, _, depth = packing(image).partition(";")
@@ -80,12 +83,22 @@ def _grey(image: Image.Image, in_chans: int, value_range: Range | None, name: st
         full = 4095 if tags.get(BITS) == (12,) else 65535
     elif image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, in 32
         full = 65535
+    largest = _largest_of_pgm(image)
     is_negative = full is not None and tags.get(PHOTOMETRIC) == 0  # zero is white
     values = np.asarray(image)[..., None]
+    if largest:  # Pillow has stretched the file's numbers
+        values, full = np.rint(values * (largest / full)), largest
     if is_negative:
         values = full - values
     alpha = None if clear is None else (values[..., 0] != clear).astype(np.float32)
     return to_channels(scaled(values, full, value_range, name), alpha, in_chans)
+
+
+def _largest_of_pgm(image: Image.Image) -> int | None:
+    """The number that a PGM of 16 bits, not loaded yet, has for white; None: 65535, or no PGM."""
+    args = image.tile[0][3] if image.format == "PPM" and image.tile else ()
+    is_told = isinstance(args, tuple) and len(args) == 2 and isinstance(args[1], int)
+    return args[1] if is_told and 255 < args[1] < 65535 else None
 
 
 def _grey_and_alpha(file: BinaryIO) -> np.ndarray:

@@ -9,6 +9,7 @@ pyarrow is needed, `datasets` is not.
 import functools
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -173,7 +174,7 @@ def _index(paths: Sequence[str], given: Columns, split: str, where: str) -> Inde
     schema = schema_of(paths[0])
     columns = choose_columns(schema, given, split, where)
     known = next((c.names for c in schema if c.name == columns.label), ())
-    kind = "\0".join(["hugging face 1", columns.image, columns.label])
+    kind = "\0".join(["hugging face 2", columns.image, columns.label])
     index = indexed(kind, paths, lambda: _made(paths, columns, class_names(known)))
     if not len(index.arrays["names"]):
         raise UsageError(f"--data_path {where}: {paths[0]} and the other files hold no image")
@@ -183,6 +184,7 @@ def _index(paths: Sequence[str], given: Columns, split: str, where: str) -> Inde
 def _made(paths: Sequence[str], columns: Columns, known: Sequence[str]) -> Made:
     """Args: known: the names of the classes whose numbers the labels are; empty: they are none."""
     made_of = [(real, stamp(real)) for real in map(os.path.realpath, paths)]
+    _check_alike(paths, columns)
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         rows = list(threads.map(lambda p: column_values(p, columns.image, columns.label), paths))
         placed = list(threads.map(lambda p: _placed(p, columns.image), paths))
@@ -198,12 +200,39 @@ def _made(paths: Sequence[str], columns: Columns, known: Sequence[str]) -> Made:
         pages.append(of_pages)
     labels = [label for of_file, _ in rows for label in of_file]
     header, words = _words(labels, known)
-    names = [name or f"{row:07d}" for _, of_file in rows for row, name in enumerate(of_file)]
+    names = [name for _, of_file in rows for name in _own_names(of_file)]
     arrays = {
         "names": np.array([os.fsencode(name) for name in names], dtype=bytes),
         "places": np.concatenate(places), "pages": np.concatenate(pages), "words": words,
     }  # fmt: skip
     return header | {"codecs": codecs}, arrays, made_of
+
+
+def _check_alike(paths: Sequence[str], columns: Columns) -> None:
+    """Raise UsageError where a file has other columns than the first: its numbers of classes mean
+    others, say."""
+    first = None
+    for path in paths:
+        own = {column.name: column for column in schema_of(path)}
+        found = [own.get(name) for name in (columns.image, columns.label) if name]
+        first = first or found
+        if found != first:
+            raise UsageError(
+                f"--data_path: {path} has its images or classes in other columns, types or numbers "
+                f"than {paths[0]}: save them alike, or name one of them"
+            )
+
+
+def _own_names(names: Sequence[str | None]) -> list[str]:
+    """The names of a file's rows: the row's number where there is none, and before one that another
+    row has, too. A path of a file beside the table is that file's, whoever names it."""
+    count = Counter(names)
+    return [
+        (name if count[name] == 1 or os.sep in name else f"{row:07d}-{name}")
+        if name
+        else f"{row:07d}"
+        for row, name in enumerate(names)
+    ]
 
 
 def _placed(path: str, image: str) -> tuple[np.ndarray, np.ndarray, list[str]]:

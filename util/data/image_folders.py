@@ -77,7 +77,7 @@ def image_tree(root: str) -> ImageTree:
     Raises:
         UsageError: a folder that cannot be read.
     """
-    index = indexed("image tree 1", [root], lambda: _listed(root))
+    index = indexed("image tree 2", [root], lambda: _listed(root))
     tree = ImageTree(index.arrays["paths"], index.arrays["tops"], index.header["folders"])
     if rest := index.header["passed over"]:
         log.info("%s: %s; passed over: %s", root, count_of(len(tree), "image"), rest)

@@ -29,11 +29,14 @@ def listed_positions(images: Named, path: str, flag: str) -> list[int]:
     wanted = _lines(path, flag)
     names = set(wanted)
     relative = (images.relative_name(index) for index in range(len(images)))
-    exact = {name: index for index, name in enumerate(map(_plain, relative)) if name in names}
+    exact: dict[str, list[int]] = {}
+    for index, name in enumerate(map(_plain, relative)):
+        if name in names:
+            exact.setdefault(name, []).append(index)
     by_end = _by_end(images, names - exact.keys())
     found, absent = [], []
     for name in wanted:
-        ids = [exact[name]] if name in exact else by_end.get(name, [])
+        ids = exact.get(name) or by_end.get(name, [])
         if len(ids) > 1:
             some = ", ".join(images.relative_name(index) for index in ids[:3])
             raise UsageError(

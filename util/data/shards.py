@@ -7,6 +7,7 @@ and the number of processes are as with files.
 """
 
 import json
+import logging
 import os
 import re
 import tarfile
@@ -26,6 +27,8 @@ from util.data.label_numbers import check_labelled, classes_of, labels_in, one_t
 from util.data.packed_files import PackedFiles
 from util.data.split_files import needed_files, split_files
 from util.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 NUM_THREADS = 8
 SHARD = ".tar"
@@ -116,7 +119,7 @@ def shard_index(paths: Sequence[str]) -> Index:
     Raises:
         UsageError: a file that is no plain tar or is damaged, or no image in any.
     """
-    index = indexed("shards 1", paths, lambda: _made(paths))
+    index = indexed("shards 2", paths, lambda: _made(paths))
     if not len(index.arrays["members"]):
         raise UsageError(f"--data_path: {paths[0]} and the other shards hold no image")
     return index
@@ -201,9 +204,10 @@ def _members(path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]
     Raises:
         UsageError: no plain tar, or one that is damaged or cut short.
     """
-    whole = "unpack compressed ones, or fetch it again"
+    whole, passed_over = "unpack compressed ones, or fetch it again", 0
     try:
         size = os.path.getsize(path)
+        known: dict[str, tuple[int, int]] = {}  # offset and size, for hard links
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # a million of them
@@ -212,10 +216,19 @@ def _members(path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]
                 name = os.path.normpath(member.name)
                 is_junk = any(p.startswith(".") or p.lower() in JUNK_FOLDERS
                               for p in name.split(os.sep))  # fmt: skip
-                if member.isreg() and not member.issparse() and not is_junk:
-                    yield name, member, tar
+                if member.islnk() and (target := os.path.normpath(member.linkname)) in known:
+                    member.type = tarfile.REGTYPE  # the file itself, under another name
+                    member.offset_data, member.size = known[target]
+                if member.isreg() and not member.issparse():
+                    known[name] = member.offset_data, member.size
+                    if not is_junk:
+                        yield name, member, tar
+                elif not (member.isdir() or is_junk):
+                    passed_over += 1
             tar.fileobj.seek(tar.offset)  # what is no header is taken for the end
             if any(tar.fileobj.read(BLOCK)):
                 raise tarfile.ReadError(f"byte {tar.offset} begins no member")
+        if passed_over:
+            log.warning("%s: %d links or sparse files are passed over", path, passed_over)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UsageError(f"--data_path: {path} is no whole plain tar ({error}): {whole}") from None

@@ -4,6 +4,7 @@ import glob
 import logging
 import os
 import re
+from collections.abc import Iterable
 
 from util.data.file_index import JUNK_FOLDERS
 from util.errors import UsageError
@@ -71,8 +72,7 @@ def named_files(data_path: str, suffix: tuple[str, ...], deep: bool) -> list[str
 
 
 def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> dict[str, str]:
-    """Those files, each once, with the folder below which their paths may say a split: of several
-    folders that in which each lies."""
+    """Those files, each once, with the folder below which their paths may say a split."""
     if not data_path:
         raise UsageError(f"--data_path is missing: name {' or '.join(suffix)} files, or a folder")
     if os.path.isdir(data_path):
@@ -80,24 +80,30 @@ def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> dict[str, str
         if not below:
             raise UsageError(f"--data_path {data_path} has no {' or '.join(suffix)} file")
         return dict.fromkeys(below, data_path)
-    found: dict[str, str] = {}
+    found: dict[str, None] = {}
     absent = []
     for pattern in data_path.split(JOINED):
         for path in _expanded(os.path.expanduser(pattern)):
             if os.path.isdir(path):
-                roots = dict.fromkeys(_named(path, suffix, deep), os.path.join(path, ".."))
+                matches = list(_named(path, suffix, deep))
             else:
                 matches = [path] if os.path.isfile(path) else sorted(glob.glob(path))
-                roots = {one: os.path.join(os.path.dirname(one), "..") for one in matches}
-            absent += [] if roots else [path]
-            for one, root in roots.items():  # patterns may overlap
-                found.setdefault(one, root)
+            absent += [] if matches else [path]
+            found |= dict.fromkeys(matches)  # patterns may overlap
     if absent:
         raise UsageError(
             f"--data_path {data_path}: there is no {absent[0]} ({len(absent)} of "
             f"{len(absent) + len(found)} files are missing): name files on a disk"
         )
-    return found
+    return dict.fromkeys(found, _root(found))
+
+
+def _root(paths: Iterable[str]) -> str:
+    """The folder below which the paths of files may say a split: that in which all of them lie, or
+    its parent where some lie right in it."""
+    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    root = os.path.commonpath(folders)
+    return os.path.dirname(root) if root in folders else root
 
 
 def _below(

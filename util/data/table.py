@@ -72,7 +72,8 @@ def _rows(table: str) -> list[tuple[str, str]]:
             tab = table.lower().endswith(".tsv") or ("\t" in start and "," not in start)
             semicolon = ";" in start and "," not in start
             mark = "\t" if tab else ";" if semicolon else ","
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file, delimiter=mark)]
+            read = csv.reader(file, delimiter=mark, strict=True)
+            rows = [[cell.strip() for cell in row] for row in read]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"--data_path {table} cannot be read ({first_line(error)})") from None
     rows = [row for row in rows if any(row)]

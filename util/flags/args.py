@@ -86,8 +86,8 @@ def add_loading_flags(add: Callable) -> None:
     """Add the flags of how images are read."""
     # fmt: off
     add("--max_bad_images", type=number(int, 0), default=100,
-        help="unreadable images are logged and, in training, replaced; more of them than this end "
-        "the run")
+        help="unreadable images are logged and, in training, replaced; more of them than this in "
+        "one process end the run")
     add("--num_workers", type=number(int, 0), default=10,
         help="processes that load images; more than there are cores are not started")
     add("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
