@@ -33,17 +33,9 @@ import main_segmentation
 from util.cluster.slurm_job import Job, failure_file
 from util.entry import run_main
 from util.errors import RunError, UsageError
-from util.flags.parser import (
-    WRITTEN_OUT,
-    ArgumentParser,
-    gives,
-    last_rates,
-    number,
-    refuse_second_rate,
-    value_of,
-)
+from util.flags.parser import WRITTEN_OUT, ArgumentParser, last_rates, number, refuse_second_rate
 from util.provenance import commit
-from util.training.same_run import LAST
+from util.training.requeue import begin, is_given
 
 ROOT = Path(__file__).resolve().parent
 MAINS = {
@@ -166,10 +158,6 @@ def written_out(sources: dict[str, str]) -> Iterator[None]:
         WRITTEN_OUT.clear()
 
 
-def is_given(flag: str, argv: list[str]) -> bool:
-    return any(gives(word, flag) for word in argv)
-
-
 def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[str]:
     """Write the snapshot and submit the job, or with --dry_run print its script.
 
@@ -199,11 +187,11 @@ def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[
     if shutil.which("sbatch") is None:
         raise UsageError("sbatch is not on this machine: submit from a login node, or --dry_run")
     code.write()
-    begin = partial(begin_job, args.sources, time.time())
+    started = partial(begin, args.sources, time.time())
     try:
         with _outside_a_job(), executor.batch():
             jobs = [
-                executor.submit(Job(main.parse_args, main.main, run, os.getcwd(), begin))
+                executor.submit(Job(main.parse_args, main.main, run, os.getcwd(), started))
                 for run in runs
             ]
     except (FailedJobError, subprocess.CalledProcessError) as error:
@@ -212,21 +200,6 @@ def submit(main: ModuleType, args: argparse.Namespace, argv: list[str]) -> list[
     for job in jobs:
         print(f"submitted job {job.job_id}, log: {job.paths.stdout}")
     return [job.job_id for job in jobs]
-
-
-def begin_job(sources: dict[str, str], submitted: float, argv: list[str]) -> list[str]:
-    """The command line of a start of a job: one that --resume FILE began, and that has saved since
-    it was submitted, goes on from there, and not from FILE again.
-
-    Args:
-        sources: the @files in which flags stood.
-    """
-    WRITTEN_OUT.update(sources)
-    is_evaluation = is_given("--eval", argv) or is_given("--predict", argv)
-    saved = os.path.join(value_of("--output_dir", argv) or "", LAST)
-    if is_evaluation or not (is_given("--resume", argv) and os.path.isfile(saved)):
-        return argv
-    return [*argv, "--resume", "auto"] if os.path.getmtime(saved) > submitted else argv
 
 
 def _outside_a_job() -> contextlib.AbstractContextManager:

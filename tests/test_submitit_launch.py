@@ -20,6 +20,7 @@ from submitit_launch import ROOT, Snapshot, launch, split_args
 from util.cluster import distributed
 from util.errors import UsageError
 from util.flags.parser import WRITTEN_OUT
+from util.training import requeue
 
 DIGITS = ["--dataset", "digits", "--device", "cpu"]
 
@@ -158,7 +159,7 @@ def test_flags_of_an_argument_file_stay_its_own(tmp_path):
     own, rest = split_args(main_pretrain, argv)
     with pytest.raises(UsageError, match="--latent_pool"):
         main_pretrain.parse_args(rest)
-    words = submitit_launch.begin_job(own.sources, time.time(), rest)
+    words = requeue.begin(own.sources, time.time(), rest)
     try:
         args = main_pretrain.parse_args(words)
     finally:
@@ -167,16 +168,44 @@ def test_flags_of_an_argument_file_stay_its_own(tmp_path):
     assert args.settings.sources["model"] == "command line"
 
 
-def test_a_start_after_a_save_goes_on_there_and_not_from_the_file_again(tmp_path):
+def test_what_a_job_begins_with_is_of_its_own_modules(tmp_path):
+    """Pickled by a launcher that is run as a script, and read by another process."""
+    (tmp_path / "r.args").write_text("--latent_pool mean\n")
+    pickled, words = tmp_path / "job.pkl", [f"@{tmp_path}/r.args", *DIGITS]
+    launcher = (
+        "import runpy, sys, submitit_launch as known\n"
+        f"sys.argv = ['submitit_launch.py']\n"
+        "own = runpy.run_path('submitit_launch.py', run_name='launcher')\n"
+        f"args, rest = own['split_args'](own['main_pretrain'], {words!r})\n"
+        "from functools import partial\n"
+        "from submitit.core.utils import cloudpickle_dump\n"
+        f"cloudpickle_dump(partial(own['begin'], args.sources, 0.0), {str(pickled)!r})\n"
+    )
+    job = (
+        "import pickle; from util.flags import parser\n"
+        f"pickle.load(open({str(pickled)!r}, 'rb'))(['--epochs', '1'])\n"
+        "print(parser.WRITTEN_OUT)"
+    )
+    for code in (launcher, job):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str({"--latent_pool": f"@{tmp_path}/r.args"})
+
+
+def test_a_start_after_a_save_goes_on_there_and_not_from_the_file_again(tmp_path, monkeypatch):
     submitted = time.time() - 10
     argv = ["--resume", "old.pth", "--output_dir", str(tmp_path)]
-    begin = partial(submitit_launch.begin_job, {}, submitted)
+    begin = partial(requeue.begin, {}, submitted)
     assert begin(argv) == argv
     saved = tmp_path / "checkpoint-last.pth"
     saved.write_bytes(b"")
     os.utime(saved, (submitted - 5,) * 2)  # it was there before
     assert begin(argv) == argv
     os.utime(saved)
+    assert begin(argv) == argv  # another job's: this one has not been requeued
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert begin(argv) == [*argv, "--resume", "auto"]
     assert begin([*argv, "--eval"]) == [*argv, "--eval"]
     assert begin([f"--output_dir={tmp_path}", "--resume=old.pth"])[-2:] == ["--resume", "auto"]

@@ -136,6 +136,14 @@ def test_16_bit_colours_of_a_tiff(tmp_path, compression):
     agree(read(tmp_path / "a.tif", 3), values / 65535)
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_one_plane_is_no_separate_one(tmp_path, dtype):
+    values = deep(8, 6).astype(dtype)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={284: 2}, compression="tiff_lzw")
+    expected = values / 65535 if dtype == "uint16" else values
+    agree(read(tmp_path / "a.tif", 1)[..., 0], expected)
+
+
 def test_planes_of_16_bits_are_refused(tmp_path):
     """Pillow reads them as bytes."""
     values = deep(6, 4, 3)

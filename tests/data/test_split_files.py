@@ -70,6 +70,13 @@ def test_the_folders_of_patterns_say_a_split_at_any_depth(made, patterns):
         assert [os.path.relpath(one, root) for one in found] == [f"{split}/parts/0.csv"]
 
 
+def test_folders_far_above_the_data_say_nothing(made):
+    """Where one of the sources lies in no split's folder, none is dropped."""
+    root = made("train/laion/0.csv", "scratch/coco/1.csv")
+    path = JOINED.join([f"{root}/train/laion/*.csv", f"{root}/scratch/coco/*.csv"])
+    assert len(split_files(path, "train", (".csv",), deep=True)) == 2
+
+
 def test_of_several_folders_each_files_own_is_its_root(made):
     """Parts of a folder `train` that is named are for training, as deep as they lie."""
     made("a/train/0.csv", "a/train/part1/1.csv", "b/val/0.csv", "b/train/2.csv")

@@ -33,7 +33,8 @@ def read_deep(
         ValueError: values that are not finite, or that Pillow cannot read. OSError: a damaged file.
     """
     tags = getattr(image, "tag_v2", {})
-    if tags.get(PLANES) == 2 and max(tags.get(BITS, (8,))) > 8:  # which Pillow reads as bytes
+    bits = tags.get(BITS, (8,))
+    if tags.get(PLANES) == 2 and len(bits) > 1 and max(bits) > 8:  # which Pillow reads as bytes
         raise ValueError(f"{name}: more than 8 bits in separate planes: interleave its channels")
     if image.mode.startswith(("I", "F")):
         return _grey(image, in_chans, value_range, name)

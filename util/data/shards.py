@@ -219,12 +219,12 @@ def _members(path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]
                 if member.islnk() and (target := os.path.normpath(member.linkname)) in known:
                     member.type = tarfile.REGTYPE  # the file itself, under another name
                     member.offset_data, member.size = known[target]
-                if member.isreg() and not member.issparse():
+                is_file = member.isreg() and not member.issparse()
+                passed_over += not (is_file or member.isdir() or is_junk)
+                if is_file:
                     known[name] = member.offset_data, member.size
-                    if not is_junk:
-                        yield name, member, tar
-                elif not (member.isdir() or is_junk):
-                    passed_over += 1
+                if is_file and not is_junk:
+                    yield name, member, tar
             tar.fileobj.seek(tar.offset)  # what is no header is taken for the end
             if any(tar.fileobj.read(BLOCK)):
                 raise tarfile.ReadError(f"byte {tar.offset} begins no member")

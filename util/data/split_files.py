@@ -4,7 +4,6 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterable
 
 from util.data.file_index import JUNK_FOLDERS
 from util.errors import UsageError
@@ -80,30 +79,27 @@ def _named(data_path: str, suffix: tuple[str, ...], deep: bool) -> dict[str, str
         if not below:
             raise UsageError(f"--data_path {data_path} has no {' or '.join(suffix)} file")
         return dict.fromkeys(below, data_path)
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     absent = []
     for pattern in data_path.split(JOINED):
         for path in _expanded(os.path.expanduser(pattern)):
             if os.path.isdir(path):
-                matches = list(_named(path, suffix, deep))
+                roots = dict.fromkeys(_named(path, suffix, deep), os.path.join(path, ".."))
             else:
                 matches = [path] if os.path.isfile(path) else sorted(glob.glob(path))
-            absent += [] if matches else [path]
-            found |= dict.fromkeys(matches)  # patterns may overlap
+                roots = {one: os.path.join(os.path.dirname(one), "..") for one in matches}
+            absent += [] if roots else [path]
+            for one, root in roots.items():  # patterns may overlap
+                found.setdefault(one, root)
     if absent:
         raise UsageError(
             f"--data_path {data_path}: there is no {absent[0]} ({len(absent)} of "
             f"{len(absent) + len(found)} files are missing): name files on a disk"
         )
-    return dict.fromkeys(found, _root(found))
-
-
-def _root(paths: Iterable[str]) -> str:
-    """The folder below which the paths of files may say a split: that in which all of them lie, or
-    its parent where some lie right in it."""
-    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
-    root = os.path.commonpath(folders)
-    return os.path.dirname(root) if root in folders else root
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in found])
+    if all(_split_of(path, common) for path in found):  # {train,val}/as/deep/as/they/lie
+        return dict.fromkeys(found, common)
+    return found
 
 
 def _below(

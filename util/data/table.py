@@ -37,7 +37,7 @@ def load_table(split: str, data_path: str, in_chans: int, download: bool) -> Ima
 
 def _read(tables: Sequence[str]) -> tuple[np.ndarray, Labels]:
     # A link to a list elsewhere is another list: its paths are seen from the link's folder.
-    kind = "\0".join(["csv 1", *map(os.path.abspath, tables)])
+    kind = "\0".join(["csv 2", *map(os.path.abspath, tables)])
     index = indexed(kind, tables, lambda: _made(tables))
     header, arrays = index.header, index.arrays
     labels = Labels(header["words"], arrays["words"], header["numbered"], {})

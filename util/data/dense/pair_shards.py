@@ -34,7 +34,7 @@ class ShardPairs:
 
     def __init__(self, data_path: str, split: str):
         shards = needed_files(data_path, "val" if split == "validation" else "train", (SHARD,))
-        index = indexed("pairs in shards 1", shards, lambda: _made(shards))
+        index = indexed("pairs in shards 2", shards, lambda: _made(shards))
         self.packed, arrays = PackedFiles(shards, index), index.arrays
         self.shard_of, self.places = arrays["shards"], arrays["places"]
         if not len(self.places):
