@@ -152,7 +152,7 @@ def test_a_pretrained_checkpoint_brings_its_model_and_channels_but_not_its_size(
 def test_an_encoder_of_no_size_that_has_a_name_is_evaluated_again(run_main_here, scenes, tmp_path):
     """Registers and a layer scale, which the detector's weights alone do not tell."""
     vit = VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, init_values=0.1,
+        img_size=32, patch_size=8, embed_dim=64, depth=4, num_heads=1, init_values=0.1,
         num_classes=0, reg_tokens=2,
     )  # fmt: skip
     torch.save(vit.state_dict(), tmp_path / "foreign.pth")

@@ -283,8 +283,8 @@ def test_bad_flags_are_refused_in_one_line(refuses, tmp_path):
 
 def test_going_back_by_hand_is_not_undone_by_the_next_start(run_main_here, tmp_path):
     """Later checkpoints are set aside, and what is there is the one that was named."""
-    words = ("main_pretrain", "--model", "mimae_vit_nano_patch2", "--batch_size", 64, "--epochs", 3)
-    kept = ("--keep_epochs", 1, "--warmup_epochs", 0)
+    words = ("main_pretrain", "--model", "mimae_vit_nano_patch2", "--batch_size", 32, "--epochs", 3)
+    kept = ("--keep_epochs", 1, "--warmup_epochs", 0, "--train_fraction", 0.1)
     assert run_main_here(*words, *kept, folder=tmp_path / "a").status == 0
     saved = tmp_path / "a" / "checkpoint-1.pth"
     steps = torch.load(saved, weights_only=True)["progress"]["total_steps"]
