@@ -199,6 +199,16 @@ def test_labelled_held_out_and_test_images_are_disjoint():
     assert len(held) == 10 and len(labelled) == 70  # one of seven of each class: 20 % rounded down
 
 
+def test_a_rate_whose_test_loss_is_not_finite_is_no_choice(monkeypatch, tmp_path):
+    """results.json has null for it."""
+    found = {1e-3: dict(test_acc1=50.0, test_loss=1.0), 1e-1: dict(test_acc1=90.0, test_loss=None)}
+    monkeypatch.setattr(draws, "_result", lambda one, finetune: found[one.blr])
+    words = [*map(str, FEW), "--draws", "1", "--choose_blr", "1e-3", "1e-1"]
+    args = main_finetune.parse_args([*words, "--output_dir", str(tmp_path)])
+    args.draw = 0
+    assert draws._choose_blr(args, None, []) == 1e-3
+
+
 def test_draws_go_on_one_by_one(drawn, run_main_here, monkeypatch, tmp_path):
     """Ended in the middle of the fifth of six runs, and again: the bits of an undisturbed run."""
     calls, agreed = 0, StopSignal.agreed  # asked after each step, and before each test

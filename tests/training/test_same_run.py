@@ -29,11 +29,12 @@ def cut(tmp_path_factory):
          ("images a step", "32, here 16", "images of the data ", "--seed 0, here 3",
           "--batch_size 16 (the checkpoint's run: 32)", "--train_fraction 0.2 (", "--seed 3 (",
           "--mask_ratio 0.5 (")),
+        (("--batch_size", 8, "--accum_iter", 4), ("steps an epoch", "4, here 5")),
         (("--opt", "muon"), ("its optimiser is --opt adamw, here muon", "--opt muon (")),
         (("--in_chans", 3, "--mi_head", "mlp"),
          ("missing (mi_head", "--in_chans 3 (", "--mi_head mlp (", "other shapes")),
     ],
-    ids=["model", "data", "optimiser", "shapes"],
+    ids=["model", "data", "split", "optimiser", "shapes"],
 )  # fmt: skip
 def test_all_that_differs_is_named_on_one_line(refuses, cut, flags, words):
     said = refuses("main_pretrain", *FLAGS, *flags, "--resume", cut, names=words)
