@@ -44,7 +44,7 @@ TRAINING = "--max_steps 1 --batch_size 2 --images_per_step 2"
 SHORT = {  # program: what is appended to its flags, before those of a model
     "main_pretrain": TRAINING, "main_finetune": TRAINING, "main_linprobe": TRAINING,
     "main_segmentation": f"{TRAINING} --decoder_channels 8", "main_detection": TRAINING,
-    "main_evaluate": "--few 1 --draws 1 --block_images 20",
+    "main_evaluate": "--few 1 --draws 1",
     "main_robustness": "--max_images 8 --corruptions fog --severities 1",
     "reproduce": "--dry_run --out tables",
 }  # fmt: skip
