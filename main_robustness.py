@@ -51,6 +51,7 @@ from util.training.run import Run
 log = logging.getLogger(__name__)
 
 SETS = (*imagenet.TEST_SETS, "ImageNet-C")
+FOLDERS = [published.flag[2:] for published in imagenet.TEST_SETS.values()]  # of the clean ones
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -113,9 +114,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    folders = [published.flag[2:] for published in imagenet.TEST_SETS.values()]
     args = arguments.parse_args(
-        get_args_parser(), "robustness", argv, ("data_path", "imagenet_c", *folders)
+        get_args_parser(), "robustness", argv, ("data_path", "imagenet_c", *FOLDERS)
     )
     check_batch_size(args.batch_size)
     of_imagenet = is_of_imagenet(args)
@@ -142,8 +142,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def is_of_imagenet(args: argparse.Namespace) -> bool:
     """Whether the test images are ImageNet's published ones, and not --dataset's."""
-    named = any(getattr(args, published.flag[2:]) for published in imagenet.TEST_SETS.values())
-    return named or bool(args.imagenet_c and not args.data_path)
+    return any(getattr(args, name) for name in FOLDERS) or bool(
+        args.imagenet_c and not args.data_path
+    )
 
 
 @dataclass

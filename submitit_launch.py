@@ -33,9 +33,16 @@ import main_segmentation
 from util.cluster.slurm_job import Job, failure_file
 from util.entry import run_main
 from util.errors import RunError, UsageError
-from util.flags.parser import WRITTEN_OUT, ArgumentParser, last_rates, number, refuse_second_rate
+from util.flags.parser import (
+    WRITTEN_OUT,
+    ArgumentParser,
+    is_given,
+    last_rates,
+    number,
+    refuse_second_rate,
+)
 from util.provenance import commit
-from util.training.requeue import begin, is_given
+from util.training.requeue import begin
 
 ROOT = Path(__file__).resolve().parent
 MAINS = {

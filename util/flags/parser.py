@@ -205,6 +205,11 @@ def gives(word: str, flag: str) -> bool:
     return word == flag or word.startswith(flag + "=")
 
 
+def is_given(flag: str, argv: Sequence[str]) -> bool:
+    """Whether a command line has a flag, alone or with its value."""
+    return any(gives(word, flag) for word in argv)
+
+
 def value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The value that the last of a flag's mentions has; None: there is none."""
     found = None

@@ -2,7 +2,7 @@
 
 import os
 
-from util.flags.parser import WRITTEN_OUT, gives, value_of
+from util.flags.parser import WRITTEN_OUT, is_given, value_of
 from util.training.same_run import LAST
 
 
@@ -22,8 +22,3 @@ def begin(sources: dict[str, str], submitted: float, argv: list[str]) -> list[st
     if is_first or given != {"--resume"} or not os.path.isfile(saved):
         return argv
     return [*argv, "--resume", "auto"] if os.path.getmtime(saved) > submitted else argv
-
-
-def is_given(flag: str, argv: list[str]) -> bool:
-    """Whether a command line has a flag, alone or with its value."""
-    return any(gives(word, flag) for word in argv)
